@@ -1,0 +1,52 @@
+"""Every failure that a user can be shown, with the exit code it ends in."""
+
+
+class LuthierError(Exception):
+    """What went wrong, where, and what to change; printed without a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str = "", change: str = "") -> None:
+        super().__init__(what)
+        self.what, self.where, self.change = what, where, change
+
+    def __str__(self) -> str:
+        where = f"{self.where}: " if self.where else ""
+        change = f"\n  {self.change}" if self.change else ""
+        return f"{where}{self.what}{change}"
+
+
+class UsageError(LuthierError):
+    """The call is wrong: an unknown verb, run or option."""
+
+    exit_code = 2
+
+
+class RecipeError(LuthierError):
+    """The recipe is wrong; `where` is file:line and the key."""
+
+    exit_code = 2
+
+
+class DataError(LuthierError):
+    """The data is wrong; `where` is file:line and the field."""
+
+    exit_code = 2
+
+
+class PlanRefused(LuthierError):
+    """The recipe asks for what cannot work on this machine or in this version."""
+
+    exit_code = 3
+
+
+class ModelError(LuthierError):
+    """A model, tokenizer or adapter could not be found, or does not fit what was asked of it."""
+
+
+class RunError(LuthierError):
+    """A run stopped, or its folder is not what it should be."""
+
+
+class NonFiniteError(RunError):
+    """Loss or gradient was not finite; the update was not applied."""

@@ -1,0 +1,37 @@
+"""Strict JSON and JSON lines: what is written can be read by any parser, what is torn is borne."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+
+def dumps(value: Any, *, indent: int | None = None) -> str:
+    """Strict JSON text; a number that is not finite becomes null."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Add one record as one line, in one write, so that a reader sees it whole or torn but never mixed with another."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(dumps(record) + "\n")
+
+
+def records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file that Luthier appends to; a torn last line is passed over, any other bad line raises ValueError."""
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if not line.endswith("\n"):
+                return
+            yield json.loads(line)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

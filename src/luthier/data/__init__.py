@@ -1,0 +1,1 @@
+"""From raw rows to token ids and loss masks."""

@@ -1,0 +1,288 @@
+"""Every knob of Luthier, in one place. A field's docstring is its reference page and its help text."""
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Share = Annotated[float, Field(gt=0, le=1)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Scalar = str | int | float | bool
+
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+BOUND = re.compile(r"\s*(?P<comparison>>=|<=|>|<)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?\s*|\s*better than baseline\s*")
+
+
+class Section(BaseModel):
+    """Frozen, and no key that nobody reads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class Model(Section):
+    """The base model, and how it is loaded."""
+
+    base: str
+    """`demo`, a hub id such as `Qwen/Qwen3-0.6B`, or a folder with config.json, weights and tokenizer."""
+    revision: str = "main"
+    """Branch, tag or commit of the hub repository; a folder ignores it only when it is `main`."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Compute type. `auto`: bfloat16 where the device has it, else float32. float16 needs a GPU, whose loss scaler it uses."""
+    attention: Literal["auto", "eager", "sdpa"] = "auto"
+    """Attention implementation of transformers; `auto` is sdpa."""
+    chat_template: str = "auto"
+    """`auto`: the tokenizer's own; else a file with a Jinja template, saved with the adapter."""
+    trust_remote_code: bool = False
+    """Let the model's repository run its own code. Only for repositories you have read."""
+
+
+class Lora(Section):
+    """Low-rank adapters by PEFT (Hu et al. 2021, arXiv:2106.09685). `lora: none` trains every weight."""
+
+    r: PositiveInt = 16
+    """Rank of the update. Each adapted matrix gains r·(d_in + d_out) parameters."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / r (rsLoRA: alpha / √r)."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that are zeroed in training."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """`all-linear` (every linear layer but the head), or names such as `[q_proj, v_proj]`; a name that matches nothing is an error."""
+    use_rslora: bool = False
+    """Rank-stabilised scaling, alpha / √r (arXiv:2312.03732)."""
+    use_dora: bool = False
+    """Weight-decomposed LoRA (arXiv:2402.09353): slower, and not every server loads it."""
+    init_from: str = ""
+    """Run or adapter folder to start from; its rank, alpha and modules must be the recipe's. Empty: start anew."""
+
+
+class Source(Section):
+    """Rows from one file or a glob of files: .jsonl, .json, .csv or .parquet."""
+
+    path: str
+    """A file or a glob, relative to the recipe."""
+    format: Literal["auto", "messages", "prompt_completion", "alpaca", "sharegpt", "interactions", "labelled"] = "auto"
+    """How a row becomes a conversation; `auto` looks at the first row's field names and says what it chose."""
+    columns: dict[str, str | tuple[str, ...]] = {}
+    """The format's field → your column, e.g. `{text: [summary, description], label: section}`."""
+    where: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    """Keep rows whose column equals the value, or one of the values: `{success: true, source: [textbook, games]}`."""
+
+
+class Split(Section):
+    """Which rows train, steer and judge: shares of the sources' rows that add up to 1, or files taken whole."""
+
+    train: Share = 0.8
+    """Share of the sources' rows to train on."""
+    validation: Annotated[float, Field(ge=0, lt=1)] | str = 0.1
+    """Share, or a file, for validation loss, early stopping and the choice of the best checkpoint. 0: none."""
+    test: Annotated[float, Field(ge=0, lt=1)] | str = 0.1
+    """Share, or a file, kept back for `evaluate` and `decide`. 0: none."""
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> Self:
+        total = self.train + sum(part for part in (self.validation, self.test) if isinstance(part, float | int))
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f"the shares add up to {total:g}, not 1 (a part given as a file does not count)")
+        return self
+
+
+class Data(Section):
+    """Rows: from where, which, how they are split, and which of their tokens are trained on."""
+
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
+    """Where the rows come from."""
+    on_bad_row: Literal["error", "skip"] = "error"
+    """A row that does not fit its format: stop with its file, line and field; or skip it, counted and shown."""
+    system_prompts: str | dict[str, str] = ""
+    """System prompt for rows that have none: one text, or one per group of `group_by`. Empty: none (`labelled`: one that lists the labels)."""
+    group_by: str = ""
+    """Column by which rows are grouped: shares, caps and scores are given per group. Empty: one group."""
+    max_per_group: PositiveInt | Literal["all"] = "all"
+    """At most so many *training* rows of a group, chosen by seeded hash; validation and test stay whole."""
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    """Remove rows that repeat an earlier one: the same text, or (`near`) an estimated Jaccard similarity of word 5-grams ≥ 0.8."""
+    split: Split = Split()
+    """Shares or files of train, validation and test."""
+    split_method: Literal["hash", "exact"] = "hash"
+    """`hash`: a row's side depends on seed and key alone, so new rows move no old one. `exact`: quotas per group; new rows may move old ones."""
+    keep_together: str = ""
+    """Column whose equal values stay on one side of the split. Empty: the row itself is the key."""
+    max_length: PositiveInt | Literal["fit"] = "fit"
+    """Longest row in tokens; `fit` is the longest row there is."""
+    over_length: Literal["drop", "truncate", "refuse"] = "drop"
+    """A row over `max_length`: drop it (counted); shorten its longest user text, never an answer; or stop."""
+    train_on: Literal["assistant", "last_assistant", "completion", "all"] = "assistant"
+    """Tokens that carry loss: every assistant turn, the last one, everything after the first prompt, or all tokens."""
+    thinking: Literal["keep", "strip", "mask"] = "keep"
+    """`<think>…</think>` in answers: train on it, remove it, or keep it as context without loss."""
+
+
+class Training(Section):
+    """The optimisation. `global_batch_size` defines it; micro batches and accumulation follow from memory."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    """Passes over the training rows (default 3). One of `epochs` and `max_steps`."""
+    max_steps: PositiveInt | None = None
+    """Optimizer steps, instead of `epochs`."""
+    global_batch_size: PositiveInt = 16
+    """Rows per optimizer step, over all devices and micro batches."""
+    micro_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Rows computed at once; changes memory and speed, never the update. `auto`: as many as fit a token budget."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = 3e-4
+    """Peak rate. 3e-4 costs 0.3 % loss on average against the best per model (Tinker's open sweep, LoRA, alpha 32)."""
+    lr_scheduler: Literal["cosine", "linear", "constant", "cosine_with_restarts"] = "cosine"
+    """How the rate goes from its peak to 0 after warm-up; `constant` stays."""
+    lr_cycles: PositiveInt = 1
+    """Cycles of `cosine_with_restarts`; more than 1 with another scheduler is an error."""
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Share of all steps that climb from 0 to the peak (default 0.03). One of `warmup_ratio` and `warmup_steps`."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of warm-up, instead of `warmup_ratio`."""
+    optimizer: Literal["adamw"] = "adamw"
+    """AdamW, decoupled weight decay (arXiv:1711.05101), β 0.9 and 0.999, ε 1e-8, state in float32."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decay of matrices; vectors (norms, biases) have none."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Clip the global gradient norm; 0 clips nothing."""
+    gradient_checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: where activations would not fit."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_of_each_pair(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        filled = dict(fields)
+        for one, other, default in (("epochs", "max_steps", 3.0), ("warmup_ratio", "warmup_steps", 0.03)):
+            if filled.get(one) is not None and filled.get(other) is not None:
+                raise ValueError(f"`{one}` and `{other}` both say how long; keep one")
+            if filled.get(one) is None and filled.get(other) is None:
+                filled[one] = default
+        return filled
+
+    @model_validator(mode="after")
+    def _cycles_need_restarts(self) -> Self:
+        if self.lr_cycles > 1 and self.lr_scheduler != "cosine_with_restarts":
+            raise ValueError(f"`lr_cycles` is read by lr_scheduler cosine_with_restarts only, not by {self.lr_scheduler}")
+        return self
+
+
+class Checkpoints(Section):
+    """When to validate and save, which checkpoint becomes the adapter, when to stop early."""
+
+    eval_steps: PositiveInt | Share | Literal["epoch"] = "epoch"
+    """Validate every N steps, every share of all steps (`10%`), or at each epoch's end; always at the last step too."""
+    save_steps: PositiveInt | Share | Literal["epoch"] = "epoch"
+    """Save a checkpoint to resume from, written as `eval_steps` is; always at the last step too."""
+    keep: PositiveInt = 3
+    """Newest checkpoints to keep; the best one is kept besides."""
+    final: Literal["auto", "best", "last"] = "auto"
+    """The checkpoint that becomes `adapter/`; `auto`: the best where there are validation rows, else the last."""
+    best_by: str = "loss"
+    """`loss` (validation), or `TASK.metric` of an evaluation task on validation rows."""
+    early_stopping_patience: PositiveInt | Literal["auto", "off"] = "auto"
+    """Stop after so many validations without a new best; `auto`: 3 where there are validation rows."""
+    early_stopping_min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """A new best must be better by more than this."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _percent(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        filled = dict(fields)
+        for key in ("eval_steps", "save_steps"):
+            text = filled.get(key)
+            if isinstance(text, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", text):
+                filled[key] = float(text.rstrip("% ")) / 100
+        return filled
+
+
+class Task(Section):
+    """One question that evaluation asks: answer these rows, compare so."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """Name in tables, files and bounds (`NAME.metric`)."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Rows that are asked."""
+    scorer: str = "exact"
+    """`exact`, `label`, `json`, `regex`, `number`, `contains`, or `module:function` of your own (answer, reference) → number in 0…1."""
+    max_new_tokens: PositiveInt = 256
+    """Longest answer; a cut answer is counted."""
+    limit: PositiveInt | Literal["all"] = "all"
+    """At most so many rows, chosen by seeded hash."""
+
+
+class BaselineMetric(Section):
+    """A metric known only by its number, from a report or an earlier system."""
+
+    value: float
+    """The metric's value (a share as 0…1, seconds, bytes)."""
+    n: PositiveInt | None = None
+    """Rows it was measured on; without it the number is taken as exact."""
+
+
+class Evaluation(Section):
+    """What is asked of base and tuned model, and what they are compared with."""
+
+    tasks: tuple[Task, ...] = ()
+    """The questions. Without any, only losses are reported."""
+    baseline: str | dict[str, BaselineMetric] = "base"
+    """`base` (the untuned model), another run's name, a scores.json, or numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two tasks are called {repeated[0]!r}")
+        return self
+
+
+class Decision(Section):
+    """The rule that turns scores into deploy, iterate, abort or not enough data."""
+
+    deploy: dict[str, str] = {}
+    """Metric → bound that must be shown to hold: `answers.exact: '>= 0.98'`, `latency_mean: '< 12 s'`, `peak_memory: '<= 10 GB'`, `'better than baseline'`."""
+    abort: dict[str, str] = {}
+    """Metric → bound; abort when all of them are shown to hold."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of intervals and tests."""
+
+    @model_validator(mode="after")
+    def _bounds_can_be_read(self) -> Self:
+        for metric, bound in (*self.deploy.items(), *self.abort.items()):
+            if not BOUND.fullmatch(bound):
+                raise ValueError(f"bound {bound!r} of {metric}: write '>= 0.98', '< 12 s', '<= 10 GB' or 'better than baseline'")
+        return self
+
+
+class Recipe(Section):
+    """One run, whole. Required are only `name`, `model.base` and `data.sources`."""
+
+    name: Annotated[str, Field(pattern=f"^{RUN_NAME.pattern}$")]
+    """The run's name and folder."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
+    """Split, order, dropout and initial adapter follow from it."""
+    model: Model
+    """The base model."""
+    lora: Lora | Literal["none"] = Lora()
+    """The adapter; `none` for full fine-tuning."""
+    data: Data
+    """The rows."""
+    training: Training = Training()
+    """The optimisation."""
+    checkpoints: Checkpoints = Checkpoints()
+    """Validation and saving."""
+    evaluation: Evaluation = Evaluation()
+    """The questions."""
+    decision: Decision = Decision()
+    """The rule."""
+
+    @model_validator(mode="after")
+    def _best_by_names_a_task(self) -> Self:
+        task, _, metric = self.checkpoints.best_by.partition(".")
+        if metric and task not in {item.name for item in self.evaluation.tasks}:
+            raise ValueError(f"checkpoints.best_by names task {task!r}, which evaluation.tasks does not have")
+        if not metric and task != "loss":
+            raise ValueError(f"checkpoints.best_by is `loss` or `TASK.metric`, not {task!r}")
+        return self

@@ -1,0 +1,1 @@
+"""Run folders: the interface between the processes that train and those that look."""

@@ -1,0 +1,45 @@
+"""environment.json: with what a run was made, so that it can be made again."""
+
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from luthier.core import files
+from luthier.core.hardware import this_machine
+from luthier.runs.store import RunFolder
+from luthier.runs.summary import DataSummary
+
+PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+
+
+def write_environment(folder: RunFolder, data: DataSummary) -> None:
+    """Record versions, hardware, data and template hash, command and git commit of the folder the command ran in."""
+    files.write_json(folder.environment, describe(data))
+
+
+def describe(data: DataSummary) -> dict[str, Any]:
+    """The record as plain JSON values. No environment variables: they hold secrets."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "hardware": asdict(this_machine()),
+        "data_hash": data.hash,
+        "template_hash": data.template.sha256,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    """Commit of the current folder's repository, `-dirty` where tracked files differ; empty outside one."""
+    if not (git := shutil.which("git")):
+        return ""
+    answer = subprocess.run([git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=20, check=False)
+    return answer.stdout.strip() if answer.returncode == 0 else ""
