@@ -12,6 +12,12 @@ Scalar = str | int | float | bool
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BOUND = re.compile(r"\s*(?P<comparison>>=|<=|>|<)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?\s*|\s*better than baseline\s*")
 
+PAIRS = (
+    (("training", "epochs"), ("training", "max_steps")),
+    (("training", "warmup_ratio"), ("training", "warmup_steps")),
+)
+"""Two ways to say one thing: a recipe has one of them; an override of one takes the file's other away."""
+
 
 class Section(BaseModel):
     """Frozen, and no key that nobody reads."""
@@ -41,7 +47,7 @@ class Lora(Section):
 
     r: PositiveInt = 16
     """Rank of the update. Each adapted matrix gains r·(d_in + d_out) parameters."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[float, Field(gt=0)] = 32.0
     """The update is scaled by alpha / r (rsLoRA: alpha / √r)."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapter's inputs that are zeroed in training."""
@@ -94,7 +100,7 @@ class Data(Section):
     on_bad_row: Literal["error", "skip"] = "error"
     """A row that does not fit its format: stop with its file, line and field; or skip it, counted and shown."""
     system_prompts: str | dict[str, str] = ""
-    """System prompt for rows that have none: one text, or one per group of `group_by`. Empty: none (`labelled`: one that lists the labels)."""
+    """For rows without a system prompt: one text, or one per group of `group_by`. Empty: none (`labelled`: one that lists the labels)."""
     group_by: str = ""
     """Column by which rows are grouped: shares, caps and scores are given per group. Empty: one group."""
     max_per_group: PositiveInt | Literal["all"] = "all"
@@ -104,7 +110,7 @@ class Data(Section):
     split: Split = Split()
     """Shares or files of train, validation and test."""
     split_method: Literal["hash", "exact"] = "hash"
-    """`hash`: a row's side depends on seed and key alone, so new rows move no old one. `exact`: quotas per group; new rows may move old ones."""
+    """`hash`: a row's side follows from seed and key, so new rows move no old one. `exact`: quotas per group; new rows may move old."""
     keep_together: str = ""
     """Column whose equal values stay on one side of the split. Empty: the row itself is the key."""
     max_length: PositiveInt | Literal["fit"] = "fit"
@@ -153,7 +159,7 @@ class Training(Section):
         if not isinstance(fields, dict):
             return fields
         filled = dict(fields)
-        for one, other, default in (("epochs", "max_steps", 3.0), ("warmup_ratio", "warmup_steps", 0.03)):
+        for ((_, one), (_, other)), default in zip(PAIRS, (3.0, 0.03), strict=True):
             if filled.get(one) is not None and filled.get(other) is not None:
                 raise ValueError(f"`{one}` and `{other}` both say how long; keep one")
             if filled.get(one) is None and filled.get(other) is None:
@@ -242,7 +248,8 @@ class Decision(Section):
     """The rule that turns scores into deploy, iterate, abort or not enough data."""
 
     deploy: dict[str, str] = {}
-    """Metric → bound that must be shown to hold: `answers.exact: '>= 0.98'`, `latency_mean: '< 12 s'`, `peak_memory: '<= 10 GB'`, `'better than baseline'`."""
+    """Metric → bound that must be shown to hold: `answers.exact: '>= 0.98'`, `latency_mean: '< 12 s'`, `peak_memory: '<= 10 GB'`, or
+    `'better than baseline'`."""
     abort: dict[str, str] = {}
     """Metric → bound; abort when all of them are shown to hold."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95

@@ -1,0 +1,136 @@
+"""A recipe file to a Recipe in which every value is explicit, absolute and has a known origin; and back to text."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
+
+from luthier.recipe.base import DEMO
+from luthier.recipe.check import check
+from luthier.recipe.draft import Draft, Key, dotted
+from luthier.recipe.override import override
+from luthier.recipe.parse import parse, yaml_scalar
+from luthier.recipe.schema import Recipe
+
+FILES: tuple[Key, ...] = (
+    ("data", "sources", "*", "path"),
+    ("data", "split", "validation"),
+    ("data", "split", "test"),
+    ("model", "chat_template"),
+)
+"""Fields that are a file, or one of their words."""
+PERHAPS_FILES: dict[Key, Callable[[str], bool]] = {
+    ("model", "base"): os.path.isdir,
+    ("lora", "init_from"): os.path.isdir,
+    ("evaluation", "baseline"): os.path.isfile,
+}
+"""Fields that are a folder or file where one lies there, else a hub's or run's name."""
+WORDS: dict[Key, str] = {("model", "chat_template"): "auto", ("model", "base"): DEMO, ("evaluation", "baseline"): "base"}
+
+PLAIN = re.compile(r"[\w/.](?:[\w /.()+-]*[\w/.()+-])?")
+"""Texts written without quotes. ruamel 0.19 leaves them off others too, some of which (`[?0]`, control characters) read back different."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRecipe:
+    """A recipe, and where each of its values comes from."""
+
+    recipe: Recipe
+    provenance: Mapping[str, str]
+    """Dotted key → `recipe.yaml:12`, `override` or `default`, for every value in `text`."""
+    source: Path
+    text: str
+    """The resolved recipe as YAML, which loads to the same recipe from any folder."""
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe in a .yaml, .yml or .toml file, changed by `k=v` overrides; raises RecipeError naming all that is wrong with it.
+
+    Relative paths are relative to the recipe's folder; those of overrides, like any on a command line, to the current one.
+    """
+    draft = parse(path)
+    for text in overrides:
+        override(draft, text)
+    _make_absolute(draft)
+    recipe = check(draft)
+    provenance = {dotted(key): _provenance(key, draft) for key in _leaves(_plain(recipe), ())}
+    return LoadedRecipe(recipe=recipe, provenance=MappingProxyType(provenance), source=path, text=dump(recipe))
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as YAML with every value explicit, always the same text for the same recipe; `load` reads it back equal."""
+    yaml = YAML()
+    yaml.width = 2**31
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    text = io.StringIO()
+    yaml.dump(_styled(_plain(recipe)), text)
+    return text.getvalue()
+
+
+def _plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as mappings, lists and scalars, without what is not set (the other one of a pair)."""
+    return recipe.model_dump(mode="json", exclude_none=True)
+
+
+def _styled(value: Any) -> Any:
+    """Lists of words in one line, texts of several lines as they read."""
+    if isinstance(value, dict):
+        return {_styled(name): _styled(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        items = CommentedSeq(_styled(item) for item in value)
+        if not any(isinstance(item, dict) for item in value):
+            items.fa.set_flow_style()
+        return items
+    if not isinstance(value, str):
+        return value
+    lines = value.split("\n")
+    if len(lines) > 1 and all(line.isprintable() for line in lines):
+        return LiteralScalarString(value)
+    return value if PLAIN.fullmatch(value) and yaml_scalar(value) == value else DoubleQuotedScalarString(value)
+
+
+def _leaves(value: Any, key: Key) -> Iterator[Key]:
+    """The keys of values that hold no other named value; a list of words is one value."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _leaves(inner, (*key, name))
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        for number, inner in enumerate(value):
+            yield from _leaves(inner, (*key, number))
+    else:
+        yield key
+
+
+def _provenance(key: Key, draft: Draft) -> str:
+    origin = draft.origin(key) if draft.has(key) else None
+    return origin.provenance if origin else "default"
+
+
+def _make_absolute(draft: Draft) -> None:
+    for pattern in (*FILES, *PERHAPS_FILES):
+        for key in _matching(draft, pattern):
+            text = draft.value(key)
+            if not isinstance(text, str) or text in {"", WORDS.get(pattern, "")}:
+                continue
+            folder = os.curdir if draft.overridden(key) else draft.file.parent
+            path = os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
+            if pattern in FILES or text.startswith(("./", "../", "~/")) or PERHAPS_FILES[pattern](path):
+                draft.replace(key, path)
+
+
+def _matching(draft: Draft, pattern: Key) -> list[Key]:
+    """The draft's keys of this pattern, `*` being every item of a list."""
+    if "*" not in pattern:
+        return [pattern] if draft.has(pattern) else []
+    before, after = pattern[: pattern.index("*")], pattern[pattern.index("*") + 1 :]
+    items = draft.value(before) if draft.has(before) else []
+    keys: list[Key] = [(*before, number, *after) for number in range(len(items))] if isinstance(items, list) else []
+    return [key for key in keys if draft.has(key)]
