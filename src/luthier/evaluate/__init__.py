@@ -1,0 +1,1 @@
+"""Asking a model, measuring it, and deciding: evaluate → scores.json, predictions.jsonl → verdict.json."""

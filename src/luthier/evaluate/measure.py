@@ -1,0 +1,91 @@
+"""What answers cost: seconds one row at a time, memory while it happens."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+from luthier.core.chat import Completer
+from luthier.core.progress import Progress
+from luthier.data.rows import Example
+from luthier.evaluate.metrics import estimate, seconds_of
+from luthier.evaluate.report import AnswerTime, Latency, Times
+from luthier.evaluate.task import choose
+from luthier.recipe.schema import Decision
+from luthier.score.intervals import rows_for_quantile
+
+LATENCY_ROWS = 16  # each answered alone, so a few seconds on a small model, minutes on a large one
+WARM_UP_TOKENS = 4
+SAMPLE_SECONDS = 0.01  # between two looks at the process's resident memory
+
+
+@dataclass(slots=True)
+class Peak:
+    """The most memory in use while it was watched; `num_bytes` is final once the watching ends."""
+
+    num_bytes: int = 0
+
+
+def latency_rows(decision: Decision) -> int:
+    """Rows to time: 16, or what a bound on a 95th percentile needs to have an upper end at all (72 at 95 % confidence)."""
+    if any(metric.endswith("_p95") for metric in (*decision.deploy, *decision.abort)):
+        return max(LATENCY_ROWS, rows_for_quantile(0.95, decision.confidence))
+    return LATENCY_ROWS
+
+
+def measure_latency(
+    examples: Sequence[Example], completer: Completer, *, num_rows: int, max_new_tokens: int, seed: int, progress: Progress
+) -> Latency:
+    """Answer up to `num_rows` (by seeded hash) one at a time, after a warm-up: what one user waits, not what a batch takes."""
+    rows = choose(examples, num_rows, seed)
+    completer.complete([row.prompt for row in rows[:1]], max_new_tokens=WARM_UP_TOKENS)
+    times: list[AnswerTime] = []
+    with progress.task("latency", len(rows)) as advance:
+        for row in rows:
+            (answer,) = completer.complete([row.prompt], max_new_tokens=max_new_tokens)
+            times.append(
+                AnswerTime(
+                    origin=row.origin, first_token_seconds=answer.first_token_seconds, seconds=answer.seconds, tokens=answer.num_tokens
+                )
+            )
+            advance(len(times), f"{answer.seconds:.2f} s")
+    return Latency(
+        answer=_times("latency", times), first_token=_times("first_token", times), per_token=_times("per_token", times), rows=tuple(times)
+    )
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Watch memory: what PyTorch allocated on a GPU, else the process's resident memory, looked at every 10 ms.
+
+    The kernel's own high-water mark of resident memory would count what training took before in the same process.
+    """
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.num_bytes = torch.cuda.max_memory_allocated(device)
+        return
+    process, done = psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak.num_bytes = max(peak.num_bytes, process.memory_info().rss)
+            if done.wait(SAMPLE_SECONDS):
+                return
+
+    watcher = threading.Thread(target=watch, name="peak memory", daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _times(name: str, rows: Sequence[AnswerTime]) -> Times:
+    values = seconds_of(name, rows)
+    return Times(mean=estimate("mean", values), p50=estimate("p50", values), p95=estimate("p95", values))

@@ -1,0 +1,157 @@
+"""What an evaluation leaves behind: scores.json and predictions.jsonl, as types. Light: read by gate, compare and pages."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from luthier.core import files, jsonl
+from luthier.core.errors import RunError, UsageError
+from luthier.score.intervals import Interval
+
+STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
+
+
+def _unbounded(stored: Any) -> Any:
+    """JSON has no infinity: an end that is null is open, a value that is null was not a number."""
+    if isinstance(stored, dict):
+        filled = {"value": math.nan, "low": -math.inf, "high": math.inf}
+        return {key: filled[key] if value is None and key in filled else value for key, value in stored.items()}
+    return stored
+
+
+Estimate = Annotated[Interval, BeforeValidator(_unbounded)]
+
+
+class Prediction(BaseModel):
+    """One row of a task: what was asked, expected, answered. `seconds` are of the batch it was made in."""
+
+    model_config = STRICT
+
+    task: str
+    origin: str
+    group: str
+    messages: tuple[Mapping[str, Any], ...]
+    reference: str
+    answer: str
+    score: float
+    tokens: int
+    stopped: bool
+    seconds: float
+
+    @property
+    def row(self) -> str:
+        """What makes it the same question in another evaluation: origin, prompt and reference."""
+        return jsonl.dumps([self.origin, self.messages, self.reference])
+
+
+class TaskScores(BaseModel):
+    """One task: its mean score with a 95 % interval, the same per group, and how many answers `max_new_tokens` cut."""
+
+    model_config = STRICT
+
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    groups: Mapping[str, Estimate]
+    cut: int
+
+
+class AnswerTime(BaseModel):
+    """One answer made alone: seconds until its first token, and whole."""
+
+    model_config = STRICT
+
+    origin: str
+    first_token_seconds: float
+    seconds: float
+    tokens: int
+
+
+class Times(BaseModel):
+    """Seconds: mean, median and 95th percentile, each with its 95 % interval."""
+
+    model_config = STRICT
+
+    mean: Estimate
+    p50: Estimate
+    p95: Estimate
+
+
+class Latency(BaseModel):
+    """Rows answered one at a time after a warm-up: whole answers, first tokens, each further token; and the rows themselves."""
+
+    model_config = STRICT
+
+    answer: Times
+    first_token: Times
+    per_token: Times
+    rows: tuple[AnswerTime, ...]
+
+
+class Loss(BaseModel):
+    """Validation loss in nats per supervised token, over `tokens` tokens of `n` rows."""
+
+    model_config = STRICT
+
+    value: Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
+    n: int
+    tokens: int
+
+
+class Scores(BaseModel):
+    """scores.json. What was not measured (a server tells no memory, data may have no validation rows) is null."""
+
+    model_config = STRICT
+
+    subject: str
+    data_hash: str
+    tasks: Mapping[str, TaskScores]
+    loss: Loss | None = None
+    latency: Latency | None = None
+    tokens_per_second: float | None = None
+    peak_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One evaluation: its scores, and the predictions of each task behind them (none where only a scores.json was kept)."""
+
+    scores: Scores
+    predictions: Mapping[str, tuple[Prediction, ...]] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Write predictions.jsonl, then scores.json: where there are scores the predictions are whole."""
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = (row for predictions in self.predictions.values() for row in predictions)
+        files.write(folder / "predictions.jsonl", "".join(jsonl.dumps(row.model_dump(mode="json")) + "\n" for row in rows))
+        files.write_json(folder / "scores.json", self.scores.model_dump(mode="json"))
+
+
+def read(path: Path) -> Report:
+    """The evaluation in a folder, or beside a scores.json; raises where it is missing, of another version or torn."""
+    place = path / "scores.json" if path.is_dir() else path
+    if not place.exists():
+        raise UsageError(f"no evaluation at {path}", change="run `luthier evaluate` first, or give a folder with scores.json in it")
+    kept = place.with_name("predictions.jsonl")
+    predictions: dict[str, list[Prediction]] = {}
+    try:
+        scores = Scores.model_validate_json(place.read_bytes())
+        for record in jsonl.records(kept) if kept.exists() else ():
+            row = Prediction.model_validate(record)
+            predictions.setdefault(row.task, []).append(row)
+    except (ValidationError, ValueError) as error:
+        raise RunError(
+            f"this is not an evaluation that this version can read: {error}", where=str(place), change="evaluate again"
+        ) from error
+    for task, rows in predictions.items():
+        if task not in scores.tasks or len(rows) != scores.tasks[task].n:
+            raise RunError(
+                f"the {len(rows)} predictions of task {task!r} are not those of scores.json", where=str(kept), change="evaluate again"
+            )
+    return Report(scores=scores, predictions={task: tuple(rows) for task, rows in predictions.items()})

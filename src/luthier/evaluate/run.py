@@ -1,0 +1,82 @@
+"""One evaluation, whole: load the model, measure its loss, ask every task, time single answers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from luthier.core.progress import Progress
+from luthier.data.store import Prepared
+from luthier.data.tokenizer import load_tokenizer
+from luthier.evaluate.measure import latency_rows, measure_latency, peak_memory
+from luthier.evaluate.report import Latency, Loss, Report, Scores
+from luthier.evaluate.task import evaluate_task
+from luthier.model.adapt import load_adapter
+from luthier.model.generate import LocalCompleter
+from luthier.model.load import load_model, resolve_device, resolve_dtype
+from luthier.recipe.schema import Model, Recipe
+from luthier.train.order import MicroBatchSize
+from luthier.train.step import Precision
+from luthier.train.validate import validation_loss
+
+LOSS_BATCH = MicroBatchSize(rows=64, tokens=8_192)  # what fits; the loss does not depend on it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is evaluated: a base or fully trained model, or one with adapters over it."""
+
+    name: str
+    model: Model
+    adapters: tuple[Path, ...] = ()
+    """None, or the folder of one."""
+
+
+def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> Report:
+    """Scores and predictions of the subject on the recipe's tasks over the prepared rows."""
+    device = resolve_device()
+    dtype, _ = resolve_dtype(subject.model.dtype, device)
+    with peak_memory(device) as peak:
+        model = load_model(subject.model, dtype, device)
+        for adapter in subject.adapters:
+            model = load_adapter(model, adapter)
+        completer = LocalCompleter(model, load_tokenizer(subject.model))
+        loss = _validation_loss(model, prepared, Precision.of(dtype, device))
+        results = {
+            task.name: evaluate_task(task, prepared.examples(task.split), completer, recipe.seed, progress)
+            for task in recipe.evaluation.tasks
+        }
+        latency = _latency(recipe, prepared, completer, progress)
+    seconds = sum(result.seconds for result in results.values())
+    scores = Scores(
+        subject=subject.name,
+        data_hash=prepared.summary.hash,
+        tasks={name: result.scores for name, result in results.items()},
+        loss=loss,
+        latency=latency,
+        tokens_per_second=sum(result.tokens for result in results.values()) / seconds if seconds else None,
+        peak_memory_bytes=peak.num_bytes,
+    )
+    return Report(scores=scores, predictions={name: result.predictions for name, result in results.items()})
+
+
+def _validation_loss(model: nn.Module, prepared: Prepared, precision: Precision) -> Loss | None:
+    rows = prepared.rows("validation")
+    if not len(rows):
+        return None
+    record = validation_loss(model, rows, LOSS_BATCH, precision)
+    return Loss(value=record.loss, n=len(rows), tokens=record.num_targets)
+
+
+def _latency(recipe: Recipe, prepared: Prepared, completer: LocalCompleter, progress: Progress) -> Latency | None:
+    """By the first task's rows and answer length."""
+    for task in recipe.evaluation.tasks[:1]:
+        return measure_latency(
+            prepared.examples(task.split),
+            completer,
+            num_rows=latency_rows(recipe.decision),
+            max_new_tokens=task.max_new_tokens,
+            seed=recipe.seed,
+            progress=progress,
+        )
+    return None

@@ -1,0 +1,44 @@
+"""Latency one row at a time, and memory while it is used."""
+
+import time
+
+import pytest
+import torch
+
+from luthier.core.progress import Silent
+from luthier.evaluate.measure import latency_rows, measure_latency, peak_memory
+from luthier.recipe.schema import Decision
+from tests.evaluate.test_task import EXAMPLES, Rule
+
+
+def test_rows_are_answered_one_at_a_time_after_a_warm_up() -> None:
+    completer = Rule(lambda question: "x" * (2 + len(question)))  # 0.1 s a character, the first after 0.1 s
+    latency = measure_latency(EXAMPLES, completer, num_rows=16, max_new_tokens=64, seed=0, progress=Silent())
+    assert completer.asked == [1] * (1 + 16) and len(latency.rows) == 16
+    assert latency.first_token.p50.value == pytest.approx(0.1) and latency.per_token.mean.value == pytest.approx(0.1)
+    assert 0.5 <= latency.answer.p50.value <= latency.answer.p95.value <= 0.61
+    assert latency.answer.mean.low <= latency.answer.mean.value <= latency.answer.mean.high
+
+
+def test_a_bound_on_a_95th_percentile_is_given_the_rows_it_needs() -> None:
+    assert latency_rows(Decision(deploy={"latency_mean": "< 12 s"})) == 16
+    assert latency_rows(Decision(deploy={"latency_p95": "< 12 s"})) == 72
+    assert latency_rows(Decision(abort={"first_token_p95": "> 1 s"}, confidence=0.9)) == 59
+
+
+def test_answers_of_one_token_have_no_time_per_further_token() -> None:
+    latency = measure_latency(EXAMPLES[:3], Rule(lambda question: "x"), num_rows=16, max_new_tokens=8, seed=0, progress=Silent())
+    assert latency.per_token.mean.n == 0 and latency.answer.mean.n == 3
+
+
+def test_memory_is_seen_while_it_is_used_and_forgotten_afterwards() -> None:
+    with peak_memory(torch.device("cpu")) as before:
+        time.sleep(0.03)
+    with peak_memory(torch.device("cpu")) as during:
+        block = torch.ones(100_000_000, dtype=torch.uint8)
+        time.sleep(0.05)
+        del block
+    with peak_memory(torch.device("cpu")) as after:
+        time.sleep(0.03)
+    assert during.num_bytes - before.num_bytes > 90_000_000
+    assert during.num_bytes - after.num_bytes > 90_000_000
