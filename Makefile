@@ -31,7 +31,7 @@ check: install
 
 docs: install
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md
-	$(BIN)/python -m luthier.cli.reference > docs/reference/commands.md
+	$(BIN)/typer luthier.cli.main utils docs --name luthier --title "luthier: commands" --output docs/reference/commands.md
 
 clean:
 	rm -rf .venv build dist

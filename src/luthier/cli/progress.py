@@ -48,8 +48,8 @@ class TerminalProgress:
 class PlainProgress:
     """A line every few seconds, and one at the end: for logs, pipes and CI."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, seconds_between: float = PLAIN_SECONDS) -> None:
+        self._console, self._seconds_between = console, seconds_between
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
@@ -61,7 +61,7 @@ class PlainProgress:
             nonlocal last, latest
             latest = (done, text)
             now = time.monotonic()
-            if now - last >= PLAIN_SECONDS:
+            if now - last >= self._seconds_between:
                 last = now
                 left = (now - start) / max(done, 1) * (total - done)
                 self.say(f"{name} {done}/{total} {text}".rstrip() + f", {left:.0f} s left")

@@ -41,5 +41,7 @@ def _git_commit() -> str:
     """Commit of the current folder's repository, `-dirty` where tracked files differ; empty outside one."""
     if not (git := shutil.which("git")):
         return ""
-    answer = subprocess.run([git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=20, check=False)
+    answer = subprocess.run(
+        [git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=20, check=False
+    )
     return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,0 +1,28 @@
+"""Verbs of the training: train."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier import flow
+from luthier.cli.data import RecipeWords
+from luthier.cli.output import people, progress
+from luthier.cli.words import split_words
+from luthier.core.errors import UsageError
+
+
+def train(
+    words: RecipeWords,
+    data: Annotated[Path | None, typer.Option("--data", help="Rows to train on, in place of the recipe's source.")] = None,
+) -> None:
+    """Train here, in the foreground; the same command again resumes."""
+    given = split_words(words, "recipe")
+    loaded = flow.load(Path(given.subject), given.overrides)
+    if data:
+        if len(loaded.recipe.data.sources) > 1:
+            raise UsageError("--data takes the place of one source; the recipe has several", change="override data.sources instead")
+        loaded = flow.load(Path(given.subject), (*given.overrides, f"data.sources.0.path={json.dumps(str(data))}"))
+    trained = flow.train(loaded, progress())
+    people(False).print(f"adapter: {trained.run.adapter}\nnext: luthier decide {trained.run.name}", soft_wrap=True)

@@ -1,0 +1,270 @@
+"""Luthier's Python API: one function per verb. The only place where the parts are wired.
+
+Every function imports what it needs when it is called: `luthier --help` must not wait for the recipe's schema, nor `prepare` for torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from luthier.core.errors import UsageError
+from luthier.core.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from luthier.data.inspect import InspectedRow
+    from luthier.data.store import Prepared
+    from luthier.data.tokenizer import ChatTokenizer
+    from luthier.evaluate.gate import Baseline, Verdict
+    from luthier.evaluate.report import Report
+    from luthier.evaluate.run import Subject
+    from luthier.plan.steps import Steps
+    from luthier.recipe.load import LoadedRecipe
+    from luthier.recipe.schema import BaselineMetric, Model, Recipe
+    from luthier.runs.store import RunFolder
+
+SILENT = Silent()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """A finished run and its steps."""
+
+    run: RunFolder
+    steps: Steps
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What `evaluate` asks instead of the recipe's own: another split, rows of a file, fewer rows. `recipe` leaves each as it is."""
+
+    split: Literal["train", "validation", "test", "recipe"] = "recipe"
+    data: Path | Literal["recipe"] = "recipe"
+    limit: int | Literal["recipe"] = "recipe"
+
+    @property
+    def suffix(self) -> str:
+        """Tells such an evaluation's folder from that of the recipe's own."""
+        data = self.data if isinstance(self.data, str) else self.data.stem
+        parts = (("split", self.split), ("data", data), ("limit", str(self.limit)))
+        return "".join(f"-{name}-{value}" for name, value in parts if value != "recipe")
+
+    def apply(self, recipe: Recipe) -> Recipe:
+        """The recipe with these questions; rows of a file take the test split's place."""
+        tasks: dict[str, str | int] = {} if self.split == "recipe" else {"split": self.split}
+        tasks |= {} if self.limit == "recipe" else {"limit": self.limit}
+        evaluation = recipe.evaluation.model_copy(
+            update={"tasks": tuple(task.model_copy(update=tasks) for task in recipe.evaluation.tasks)}
+        )
+        if self.data == "recipe":
+            return recipe.model_copy(update={"evaluation": evaluation})
+        old = recipe.data.split
+        freed = old.test if isinstance(old.test, float) else 0.0
+        split = old.model_copy(update={"test": str(Path(self.data).absolute()), "train": old.train + freed})
+        return recipe.model_copy(update={"evaluation": evaluation, "data": recipe.data.model_copy(update={"split": split})})
+
+
+AS_THE_RECIPE = Options()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluated:
+    """An evaluation and the folder it is kept in."""
+
+    folder: Path
+    report: Report
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """The recipe in a YAML or TOML file, changed by `key=value` overrides, with the origin of every value."""
+    from luthier.recipe.load import load as load_recipe
+
+    return load_recipe(path, overrides)
+
+
+def prepare(recipe: Recipe, progress: Progress = SILENT) -> Prepared:
+    """The recipe's data as token rows on disk; made once for the same rows, tokenizer, template and rules."""
+    from luthier.data.prepare import prepare as prepare_data
+
+    return prepare_data(recipe, progress)
+
+
+def steps(recipe: Recipe, prepared: Prepared) -> Steps:
+    """How many steps the recipe takes over the prepared rows, and where it validates and saves."""
+    from luthier.plan.steps import count_steps
+
+    splits = prepared.summary.splits
+    validation_rows = splits["validation"].rows if "validation" in splits else 0
+    return count_steps(splits["train"].rows, validation_rows, recipe.training, recipe.checkpoints)
+
+
+def train(loaded: LoadedRecipe, progress: Progress = SILENT) -> Trained:
+    """A finished run of the recipe: begun, resumed from its newest checkpoint, or already there."""
+    from luthier.data.tokenizer import load_tokenizer
+    from luthier.runs.environment import write_environment
+    from luthier.runs.store import open_or_create
+    from luthier.train.run import TrainingJob
+    from luthier.train.run import train as run_training
+
+    recipe = loaded.recipe
+    prepared = prepare(recipe, progress)
+    planned = steps(recipe, prepared)
+    run = open_or_create(recipe.name, loaded.text, loaded.source)
+    if run.finished:
+        progress.say(f"{run.path} is finished; change the recipe to train anew")
+        return Trained(run=run, steps=planned)
+    prepared.summary.write(run.data)
+    write_environment(run, prepared.summary)
+    tokenizer = load_tokenizer(recipe.model)
+    run_training(
+        TrainingJob(
+            recipe=recipe,
+            prepared=prepared,
+            tokenizer=tokenizer,
+            folder=run,
+            steps=planned,
+            progress=progress,
+            score=functools.partial(_validation_scores, recipe, prepared, tokenizer),
+        )
+    )
+    return Trained(run=run, steps=planned)
+
+
+def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None = None, progress: Progress = SILENT) -> Evaluated:
+    """Answers of a run, a model or an adapter folder to the recipe's tasks, scored and measured.
+
+    A run brings its recipe and keeps the evaluation in its folder; a model or an adapter folder needs a recipe for data and tasks,
+    and the evaluation is kept in `runs/evaluations/`.
+    """
+    from luthier.runs.store import find, runs_root
+
+    if recipe is None:
+        run = find(name)
+        own = load(run.recipe).recipe
+        return _evaluated(_tuned(run, own), options.apply(own), run.evaluation("tuned" + options.suffix), progress)
+    folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
+    return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
+
+
+def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
+    """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made."""
+    from luthier.evaluate import gate
+    from luthier.runs.store import find
+
+    run = find(name)
+    recipe = load(run.recipe).recipe
+    tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
+    wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
+    verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
+    verdict.write(run.verdict)
+    return verdict
+
+
+def inspect(recipe: Recipe, split: str, numbers: Sequence[int], progress: Progress = SILENT) -> list[InspectedRow]:
+    """Rows of a split as the model sees them: tokens, and which of them are trained on."""
+    from luthier.data.inspect import inspect_rows
+    from luthier.data.tokenizer import load_tokenizer
+
+    prepared = prepare(recipe, progress)
+    num_rows = len(prepared.rows(split))
+    if wrong := [number for number in numbers if not 0 <= number < num_rows]:
+        raise UsageError(f"{split} has no row {wrong[0]}", change=f"its {num_rows} rows are numbered from 0")
+    return inspect_rows(prepared, load_tokenizer(recipe.model), split, numbers)
+
+
+def demo() -> LoadedRecipe:
+    """The recipe of `luthier quickstart`; its base model and rows lie in the package."""
+    from luthier.demo import RECIPE
+
+    return load(RECIPE)
+
+
+def write_splits(prepared: Prepared, folder: Path) -> None:
+    """Write the splits as JSON lines of messages, and metadata.json, for other tools and for Luthier again."""
+    from luthier.data.prepare import write_splits as write
+
+    write(prepared, folder)
+
+
+def kept_report(folder: Path) -> Report:
+    """An evaluation that was kept: `runs/NAME/evaluations/…`, or a scores.json."""
+    from luthier.evaluate import report
+
+    return report.read(folder)
+
+
+def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
+    from luthier.evaluate.run import evaluate as run_evaluation
+
+    progress.say(f"evaluating {subject.name}")
+    report = run_evaluation(subject, recipe, prepare(recipe, progress), progress)
+    report.write(folder)
+    return Evaluated(folder=folder, report=report)
+
+
+def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Report:
+    """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
+    if (folder / "scores.json").exists():
+        kept = kept_report(folder)
+        if kept.scores.data_hash == prepare(recipe, progress).summary.hash:
+            return kept
+    return _evaluated(subject, recipe, folder, progress).report
+
+
+def _baseline(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
+    """The baseline's report on this run's own rows, or its numbers."""
+    from luthier.runs.store import find
+
+    if not isinstance(wanted, str):
+        return wanted
+    if wanted == "base":
+        return _kept_or_made(_model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
+    if Path(wanted).is_file():
+        return kept_report(Path(wanted))
+    other = find(wanted)
+    return _kept_or_made(_tuned(other, load(other.recipe).recipe), recipe, run.evaluation(f"against-{other.name}"), progress)
+
+
+def _tuned(run: RunFolder, recipe: Recipe) -> Subject:
+    from luthier.evaluate.run import Subject
+
+    if not run.finished:
+        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
+    if recipe.lora == "none":
+        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
+    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
+
+
+def _model_or_adapter(name: str, recipe: Recipe) -> Subject:
+    """A folder with an adapter goes over the recipe's base; anything else is itself a model."""
+    from luthier.evaluate.run import Subject
+
+    if (Path(name) / "adapter_config.json").exists():
+        return Subject(name=name, model=recipe.model, adapters=(Path(name),))
+    if name == recipe.model.base:
+        return Subject(name=name, model=recipe.model)
+    return Subject(
+        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
+    )
+
+
+def _from_folder(recipe: Recipe, folder: Path) -> Model:
+    """The recipe's model with its weights and tokenizer from a folder."""
+    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
+
+
+def _validation_scores(recipe: Recipe, prepared: Prepared, tokenizer: ChatTokenizer, model: nn.Module) -> dict[str, float]:
+    """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows."""
+    from luthier.evaluate.task import evaluate_task
+    from luthier.model.generate import LocalCompleter
+
+    name = recipe.checkpoints.best_by.partition(".")[0]
+    task = next(task for task in recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
+    scores = evaluate_task(task, prepared.examples("validation"), LocalCompleter(model, tokenizer), recipe.seed, SILENT).scores
+    return {f"{name}.{scores.metric}": scores.value}
