@@ -1,7 +1,7 @@
 """Verbs of the data: prepare, inspect."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,7 +37,7 @@ def prepare(
 def inspect(
     words: RecipeWords,
     row: Annotated[list[int], typer.Option("--row", help="Row of the split, from 0; may be given again.")] = [0],  # noqa: B006  typer copies it
-    split: Annotated[str, typer.Option("--split", help="train, validation or test.")] = "train",
+    split: Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Rows of this split.")] = "train",
     html: Annotated[Path | None, typer.Option("--html", help="Write a page with the rows instead of printing them.")] = None,
 ) -> None:
     """Show rows as the model sees them, token by token: what is trained on, and what is context only."""

@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from luthier.score.scorers import metric_name
+
 Share = Annotated[float, Field(gt=0, le=1)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Scalar = str | int | float | bool
@@ -286,10 +288,8 @@ class Recipe(Section):
     """The rule."""
 
     @model_validator(mode="after")
-    def _best_by_names_a_task(self) -> Self:
-        task, _, metric = self.checkpoints.best_by.partition(".")
-        if metric and task not in {item.name for item in self.evaluation.tasks}:
-            raise ValueError(f"checkpoints.best_by names task {task!r}, which evaluation.tasks does not have")
-        if not metric and task != "loss":
-            raise ValueError(f"checkpoints.best_by is `loss` or `TASK.metric`, not {task!r}")
+    def _best_by_can_be_measured(self) -> Self:
+        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in self.evaluation.tasks)]
+        if self.checkpoints.best_by not in measured:
+            raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")
         return self

@@ -1,0 +1,158 @@
+"""The public API on a small real case: what each verb returns, and how runs, baselines and evaluations fit together."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from luthier import flow
+from luthier.core.errors import RecipeError, UsageError
+from luthier.recipe.load import LoadedRecipe
+from luthier.runs.store import RunFolder
+
+ANIMALS = {"cat": "meows", "dog": "barks", "cow": "moos", "hen": "clucks"}
+RECIPE = """\
+name: animals
+model: {base: demo, dtype: float32}
+lora: {r: 4, dropout: 0.1}
+data:
+  sources: [{path: rows.jsonl}]
+  split: {train: 0.6, validation: 0.2, test: 0.2}
+  group_by: place
+training: {max_steps: 4, global_batch_size: 8, learning_rate: 2e-3}
+checkpoints: {eval_steps: 2, save_steps: 2}
+evaluation:
+  tasks: [{name: sound, scorer: contains, max_new_tokens: 4}]
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    rows = [
+        {"prompt": f"What does {name} number {number} do?", "completion": sound, "place": "house" if len(sound) > 4 else "field"}
+        for number in range(20)
+        for name, sound in ANIMALS.items()
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "recipe.yaml").write_text(RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _runs_in_home(home: Path) -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUTHIER_RUNS", str(home / "runs"))
+        yield
+
+
+def load(home: Path, *overrides: str) -> LoadedRecipe:
+    return flow.load(home / "recipe.yaml", overrides)
+
+
+@pytest.fixture(scope="module")
+def run(home: Path) -> RunFolder:
+    return flow.train(load(home)).run
+
+
+def test_steps_follow_from_the_prepared_rows(home: Path) -> None:
+    recipe = load(home).recipe
+    prepared = flow.prepare(recipe)
+    steps = flow.steps(recipe, prepared)
+    assert steps.rows == len(prepared.rows("train"))
+    assert (steps.total, steps.evaluations) == (4, (2, 4))
+
+
+def test_a_run_that_is_finished_is_not_trained_again(home: Path, run: RunFolder) -> None:
+    metrics = run.metrics.read_bytes()
+    assert flow.train(load(home)).run == run
+    assert run.metrics.read_bytes() == metrics
+
+
+def test_another_recipe_of_the_same_name_gets_a_run_of_its_own(home: Path, run: RunFolder) -> None:
+    assert flow.train(load(home, "training.max_steps=2", "seed=7")).run.name == "animals-2"
+
+
+def test_a_run_is_evaluated_with_its_own_recipe_and_kept_in_its_folder(run: RunFolder) -> None:
+    evaluated = flow.evaluate("animals")
+    assert evaluated.folder == run.evaluation("tuned")
+    assert set(evaluated.report.scores.tasks) == {"sound"}
+    assert set(evaluated.report.scores.tasks["sound"].groups) == {"house", "field"}
+    assert evaluated.report.scores.loss is not None
+
+
+def test_a_file_of_rows_is_asked_whole(home: Path, run: RunFolder) -> None:
+    (home / "more.jsonl").write_text('{"prompt": "What does a fox do?", "completion": "nobody knows", "place": "wood"}\n')
+    evaluated = flow.evaluate("animals", flow.Options(data=home / "more.jsonl"))
+    assert [row.reference for row in evaluated.report.predictions["sound"]] == ["nobody knows"]
+    assert evaluated.folder.name == "tuned-data-more"
+
+
+def test_the_adapter_folder_and_the_run_give_the_same_answers(home: Path, run: RunFolder) -> None:
+    by_run = flow.evaluate("animals").report.predictions["sound"]
+    by_folder = flow.evaluate(str(run.adapter), recipe=load(home).recipe).report.predictions["sound"]
+    assert [row.answer for row in by_run] == [row.answer for row in by_folder]
+
+
+def test_the_base_itself_can_be_evaluated(home: Path) -> None:
+    evaluated = flow.evaluate("demo", recipe=load(home).recipe)
+    assert evaluated.folder == home / "runs" / "evaluations" / "demo"
+
+
+def test_without_a_rule_every_task_must_beat_the_base(run: RunFolder) -> None:
+    verdict = flow.decide("animals")
+    assert any("sound.contains" in reason for reason in verdict.reasons)
+    assert (run.evaluation("base") / "scores.json").exists()
+    assert json.loads(run.verdict.read_text())["decision"] == verdict.decision
+
+
+def test_another_run_is_a_baseline_on_the_same_rows(home: Path, run: RunFolder) -> None:
+    other = flow.train(load(home, "name=other", "training.max_steps=1")).run
+    flow.decide("animals", baseline=other.name)
+    ours, theirs = (flow.kept_report(run.evaluation(name)).predictions["sound"] for name in ("tuned", "against-other"))
+    assert [row.row for row in ours] == [row.row for row in theirs]
+
+
+def test_a_scores_file_is_a_baseline(run: RunFolder) -> None:
+    flow.decide("animals")
+    same = flow.decide("animals", baseline=str(run.evaluation("tuned") / "scores.json"))
+    assert same.decision == "not_enough_data"  # no better than itself, and no worse
+
+
+def test_full_fine_tuning_leaves_a_whole_model_that_is_evaluated_as_one(home: Path) -> None:
+    run = flow.train(load(home, "name=whole", "lora=none", "training.max_steps=1")).run
+    assert (run.adapter / "config.json").exists()
+    assert flow.evaluate("whole", flow.Options(limit=2)).report.scores.tasks["sound"].n == 2
+
+
+def test_the_best_checkpoint_can_be_chosen_by_a_task(home: Path) -> None:
+    run = flow.train(load(home, "name=by-task", "checkpoints.best_by=sound.contains")).run
+    scored = [json.loads(line) for line in run.events.read_text().splitlines() if '"scored"' in line]
+    assert [set(event["scores"]) for event in scored] == [{"sound.contains"}] * 2
+    assert "value" in json.loads(run.pointer("best").read_text())
+
+
+def test_best_by_a_metric_the_task_does_not_have_is_refused(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"sound\.contains"):
+        load(home, "checkpoints.best_by=sound.exact")
+
+
+def test_an_unfinished_run_is_not_evaluated(home: Path) -> None:
+    loaded = load(home, "name=unfinished")
+    folder = RunFolder(home / "runs" / "unfinished")
+    folder.path.mkdir(parents=True)
+    folder.recipe.write_text(loaded.text)
+    with pytest.raises(UsageError, match="not finished"):
+        flow.evaluate("unfinished")
+
+
+def test_inspected_rows_show_the_answer_as_trained_on(home: Path) -> None:
+    (row,) = flow.inspect(load(home).recipe, "train", [0])
+    assert "".join(segment.text for segment in row.segments if segment.trained).removesuffix("<|im_end|>") in ANIMALS.values()
+
+
+def test_written_splits_can_be_read_again(home: Path, tmp_path: Path) -> None:
+    prepared = flow.prepare(load(home).recipe)
+    flow.write_splits(prepared, tmp_path)
+    again = load(home, f"data.sources.0.path={tmp_path}/train.jsonl", "data.group_by=''", "data.split={train: 1, validation: 0, test: 0}")
+    assert len(flow.prepare(again.recipe).rows("train")) == len(prepared.rows("train"))
