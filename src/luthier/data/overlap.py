@@ -16,39 +16,42 @@ MOST_NEAR = 0.5
 NUM_EXAMPLES = 5
 
 
-def overlap(train: Iterable[Example], held_out: Iterable[Example]) -> Overlap:
-    """How many held-out prompts also stand in train (white space aside), or nearly, with examples `held-out ~ train`.
+class TrainPrompts:
+    """The training prompts, to hold other splits against. A prompt is the turns before the answer without system turns.
 
-    A prompt is the turns before the answer without system turns. Both sides are read once; 2.9 KB per training row are held.
+    2.9 KB per training row are held.
     """
-    exact_twins: dict[bytes, str] = {}
-    index, origins = NearIndex(), []
-    for example in train:
-        prompt = plain(prompt_text(example.conversation))
-        mark = digest(prompt)
-        if mark not in exact_twins:
-            exact_twins[mark] = example.origin
-            index.add(index.sketch(prompt))
-            origins.append(example.origin)
-    total = exact = near = 0
-    exact_pairs: list[str] = []
-    near_pairs: list[str] = []
-    for example in held_out:
-        total += 1
-        prompt = plain(prompt_text(example.conversation))
-        if twin := exact_twins.get(digest(prompt), ""):
-            exact += 1
-            exact_pairs.append(f"{example.origin} ~ {twin}")
-        elif (number := index.twin(index.sketch(prompt))) is not None:
-            near += 1
-            near_pairs.append(f"{example.origin} ~ {origins[number]}")
-    return Overlap(
-        exact=exact,
-        near=near,
-        share_exact=exact / total if total else 0.0,
-        share_near=near / total if total else 0.0,
-        examples=tuple((exact_pairs + near_pairs)[:NUM_EXAMPLES]),
-    )
+
+    def __init__(self, train: Iterable[Example]) -> None:
+        self._exact: dict[bytes, str] = {}
+        self._index, self._origins = NearIndex(), list[str]()
+        for example in train:
+            prompt = plain(prompt_text(example.conversation))
+            mark = digest(prompt)
+            if mark not in self._exact:
+                self._exact[mark] = example.origin
+                self._index.add(self._index.sketch(prompt))
+                self._origins.append(example.origin)
+
+    def overlap(self, held_out: Iterable[Example]) -> Overlap:
+        """How many held-out prompts also stand here (white space aside), or nearly, with examples `held-out ~ train`."""
+        total = 0
+        exact: list[str] = []
+        near: list[str] = []
+        for example in held_out:
+            total += 1
+            prompt = plain(prompt_text(example.conversation))
+            if twin := self._exact.get(digest(prompt), ""):
+                exact.append(f"{example.origin} ~ {twin}")
+            elif (number := self._index.twin(self._index.sketch(prompt))) is not None:
+                near.append(f"{example.origin} ~ {self._origins[number]}")
+        return Overlap(
+            exact=len(exact),
+            near=len(near),
+            share_exact=len(exact) / total if total else 0.0,
+            share_near=len(near) / total if total else 0.0,
+            examples=tuple((exact + near)[:NUM_EXAMPLES]),
+        )
 
 
 def check_overlap(split: str, found: Overlap) -> None:

@@ -19,7 +19,7 @@ from luthier.core.errors import DataError, UsageError
 from luthier.core.progress import Progress
 from luthier.data.account import Account, split_summaries
 from luthier.data.collect import Input, Spooled, Tally, collect, inputs_of
-from luthier.data.overlap import check_overlap, overlap
+from luthier.data.overlap import TrainPrompts, check_overlap
 from luthier.data.pool import CHUNK, Chunk, render_chunks
 from luthier.data.render import Renderer
 from luthier.data.select import cap
@@ -158,12 +158,12 @@ def _render(folder: Path, spool: _Spool, renderer: Renderer, tally: Tally, progr
 
 def _overlaps(prepared: Prepared, accounts: Mapping[SplitName, Account]) -> dict[str, Overlap]:
     """What of the held-out splits stands in train too; refused where it is more than an accident."""
-    found: dict[str, Overlap] = {}
-    for split in SPLITS[1:]:
-        if accounts[split].examples:
-            found[split] = overlap(prepared.stream_examples("train"), prepared.stream_examples(split))
-            check_overlap(split, found[split])
-    return found
+    held_out = [split for split in SPLITS[1:] if accounts[split].examples]
+    train = TrainPrompts(prepared.stream_examples("train") if held_out else ())
+    found = {split: train.overlap(prepared.stream_examples(split)) for split in held_out}
+    for split, overlap in found.items():
+        check_overlap(split, overlap)
+    return dict(found)
 
 
 def _splits(rows: Sequence[Spooled], recipe: Recipe, tally: Tally) -> dict[SplitName, list[Spooled]]:
