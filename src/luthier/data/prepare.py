@@ -160,10 +160,10 @@ def _overlaps(prepared: Prepared, accounts: Mapping[SplitName, Account]) -> dict
     """What of the held-out splits stands in train too; refused where it is more than an accident."""
     held_out = [split for split in SPLITS[1:] if accounts[split].examples]
     train = TrainPrompts(prepared.stream_examples("train") if held_out else ())
-    found = {split: train.overlap(prepared.stream_examples(split)) for split in held_out}
+    found: dict[str, Overlap] = {split: train.overlap(prepared.stream_examples(split)) for split in held_out}
     for split, overlap in found.items():
         check_overlap(split, overlap)
-    return dict(found)
+    return found
 
 
 def _splits(rows: Sequence[Spooled], recipe: Recipe, tally: Tally) -> dict[SplitName, list[Spooled]]:
