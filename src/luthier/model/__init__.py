@@ -1,0 +1,1 @@
+"""Models rented from transformers, adapters rented from PEFT."""

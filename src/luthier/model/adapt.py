@@ -1,0 +1,163 @@
+"""Low-rank adapters by PEFT: put on a model to train, or loaded onto one to use."""
+
+import difflib
+import json
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from luthier.core.errors import ModelError, RecipeError
+from luthier.core.finding import Finding
+from luthier.recipe.schema import Lora
+from luthier.runs.store import runs_root
+
+ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
+EXPERT_PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
+"""Names that PEFT turns into the fused expert parameters of a mixture, where they are not modules."""
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapted:
+    """What the adapter covers: modules, fused parameters (a mixture's experts), and the trainable numbers it has."""
+
+    modules: tuple[str, ...]
+    parameters: tuple[str, ...]
+    num_trainable: int
+
+
+def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
+    """The model frozen, with a float32 adapter that is a function of `seed` and the recipe alone; raises RecipeError.
+
+    Activation checkpointing must be switched on before: PEFT then lets gradients pass through the frozen embeddings.
+    """
+    if lora.target_modules != "all-linear":
+        _check_targets(model, lora.target_modules)
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+    )
+    try:
+        with _quiet_peft(), torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU, whatever device the model is on
+            torch.manual_seed(seed)
+            adapted = get_peft_model(model, config)
+    except ValueError as error:  # such as dropout or DoRA on fused experts
+        change = "change lora.target_modules, or the option that it names"
+        raise RecipeError(f"PEFT cannot adapt this model so: {error}", where="lora", change=change) from error
+    if not isinstance(adapted, PeftModel):
+        raise ModelError(f"PEFT made a {type(adapted).__name__} of the model, not a PeftModel")
+    if lora.init_from:
+        _start_from(adapted, adapter_folder(lora.init_from))
+    return adapted
+
+
+def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit."""
+    if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
+        raise ModelError(f"no adapter here: it needs {CONFIG} and {WEIGHTS}", where=str(folder))
+    try:
+        with _quiet_peft():
+            adapted = PeftModel.from_pretrained(model, str(folder))
+    except (RuntimeError, ValueError, SafetensorError) as error:  # RuntimeError: sizes of another base
+        raise ModelError(f"the adapter does not fit this base: {str(error).splitlines()[0]}", where=str(folder)) from error
+    adapted.eval()
+    return adapted
+
+
+def adapter_folder(name: str) -> Path:
+    """The adapter's folder for what a user calls it: the folder itself, a run's folder, or a run's name; raises RecipeError."""
+    for folder in (Path(name), Path(name) / "adapter", runs_root() / name / "adapter"):
+        if (folder / CONFIG).exists():
+            return folder
+    raise RecipeError(f"no adapter in {name!r}", where="lora.init_from", change=f"name a run, or a folder with {CONFIG}")
+
+
+def adapted_parts(model: PeftModel) -> Adapted:
+    """What the adapter covers, by name."""
+    tuner = model.base_model
+    return Adapted(
+        modules=tuple(tuner.targeted_module_names),
+        parameters=tuple(tuner.targeted_parameter_names),
+        num_trainable=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )
+
+
+def missed_experts(model: PreTrainedModel, covered: tuple[str, ...]) -> tuple[Finding, ...]:
+    """A finding where a mixture's fused experts, one three-dimensional parameter for all, have no adapter."""
+    missed = {name: parameter for name, parameter in _fused_experts(model).items() if name not in covered}
+    if not missed:
+        return ()
+    total = sum(parameter.numel() for parameter in model.parameters())
+    share = sum(parameter.numel() for parameter in missed.values()) / total
+    message = f"{len(missed)} fused expert weights ({share:.0%} of the model) have no adapter: target_modules reaches linear layers only"
+    return (Finding(code="experts-not-adapted", severity="warn", message=message, evidence={"parameters": len(missed), "share": share}),)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without what PEFT 0.21 says of the patterns it makes for experts, and causes transformers 5.23 to say of every adapter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys", category=RuntimeWarning)
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
+def _fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names that they have without an adapter around them."""
+    named = model.named_parameters()
+    return {name.replace(".base_layer", ""): parameter for name, parameter in named if parameter.ndim == 3 and ".experts." in name}
+
+
+def _check_targets(model: PreTrainedModel, names: tuple[str, ...]) -> None:
+    """Every name must match a layer that can be adapted, and none may be a matrix that head and embedding share."""
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, ADAPTABLE)}
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    tied = {head, embedding} if head is not None and head.weight is embedding.weight else set()
+    for target in names:
+        matched = [module for name, module in layers.items() if name == target or name.endswith("." + target)]
+        if not matched and not (target in EXPERT_PROJECTIONS and _fused_experts(model)):
+            known = sorted({name.rpartition(".")[2] for name in layers})
+            nearest = difflib.get_close_matches(target, known, n=3, cutoff=0.5) or known
+            change = f"the nearest names: {', '.join(nearest)}"
+            raise RecipeError(f"{target!r} matches no layer", where="lora.target_modules", change=change)
+        if tied.intersection(matched):
+            what = f"{target!r} is tied: head and embedding are one matrix, and an adapter on one of them is lost in the merge"
+            raise RecipeError(what, where="lora.target_modules", change=f"remove {target}; `all-linear` leaves it out")
+
+
+def _start_from(model: PeftModel, folder: Path) -> None:
+    """Copy the weights of an adapter of the same shape."""
+    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    config = model.peft_config["default"]
+    for field, wanted in (
+        ("r", config.r),
+        ("lora_alpha", config.lora_alpha),
+        ("use_rslora", config.use_rslora),
+        ("use_dora", config.use_dora),
+        ("target_modules", sorted(config.target_modules)),
+    ):
+        found = sorted(saved[field]) if field == "target_modules" else saved[field]
+        if found != wanted:
+            raise RecipeError(f"the adapter there has {field} {found}, the recipe {wanted}", where=f"lora.init_from {folder}")
+    if not (folder / WEIGHTS).exists():
+        raise RecipeError(f"no {WEIGHTS} there", where=f"lora.init_from {folder}")
+    state = load_file(folder / WEIGHTS)
+    own = get_peft_model_state_dict(model, save_embedding_layers=False)
+    if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
+        raise RecipeError("the adapter there is of another base model: its layers differ", where=f"lora.init_from {folder}")
+    set_peft_model_state_dict(model, state)

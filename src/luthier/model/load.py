@@ -1,0 +1,100 @@
+"""The base model on its device, and what `auto` means for device, dtype and attention."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
+
+from luthier.core.errors import ModelError, PlanRefused
+from luthier.data.repository import Repository, open_repository
+from luthier.recipe.schema import Model, Scalar
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+SAID = "the recipe says so"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What an `auto` of the recipe became on this machine, and why."""
+
+    path: str
+    value: Scalar
+    why: str
+
+
+def resolve_device() -> torch.device:
+    """The GPU of this process, where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resolved]:
+    """The compute type for `model.dtype`; raises PlanRefused for float16 without a GPU."""
+    if wanted == "float16" and device.type == "cpu":
+        change = "set model.dtype: bfloat16 (or auto), which has float32's range and needs no loss scaler"
+        raise PlanRefused("float16 is for GPUs: a CPU computes it slower than float32", where="model.dtype", change=change)
+    if wanted != "auto":
+        return DTYPES[wanted], Resolved(path="model.dtype", value=wanted, why=SAID)
+    name = "bfloat16" if _has_bfloat16(device) else "float32"
+    # 2026-11-20, EPYC with AVX512-BF16, one thread, hidden 256 × 4 layers, LoRA r 16: 222 ms a step of 16 rows, float32 324 ms.
+    why = f"the {device.type} {'computes' if name == 'bfloat16' else 'has no instructions for'} bfloat16"
+    return DTYPES[name], Resolved(path="model.dtype", value=name, why=why)
+
+
+def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model with weights in `dtype` on `device`, from safetensors only; raises ModelError."""
+    repository = open_repository(model)
+    attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    try:
+        if not model.trust_remote_code:
+            repository.refuse_own_code()
+        with _no_progress_bars():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                repository.location,
+                revision=repository.revision,
+                dtype=dtype,
+                trust_remote_code=model.trust_remote_code,
+                local_files_only=repository.cached_only,
+                use_safetensors=True,
+                **attention,
+            )
+    except (OSError, ValueError, KeyError) as error:  # KeyError, ValueError: an architecture that transformers does not know
+        raise _not_loaded(repository, error) from error
+    return loaded.to(device)
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+
+
+def _not_loaded(repository: Repository, error: Exception) -> ModelError:
+    if not repository.is_folder:
+        return repository.not_loaded(error)
+    folder = Path(repository.location)
+    if not (folder / "config.json").exists():
+        change = "name a folder with config.json, weights and tokenizer"
+        return ModelError("the folder has no config.json", where=str(folder), change=change)
+    if not list(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+        what = "the folder has pickled weights only, which can run code when they are read" if pickled else "the folder has no weights"
+        return ModelError(what, where=str(folder), change="convert the weights to model.safetensors, or take a base that has them")
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return ModelError(f"transformers cannot load the model: {reason}", where=str(folder))
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keeps transformers' bar over weight files off the terminal, where Luthier's own stands."""
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()

@@ -1,0 +1,161 @@
+"""A training job, from the recipe to the final adapter: set up, resume, train, keep the best."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import torch
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.core import files
+from luthier.core.errors import RunError
+from luthier.core.progress import Progress
+from luthier.data.store import Prepared
+from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.adapt import adapted_parts, add_lora, missed_experts
+from luthier.model.load import SAID, Resolved, load_model, resolve_device, resolve_dtype
+from luthier.plan.steps import Steps
+from luthier.recipe.schema import Recipe
+from luthier.runs.store import RunFolder
+from luthier.train import checkpoint
+from luthier.train.checkpoint import Best, State
+from luthier.train.final import Origin, save_final
+from luthier.train.loop import Loop, fit
+from luthier.train.optim import make_optimizer
+from luthier.train.resolve import Ending, Workload, resolve_ending, resolve_sizes
+from luthier.train.step import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingJob:
+    """A recipe with all that it needs to be trained here and now. `score` measures the metrics that `best_by` may name."""
+
+    recipe: Recipe
+    prepared: Prepared
+    tokenizer: ChatTokenizer
+    folder: RunFolder
+    steps: Steps
+    progress: Progress
+    score: Callable[[nn.Module], Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """How a run ended: its last step, the step whose weights are in `adapter/`, the best validation, and what each `auto` became."""
+
+    last_step: int
+    final_step: int
+    best: Best | None
+    resolved: tuple[Resolved, ...]
+
+
+def train(job: TrainingJob) -> TrainingResult:
+    """Train to the end, from the newest whole checkpoint where there is one, and leave the adapter in the run folder.
+
+    Raises NonFiniteError where loss or gradient is not a number, RecipeError and PlanRefused for what cannot be, ModelError for the base.
+    """
+    loop, ending, resolved = _set_up(job)
+    state = checkpoint.resume(job.folder, loop.model, loop.optimizer)
+    if state.step:
+        loop.precision.scaler.load_state_dict(dict(state.scaler))
+        job.folder.event("resumed", step=state.step)
+        job.progress.say(f"resumed after step {state.step} of {job.steps.total}")
+    state = fit(loop, state)
+    final_step = _take_best(loop, state) if ending.best else state.step
+    final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
+    origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
+    save_final(loop.model, job.tokenizer, job.folder, origin)
+    job.folder.event("finished", step=state.step, final=final, final_step=final_step)
+    return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, resolved=resolved)
+
+
+def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
+    recipe = job.recipe
+    rows, validation_rows = job.prepared.rows("train"), job.prepared.rows("validation")
+    ending = resolve_ending(recipe.checkpoints, len(validation_rows))
+    device = resolve_device()
+    dtype, resolved_dtype = resolve_dtype(recipe.model.dtype, device)
+    base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
+    workload = Workload(
+        longest=int(max(rows.lengths.max(), validation_rows.lengths.max(initial=0))),
+        supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
+        dtype=dtype,
+    )
+    sizes = resolve_sizes(base, recipe.training, workload)
+    model = _trainable(job, base, sizes.checkpoint_activations)
+    resolved = (
+        Resolved(
+            path="model.attention",
+            value=str(base.config._attn_implementation),
+            why=SAID if recipe.model.attention != "auto" else "the fastest that transformers has for this model",
+        ),
+        *(resolved_dtype, *sizes.resolved, *ending.resolved),
+    )
+    _announce(job, device, resolved)
+    loop = Loop(
+        recipe=recipe,
+        steps=job.steps,
+        rows=rows,
+        validation_rows=validation_rows,
+        model=model,
+        optimizer=make_optimizer(model, recipe.training),
+        precision=Precision.of(dtype, device),
+        micro_batch=sizes.micro_batch,
+        patience=ending.patience,
+        folder=job.folder,
+        progress=job.progress,
+        score=job.score,
+        origins=functools.partial(_origins, job.prepared),
+    )
+    return loop, ending, resolved
+
+
+def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
+    """The model with an adapter, or all of it; says what is trained."""
+    if checkpoint_activations:  # before the adapter, or PEFT does not let gradients into the first recomputed layer (trap 26)
+        base.activation_checkpointing_enable({"use_reentrant": False})
+    if job.recipe.lora == "none":
+        job.folder.event("model", trained=sum(weight.numel() for weight in base.parameters()), modules=["all"])
+        return base
+    model = add_lora(base, job.recipe.lora, job.recipe.seed)
+    parts = adapted_parts(model)
+    for finding in missed_experts(base, parts.parameters):
+        job.folder.event("finding", **finding.to_json())
+        job.progress.say(finding.message)
+    names = sorted({name.rpartition(".")[2] for name in parts.modules + parts.parameters})
+    num_adapted = len(parts.modules) + len(parts.parameters)
+    job.folder.event("model", trained=parts.num_trainable, adapted=num_adapted, modules=names)
+    job.progress.say(f"adapter on {num_adapted} layers ({', '.join(names)}): {parts.num_trainable:,} numbers to train")
+    return model
+
+
+def _announce(job: TrainingJob, device: torch.device, resolved: Sequence[Resolved]) -> None:
+    values = [asdict(item) for item in resolved]
+    files.write_json(job.folder.plan, {"steps": job.steps.to_json(), "resolved": values})
+    job.folder.event("started", steps=job.steps.total, device=str(device), threads=torch.get_num_threads())
+    for item in resolved:
+        if item.why != SAID:
+            job.progress.say(f"{item.path} = {item.value}: {item.why}")
+
+
+def _take_best(loop: Loop, state: State) -> int:
+    """Put the best checkpoint's weights into the model; the step they are of. Damaged, they give way to the last, which events say."""
+    if state.best is None or state.best.step == state.step:
+        return state.step
+    folder = loop.folder.checkpoint(state.best.step)
+    try:
+        checkpoint.verify(folder)
+    except RunError as damage:
+        loop.folder.event("damaged", checkpoint=folder.name, why=damage.what)
+        loop.progress.say(f"the best checkpoint, {folder.name}, is damaged ({damage.what}): the last one becomes the adapter")
+        return state.step
+    checkpoint.load_weights(folder, loop.model)
+    return state.best.step
+
+
+def _origins(prepared: Prepared, rows: Sequence[int]) -> list[str]:
+    examples, index = prepared.examples("train"), prepared.rows("train").example_index
+    return [examples[int(index[row])].origin for row in rows]

@@ -1,0 +1,36 @@
+"""Validation loss: the sum over all supervised tokens of a split divided by their count, whatever the batch size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from luthier.data.store import TokenRows
+from luthier.train.batch import collate
+from luthier.train.objective import nll_sum
+from luthier.train.order import MicroBatchSize, micro_batches
+from luthier.train.step import Precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidationRecord:
+    """Loss per supervised token, and how many tokens it was measured on."""
+
+    loss: float
+    num_tokens: int
+    num_targets: int
+
+
+def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
+    """The loss of a split's rows without dropout; the model is left in the mode it was in."""
+    total = torch.zeros((), dtype=torch.float64, device=precision.device)
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), precision.autocast():
+        for indices in micro_batches(np.arange(len(rows)), rows.lengths, size):
+            total += nll_sum(model, collate([rows[int(index)] for index in indices], precision.device))
+    model.train(training)
+    num_targets = int(rows.num_supervised.sum())
+    # .item(): once per validation, whose loss is logged
+    return ValidationRecord(loss=total.item() / num_targets, num_tokens=int(rows.lengths.sum()), num_targets=num_targets)

@@ -1,0 +1,5 @@
+"""The workshop of the training tests."""
+
+from tests.train.conftest import workshop
+
+__all__ = ["workshop"]

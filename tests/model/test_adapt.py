@@ -1,0 +1,114 @@
+"""Adapters: on the layers that were named, from the seed alone, and never on what would be lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+from luthier.core.errors import ModelError, RecipeError
+from luthier.model.adapt import adapted_parts, add_lora, load_adapter, missed_experts
+from luthier.recipe.schema import Lora
+from luthier.train.objective import nll_sum
+from tests.train.workshop import SHAPE, VOCABULARY, in_batches, ragged_rows, tiny_model
+
+
+def mixture() -> Qwen3MoeForCausalLM:
+    torch.manual_seed(0)
+    experts = {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**SHAPE, **experts, vocab_size=VOCABULARY, initializer_range=0.2))
+
+
+def test_all_linear_covers_every_linear_layer_but_the_head() -> None:
+    model = add_lora(tiny_model(), Lora(), seed=0)
+    parts = adapted_parts(model)
+    assert len(parts.modules) == 2 * 7
+    assert not any("lm_head" in name or "embed" in name for name in parts.modules)
+    assert {name.split(".")[-3] for name, weight in model.named_parameters() if weight.requires_grad} == {"lora_A", "lora_B"}
+    assert parts.num_trainable == sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
+
+def test_an_adapter_is_a_function_of_its_seed_and_leaves_the_generator_alone() -> None:
+    before = torch.get_rng_state()
+    first, same, other = (add_lora(tiny_model(), Lora(r=4), seed=seed) for seed in (1, 1, 2))
+    weights = [torch.cat([w.flatten() for w in model.parameters() if w.requires_grad]) for model in (first, same, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_bfloat16_base_gets_a_float32_adapter() -> None:
+    model = add_lora(tiny_model().to(torch.bfloat16), Lora(), seed=0)
+    assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
+    assert {weight.dtype for weight in model.parameters() if not weight.requires_grad} == {torch.bfloat16}
+
+
+def test_a_name_that_matches_nothing_is_an_error_with_the_nearest_names() -> None:
+    with pytest.raises(RecipeError, match=r"'q_prj' matches no layer\n.*q_proj"):
+        add_lora(tiny_model(), Lora(target_modules=("v_proj", "q_prj")), seed=0)
+    with pytest.raises(RecipeError, match="'self_attn' matches no layer"):
+        add_lora(tiny_model(), Lora(target_modules=("self_attn",)), seed=0)
+
+
+@pytest.mark.parametrize("name", ["lm_head", "embed_tokens"])
+def test_a_matrix_that_head_and_embedding_share_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match="tied"):
+        add_lora(tiny_model(tied=True), Lora(target_modules=("q_proj", name)), seed=0)
+    parts = adapted_parts(add_lora(tiny_model(tied=False), Lora(target_modules=("q_proj", name)), seed=0))
+    assert len(parts.modules) == 2 + 1
+
+
+@pytest.mark.parametrize(
+    ("option", "scaling"), [({}, 32 / 16), ({"use_rslora": True}, 32 / 4), ({"use_dora": True}, 32 / 16), ({"alpha": 8}, 0.5)]
+)
+def test_options_reach_the_adapter(option: dict[str, object], scaling: float) -> None:
+    model = add_lora(tiny_model(), Lora.model_validate(option), seed=0)
+    layer = model.get_submodule(adapted_parts(model).modules[0].join(["base_model.model.", ""]))
+    assert layer.scaling["default"] == pytest.approx(scaling)
+    assert bool(layer.lora_magnitude_vector) == bool(option.get("use_dora"))
+
+
+def test_every_adapted_part_of_a_mixture_gets_a_gradient() -> None:
+    model = add_lora(mixture(), Lora(r=4), seed=0)
+    parts = adapted_parts(model)
+    assert any(name.endswith("experts.down_proj") for name in parts.parameters)
+    assert missed_experts(model.get_base_model(), parts.parameters) == ()
+    nll_sum(model.train(), in_batches(ragged_rows(), 8)[0]).backward()
+    gradients = {name: weight.grad for name, weight in model.named_parameters() if "lora_B" in name}
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients.values())
+
+
+def test_experts_without_an_adapter_are_a_finding() -> None:
+    model = mixture()
+    parts = adapted_parts(add_lora(model, Lora(target_modules=("q_proj", "v_proj")), seed=0))
+    (finding,) = missed_experts(model, parts.parameters)
+    assert (finding.code, finding.severity) == ("experts-not-adapted", "warn")
+    assert finding.evidence["parameters"] == 4
+
+
+def test_dropout_on_fused_experts_is_refused() -> None:
+    with pytest.raises(RecipeError, match="lora_dropout"):
+        add_lora(mixture(), Lora(dropout=0.1), seed=0)
+
+
+def test_a_saved_adapter_gives_the_same_answers(tmp_path: Path) -> None:
+    model = add_lora(tiny_model(), Lora(r=4), seed=0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.normal_(std=0.1)
+    model.save_pretrained(str(tmp_path), save_embedding_layers=False)
+    batch = in_batches(ragged_rows(), 8)[0]
+    loaded = load_adapter(tiny_model(), tmp_path)
+    assert not loaded.training
+    assert torch.equal(nll_sum(loaded, batch), nll_sum(model.eval(), batch))
+    assert not torch.equal(nll_sum(loaded, batch), nll_sum(tiny_model().eval(), batch))
+
+
+def test_a_folder_without_a_fitting_safetensors_adapter_is_refused(tmp_path: Path) -> None:
+    add_lora(tiny_model(), Lora(r=4), seed=0).save_pretrained(str(tmp_path), save_embedding_layers=False)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_adapter(tiny_model(hidden_size=64), tmp_path)
+    (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
+        load_adapter(tiny_model(), tmp_path)

@@ -1,0 +1,73 @@
+"""Only safetensors are loaded, nobody's code is run unasked, and `auto` is told."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.core.errors import ModelError, PlanRefused
+from luthier.model.load import load_model, resolve_dtype
+from luthier.recipe.schema import Model
+from tests.train.workshop import tiny_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    tiny_model().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def load(base: Path | str) -> torch.nn.Module:
+    return load_model(Model(base=str(base)), torch.float32, CPU)
+
+
+def test_weights_come_in_the_type_that_was_asked_for(base: Path) -> None:
+    model = load_model(Model(base=str(base), attention="eager"), torch.bfloat16, CPU)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    assert model.config._attn_implementation == "eager"
+    assert load(base).config._attn_implementation == "sdpa"
+
+
+def test_pickled_weights_are_not_read(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), base / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pickled weights only"):
+        load(base)
+
+
+def test_a_folder_that_is_no_model_is_named(base: Path, tmp_path: Path) -> None:
+    (base / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no weights"):
+        load(base)
+    shutil.rmtree(base)
+    base.mkdir()
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        load(base)
+
+
+def test_a_model_with_its_own_code_is_refused(base: Path) -> None:
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}))
+    (base / "evil.py").write_text("raise SystemExit('ran the model's code')")
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        load(base)
+
+
+def test_a_hub_model_without_a_network_is_said_plainly() -> None:
+    with pytest.raises(ModelError, match="the hub cannot be reached"):
+        load("Qwen/Qwen3-0.6B")
+
+
+def test_the_type_is_resolved_with_its_reason() -> None:
+    dtype, resolved = resolve_dtype("auto", CPU)
+    has_bfloat16 = any(torch.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16"))
+    assert dtype == (torch.bfloat16 if has_bfloat16 else torch.float32)
+    assert resolved.value == str(dtype).removeprefix("torch.")
+    assert "bfloat16" in resolved.why
+    assert resolve_dtype("float32", CPU)[0] == torch.float32
+    with pytest.raises(PlanRefused):
+        resolve_dtype("float16", CPU)

@@ -1,0 +1,34 @@
+"""Validation loss is a property of model and rows."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from luthier.train.objective import nll_sum
+from luthier.train.order import MicroBatchSize
+from luthier.train.validate import validation_loss
+from tests.train.workshop import FLOAT32, in_batches, ragged_rows, stored, tiny_model
+
+
+def test_the_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
+    model, rows = tiny_model(), stored(ragged_rows(), tmp_path)
+    sizes = [MicroBatchSize(rows=size, tokens=10**6) for size in (1, 3, 8)] + [MicroBatchSize(rows=8, tokens=40)]
+    losses = [validation_loss(model, rows, size, FLOAT32).loss for size in sizes]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-6)
+    with torch.no_grad():
+        batches = in_batches(ragged_rows(), 3)
+        averaged = sum(nll_sum(model, batch).item() / batch.num_targets for batch in batches) / len(batches)
+    assert abs(averaged - losses[0]) > 1e-2  # the mean of means, which this is not
+
+
+def test_validation_has_no_dropout_and_leaves_the_model_in_training(tmp_path: Path) -> None:
+    model, rows = tiny_model(), stored(ragged_rows(), tmp_path)
+    model.train()
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.9
+    size = MicroBatchSize(rows=8, tokens=10**6)
+    first, second = (validation_loss(model, rows, size, FLOAT32) for _ in range(2))
+    assert first == second
+    assert model.training
+    assert first.num_targets == int(rows.num_supervised.sum())

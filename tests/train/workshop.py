@@ -1,0 +1,125 @@
+"""Tiny models, rows and jobs for the tests of training: nothing is mocked, everything is small."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from luthier.core import jsonl
+from luthier.core.progress import Silent
+from luthier.data.prepare import prepare
+from luthier.data.store import RowWriter, TokenRow, TokenRows
+from luthier.plan.steps import count_steps
+from luthier.recipe.schema import Recipe
+from luthier.runs.store import RunFolder
+from luthier.train.batch import MicroBatch, collate
+from luthier.train.run import TrainingJob
+from luthier.train.step import Precision
+from tests.data.families import family
+
+VOCABULARY = 96
+CPU = torch.device("cpu")
+FLOAT32 = Precision.of(torch.float32, CPU)
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+}
+
+
+def tiny_model(name: str = "qwen3", *, vocabulary: int = VOCABULARY, tied: bool = True, **changed: Any) -> PreTrainedModel:
+    """Random weights of a Qwen3 or Llama of two layers, in float32; large enough for losses to differ between rows."""
+    shape = {**SHAPE, "vocab_size": vocabulary, "tie_word_embeddings": tied, "initializer_range": 0.2, **changed}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Qwen3ForCausalLM(Qwen3Config(**shape)) if name == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
+
+
+def ragged_rows(lengths: Sequence[int] = (5, 30, 12, 7, 21, 9, 16, 11), *, vocabulary: int = VOCABULARY) -> list[TokenRow]:
+    """Rows of random ids; each is supervised at a different share of its end, so that averages of averages would show."""
+    random = np.random.default_rng(7)
+    rows = []
+    for place, length in enumerate(lengths):
+        supervised = np.zeros(length, np.bool_)
+        supervised[max(1, length - 2 - 3 * place) :] = True
+        rows.append(TokenRow(ids=random.integers(0, vocabulary, length).astype(np.int32), supervised=supervised))
+    return rows
+
+
+def stored(rows: Sequence[TokenRow], folder: Path, split: str = "train") -> TokenRows:
+    """The rows as `prepare` keeps them, memory-mapped."""
+    with RowWriter(folder, split) as writer:
+        for place, row in enumerate(rows):
+            writer.add([row], place)
+    return TokenRows(folder, split)
+
+
+def in_batches(rows: Sequence[TokenRow], size: int, pad_id: int = 0) -> list[MicroBatch]:
+    """Micro batches of `size` rows, in order."""
+    return [collate(rows[start : start + size], CPU, pad_id) for start in range(0, len(rows), size)]
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """A folder with a tiny base model, rows to learn from, and runs."""
+
+    folder: Path
+
+    def base(self) -> Path:
+        """A base as it lies on the hub: config, safetensors, tokenizer with a ChatML template."""
+        path = self.folder / "base"
+        if not path.exists():
+            tokenizer = family("chatml")
+            tiny_model(vocabulary=len(tokenizer.pretrained)).save_pretrained(path)
+            tokenizer.save(path)
+        return path
+
+    def data(self, num_rows: int) -> Path:
+        """Questions with one-word answers."""
+        path = self.folder / f"rows-{num_rows}.jsonl"
+        words = ["Paris", "yes", "four", "sunny", "helpful"]
+        if not path.exists():
+            for place in range(num_rows):
+                question = f"What is {'the ' * (place % 7)}question number {place}?"
+                answer = words[place % len(words)] * (1 + place % 3)
+                turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+                jsonl.append(path, {"messages": turns})
+        return path
+
+    def recipe(self, num_rows: int = 30, **sections: Any) -> Recipe:
+        """A recipe over these rows: 24 to train in steps of 4, some to validate; `sections` are merged into it."""
+        fields: dict[str, Any] = {
+            "name": "tiny",
+            "seed": 3,
+            "model": {"base": str(self.base()), "dtype": "float32"},
+            "lora": {"r": 4, "alpha": 8, "dropout": 0.1},
+            "data": {
+                "sources": [{"path": str(self.data(num_rows))}],
+                "split": {"train": 0.8, "validation": 0.2, "test": 0},
+                "split_method": "exact",
+            },
+            "training": {"max_steps": 12, "global_batch_size": 4, "learning_rate": 1e-2, "micro_batch_size": 2},
+            "checkpoints": {"eval_steps": 6, "save_steps": 5, "early_stopping_patience": "off"},
+        }
+        for name, value in sections.items():
+            fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) and isinstance(fields.get(name), dict) else value
+        return Recipe.model_validate(fields)
+
+    def job(self, name: str = "run", **sections: Any) -> TrainingJob:
+        """A job in the run folder `name`, with the recipe that `sections` make."""
+        recipe = self.recipe(**sections)
+        prepared = prepare(recipe, Silent())
+        run = RunFolder(self.folder / "runs" / name)
+        run.path.mkdir(parents=True, exist_ok=True)
+        steps = count_steps(len(prepared.rows("train")), len(prepared.rows("validation")), recipe.training, recipe.checkpoints)
+        return TrainingJob(
+            recipe=recipe, prepared=prepared, tokenizer=family("chatml"), folder=run, steps=steps, progress=Silent(), score=lambda model: {}
+        )
