@@ -13,7 +13,17 @@ def run(code: str) -> str:
 
 
 def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
-    light = ("cli.main", "cli.show", "flow", "recipe.load", "runs.store", "runs.environment", "plan.steps", "evaluate.gate", "score.scorers")
+    light = (
+        "cli.main",
+        "cli.show",
+        "flow",
+        "recipe.load",
+        "runs.store",
+        "runs.environment",
+        "plan.steps",
+        "evaluate.gate",
+        "score.scorers",
+    )
     modules = ", ".join(f"luthier.{name}" for name in light)
     assert run(f"import sys, {modules}; print([name for name in {HEAVY} if name in sys.modules])").strip() == "[]"
 

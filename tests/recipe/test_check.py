@@ -59,7 +59,10 @@ def test_a_number_where_text_belongs_wants_quotes(tmp_path: Path) -> None:
     [
         ("training:\n  epochs: 3\n  max_steps: 5\n", "recipe.yaml:8: training.max_steps: `training.epochs` and `training.max_steps` both"),
         ("training:\n  lr_cycles: 2\n", "recipe.yaml:7: training.lr_cycles: `lr_cycles` is read by lr_scheduler cosine_with_restarts only"),
-        ("checkpoints:\n  best_by: chess.exact\n", "recipe.yaml:7: checkpoints.best_by: checkpoints.best_by is 'chess.exact', which is none of: loss"),
+        (
+            "checkpoints:\n  best_by: chess.exact\n",
+            "recipe.yaml:7: checkpoints.best_by: checkpoints.best_by is 'chess.exact', which is none of: loss",
+        ),
         ("decision:\n  deploy:\n    answers.exact: high\n", "recipe.yaml:8: decision.deploy.answers.exact: bound 'high' of answers.exact"),
         ("  split:\n    train: 0.9\n", "recipe.yaml:6: data.split: the shares add up to 1.1, not 1"),
     ],

@@ -22,9 +22,9 @@ def test_a_given_micro_batch_is_taken_as_it_is() -> None:
 
 
 def test_an_auto_micro_batch_has_the_token_budget_of_the_device() -> None:
-    sizes = resolve_sizes(tiny_model(), Training(), WORKLOAD)
-    assert sizes.micro_batch == MicroBatchSize(rows=16, tokens=resolve.TOKENS["cpu"])
-    assert {item.path: item.value for item in sizes.resolved} == {"training.micro_batch_size": 5, "training.gradient_checkpointing": False}
+    sizes = resolve_sizes(tiny_model(), Training(), Workload(longest=300, supervised_share=0.5, dtype=torch.float32))
+    assert sizes.micro_batch == MicroBatchSize(rows=16, tokens=2048)
+    assert {item.path: item.value for item in sizes.resolved} == {"training.micro_batch_size": 6, "training.gradient_checkpointing": False}
     long = Workload(longest=9000, supervised_share=0.5, dtype=torch.float32)
     assert resolve_sizes(tiny_model(), Training(), long).micro_batch.tokens == 9000
 

@@ -57,6 +57,6 @@ def install_copying(model: Qwen3ForCausalLM) -> None:
 
 def _directions(hidden_size: int, num: int) -> torch.Tensor:
     """Orthonormal random columns that leave the constant entry alone."""
-    columns = torch.linalg.qr(torch.randn(hidden_size, num))[0]
+    columns: torch.Tensor = torch.linalg.qr(torch.randn(hidden_size, num))[0]
     columns[0] = 0
     return columns

@@ -50,8 +50,11 @@ def count_steps(rows: int, validation_rows: int, training: Training, checkpoints
 
 def _falls_at(interval: int | float | str, per_epoch: int, total: int) -> tuple[int, ...]:
     """Every `interval` steps (a float is a share of all steps, `epoch` an epoch's end), and at the last step."""
-    if isinstance(interval, float):
-        every = max(1, round(interval * total))
-    else:
-        every = per_epoch if isinstance(interval, str) else interval
+    match interval:
+        case float():
+            every = max(1, round(interval * total))
+        case int():
+            every = interval
+        case _:
+            every = per_epoch
     return (*range(every, total, every), total)
