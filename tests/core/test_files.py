@@ -34,3 +34,10 @@ def test_a_torn_last_line_is_passed_over(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"step": 2, "lo')
     assert list(jsonl.records(path)) == [{"step": 1}]
+
+
+def test_a_record_after_a_torn_line_stands_on_a_line_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"event": "started"}\n{"event": "sav')
+    jsonl.append(path, {"event": "resumed"})
+    assert [record["event"] for record in jsonl.records(path)] == ["started", "resumed"]

@@ -2,9 +2,10 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -13,9 +14,10 @@ def dumps(value: Any, *, indent: int | None = None) -> str:
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one record as one line, in one write, so that a reader sees it whole or torn but never mixed with another."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(dumps(record) + "\n")
+    """Add one record as one line, in one write. The torn last line of a writer that was killed is cut off first."""
+    with path.open("ab+") as file:
+        _cut_torn_line(file)
+        file.write((dumps(record) + "\n").encode())
 
 
 def records(path: Path) -> Iterator[dict[str, Any]]:
@@ -25,6 +27,14 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             yield json.loads(line)
+
+
+def _cut_torn_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read(1) not in (b"", b"\n"):
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
 
 
 def _finite(value: Any) -> Any:
