@@ -7,8 +7,10 @@ import torch
 from torch import nn
 
 from luthier.core import jsonl
+from luthier.train import resolve
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
+from luthier.train.order import MicroBatchSize
 from luthier.train.run import TrainingJob, _set_up, train
 from tests.train.workshop import Workshop
 
@@ -19,8 +21,8 @@ class Killed(Exception):
     """Stands for a power cut."""
 
 
-def killed_in_step(job: TrainingJob, step: int) -> None:
-    """Train until the second micro batch of this step."""
+def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
+    """Train until the second micro batch of this step; how the run's rows were divided."""
     loop, _, _ = _set_up(job)
     forward_passes = 0
 
@@ -33,6 +35,12 @@ def killed_in_step(job: TrainingJob, step: int) -> None:
     loop.model.register_forward_pre_hook(die)
     with pytest.raises(Killed):
         fit(loop, State())
+    return loop.micro_batch
+
+
+def resolve_again(job: TrainingJob) -> dict[str, Any]:
+    """What each `auto` becomes when the job is set up once more."""
+    return {item.path: item.value for item in _set_up(job)[2]}
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
@@ -52,6 +60,35 @@ def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, s
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
         assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
     assert lines(whole) == lines(broken)
+
+
+def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_memory(num_bytes: int) -> None:
+        monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: num_bytes)
+
+    auto = {"micro_batch_size": "auto"}
+    with_memory(1)  # one row at once
+    whole, broken = workshop.job("whole", training=auto), workshop.job("broken", training=auto)
+    train(whole)
+    began_with = killed_in_step(broken, 18)  # four micro batches a step: this is step 9
+    with_memory(10**10)
+    fresh = _set_up(workshop.job("fresh", training=auto))[0].micro_batch
+    assert fresh != began_with
+    train(broken)
+    for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
+        assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
+    assert lines(whole) == lines(broken)
+    kept = [record for record in jsonl.records(broken.folder.events) if record["event"] == "sizes_kept"]
+    assert [(record["kept"]["tokens"], record["fitting_now"]["tokens"]) for record in kept] == [(began_with.tokens, fresh.tokens)]
+    assert resolve_again(broken)["training.gradient_checkpointing"] is True  # and once more: the first start's, not the last's
+
+
+def test_a_run_without_a_checkpoint_begins_with_what_fits_now(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = workshop.job(training={"micro_batch_size": "auto"})
+    monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: 10**10)
+    assert resolve_again(job)["training.gradient_checkpointing"] is False
+    monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: 1)
+    assert resolve_again(job)["training.gradient_checkpointing"] is True
 
 
 def test_dropout_has_an_effect(workshop: Workshop) -> None:

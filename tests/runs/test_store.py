@@ -1,5 +1,8 @@
 """Run folders: the same recipe comes back to its folder, another one gets its own."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,5 +47,57 @@ def test_a_run_is_finished_when_its_events_say_so(original: Path) -> None:
     assert not run.finished
     run.event("started")
     assert not run.finished
+    run.adapter.mkdir()
+    assert not run.finished
     run.event("finished", step=3)
     assert run.finished
+
+
+def test_a_run_whose_adapter_was_deleted_is_not_finished(original: Path) -> None:
+    run = store.open_or_create("a", "seed: 1\n", original)
+    run.event("finished", step=3)
+    assert not run.finished
+
+
+def test_a_difference_names_every_changed_key_with_both_values() -> None:
+    old = "seed: 1\nlora: {r: 8}\ndata:\n  sources: [{path: a}]\n  group_by: ''\n"
+    new = "seed: 1\nlora: none\ndata:\n  sources: [{path: a}, {path: b}]\n  group_by: place\n"
+    assert store.difference(old, new) == [
+        "lora.r: 8 → absent",
+        'data.group_by: "" → "place"',
+        'lora: absent → "none"',
+        'data.sources.1.path: absent → "b"',
+    ]
+    assert store.difference(old, old) == []
+
+
+def test_a_second_holder_of_a_run_is_told_who_has_it(original: Path) -> None:
+    run = store.open_or_create("a", "seed: 1\n", original)
+    with store.alone(run):
+        assert run.pid.read_text() == f"{os.getpid()}\n"
+        with pytest.raises(UsageError, match=rf"run a is being trained by process {os.getpid()}"), store.alone(run):
+            pass
+    assert not run.pid.exists()
+    with store.alone(run):
+        pass
+
+
+def test_a_killed_process_lets_go_of_its_run(original: Path) -> None:
+    run = store.open_or_create("a", "seed: 1\n", original)
+    code = """
+import sys
+from pathlib import Path
+from luthier.runs.store import RunFolder, alone
+with alone(RunFolder(Path(sys.argv[1]))):
+    print("in", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"in\n"
+        with pytest.raises(UsageError, match=rf"process {holder.pid}"), store.alone(run):
+            pass
+        holder.kill()
+        holder.wait(timeout=20)
+        with store.alone(run):
+            assert run.pid.read_text() == f"{os.getpid()}\n"

@@ -100,6 +100,25 @@ def test_the_newest_and_the_best_are_kept(trainee: Trainee) -> None:
     assert '"checkpoint": "step-000005"' in trainee.run.pointer("latest").read_text()
 
 
+def test_a_newer_damaged_checkpoint_takes_no_place_among_the_kept(trainee: Trainee) -> None:
+    best = Best(step=1, value=0.5)
+    for step in (1, 2, 9):
+        trainee.advance(step, best=best)
+    (trainee.run.checkpoint(9) / "adapter.safetensors").write_bytes(b"")
+    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 2
+    trainee.advance(3, best=best, keep=1)
+    assert trainee.saved() == ["step-000001", "step-000003", "step-000009"]
+    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 3
+
+
+@pytest.mark.parametrize("manifest", ['{"files": {}}', '{"files": {"state.json": null}}'])
+def test_a_manifest_that_does_not_name_every_file_vouches_for_nothing(trainee: Trainee, manifest: str) -> None:
+    trainee.advance(1)
+    (trainee.run.checkpoint(1) / "manifest.json").write_text(manifest)
+    with pytest.raises(RunError, match="does not name"):
+        checkpoint.verify(trainee.run.checkpoint(1))
+
+
 def test_a_best_that_is_gone_is_no_longer_the_best(trainee: Trainee) -> None:
     trainee.advance(1)
     trainee.advance(2, best=Best(step=1, value=0.5))

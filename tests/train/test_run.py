@@ -56,6 +56,14 @@ def test_full_fine_tuning_saves_the_whole_model(workshop: Workshop) -> None:
     assert not any(torch.equal(weight, base.get_parameter(name)) for name, weight in model.named_parameters())
 
 
+def test_saving_a_whole_model_draws_no_bar_over_luthiers_own(workshop: Workshop, capfd: pytest.CaptureFixture[str]) -> None:
+    job = workshop.job(lora="none", training={"max_steps": 1, "learning_rate": 1e-3})
+    capfd.readouterr()
+    train(job)
+    assert (job.folder.adapter / "model.safetensors").exists()
+    assert "%|" not in "".join(capfd.readouterr())
+
+
 def test_training_goes_on_from_another_runs_adapter(workshop: Workshop) -> None:
     first, second = workshop.job("first"), workshop.job("second", lora={"init_from": "first"})
     train(first)

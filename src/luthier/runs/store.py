@@ -1,12 +1,16 @@
 """The run folder: who writes what where. Readers need nothing else to know a run."""
 
+import fcntl
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+from ruamel.yaml import YAML
 
 from luthier.core import files, jsonl
 from luthier.core.errors import UsageError
@@ -69,6 +73,11 @@ class RunFolder:
         """The decision and its reasons."""
         return self.path / "verdict.json"
 
+    @property
+    def pid(self) -> Path:
+        """The process that trains the run; there while it does, and after it was killed."""
+        return self.path / "pid"
+
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's predictions.jsonl and scores.json."""
         return self.path / "evaluations" / name
@@ -92,7 +101,9 @@ class RunFolder:
     @property
     def finished(self) -> bool:
         """Whether training came to its end and the adapter is in place."""
-        return self.events.exists() and any(record["event"] == "finished" for record in jsonl.records(self.events))
+        if not (self.adapter.exists() and self.events.exists()):
+            return False
+        return any(record["event"] == "finished" for record in jsonl.records(self.events))
 
 
 def runs_root() -> Path:
@@ -132,3 +143,43 @@ def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
         if folder.recipe.read_text() == recipe_text:
             return folder
         number += 1
+
+
+@contextmanager
+def alone(run: RunFolder) -> Iterator[None]:
+    """The run for this process alone; raises UsageError where another has it. A killed process lets go of it."""
+    with (run.path / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = run.pid.read_text().strip() if run.pid.exists() else "that has just begun"
+            change = "wait until it ends, or give this run another name"
+            raise UsageError(f"run {run.name} is being trained by process {holder}", where=str(run.path), change=change) from None
+        files.write(run.pid, f"{os.getpid()}\n")
+        try:
+            yield
+        finally:
+            run.pid.unlink(missing_ok=True)
+
+
+def difference(old: str, new: str) -> list[str]:
+    """`dotted.key: old → new` for every value in which two resolved recipes differ."""
+    before, after = (dict(_leaves(YAML(typ="safe").load(text))) for text in (old, new))
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in before | after
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and values in JSON; a list of words is one value."""
+    if isinstance(value, dict) and value:
+        inner = list(value.items())
+    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        inner = list(enumerate(value))
+    else:
+        yield key, jsonl.dumps(value)
+        return
+    for name, item in inner:
+        yield from _leaves(item, f"{key}.{name}" if key else str(name))

@@ -34,7 +34,7 @@ class Best:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """Where the loop stands after `step`. Row order and dropout follow from the step, so no generator state is in it."""
+    """Where the loop stands after `step`. Row order and dropout follow from the step and plan.json's sizes: no generator state is in it."""
 
     step: int = 0
     best: Best | None = None
@@ -112,6 +112,8 @@ def verify(folder: Path) -> None:
     """Raise RunError unless every file is there as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        if set(manifest) != {WEIGHTS, OPTIMIZER, STATE}:
+            raise RunError("its manifest does not name the three files", where=str(folder))
         for name, expected in manifest.items():
             if (folder / name).stat().st_size != expected["bytes"]:
                 raise RunError(f"{name} is cut short", where=str(folder))
@@ -175,9 +177,14 @@ def _point(run: RunFolder, state: State) -> None:
 
 
 def _retire(run: RunFolder, state: State, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best, and what an interrupted save left."""
-    best = run.checkpoint(state.best.step) if state.best else run.checkpoint(state.step)
-    for folder in [path for path in _newest_first(run)[keep:] if path != best] + list(run.checkpoints.glob("*.part")):
+    """Remove all but the newest `keep` checkpoints and the best, and what an interrupted save left.
+
+    A later step's folder is one that was found damaged: it takes no place among the newest, and will be written again.
+    """
+    current = run.checkpoint(state.step)
+    best = run.checkpoint(state.best.step) if state.best else current
+    reached = [path for path in _newest_first(run) if path.name <= current.name]
+    for folder in [path for path in reached[keep:] if path != best] + list(run.checkpoints.glob("*.part")):
         shutil.rmtree(folder)
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from luthier.core import files
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.load import no_progress_bars
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train.checkpoint import check_finite
@@ -39,7 +40,8 @@ def save_final(model: PreTrainedModel | PeftModel, tokenizer: ChatTokenizer, run
     if isinstance(model, PeftModel):
         model.save_pretrained(str(part), save_embedding_layers=False)  # "auto" would ask the hub whether the vocabulary has grown
     else:
-        model.save_pretrained(str(part))
+        with no_progress_bars():
+            model.save_pretrained(str(part))
     files.write(part / "README.md", _card(origin, is_adapter=isinstance(model, PeftModel)))  # in place of PEFT's empty form
     tokenizer.save(part)
     files.write_json(

@@ -1,4 +1,4 @@
-"""The training loop: rate, step, record, validate, save, stop. Row order and dropout depend on the seed and the step alone."""
+"""The training loop: rate, step, record, validate, save, stop. Row order follows from seed and step, dropout also from the micro batch."""
 
 import math
 import time

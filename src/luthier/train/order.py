@@ -1,4 +1,4 @@
-"""Which rows a step takes, and in which micro batches: functions of the seed and the step alone, so nothing has to be saved."""
+"""Which rows a step takes, and in which micro batches: functions of seed, step and micro batch size, which a run keeps in plan.json."""
 
 import hashlib
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ def rows_of_step(step: int, steps: Steps, seed: int) -> Indices:
 def micro_batches(rows: Indices, lengths: npt.NDArray[np.int32], size: MicroBatchSize) -> list[Indices]:
     """The rows divided into micro batches of like lengths, the longest first, so that too little memory shows at once.
 
-    The loss is a sum, so neither order nor division changes the update.
+    The loss is a sum, so neither order nor division changes the update but by dropout, which is drawn per micro batch.
     """
     left = rows[np.argsort(-lengths[rows], kind="stable")]
     batches: list[Indices] = []

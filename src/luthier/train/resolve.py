@@ -1,7 +1,9 @@
 """What the training loop's `auto` values become: micro batch, gradient checkpointing, patience, the final checkpoint."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import psutil
 import torch
@@ -36,6 +38,20 @@ class Sizes:
     micro_batch: MicroBatchSize
     checkpoint_activations: bool
     resolved: tuple[Resolved, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The numbers, as plan.json has them under `sizes`."""
+        return {**asdict(self.micro_batch), "checkpoint_activations": self.checkpoint_activations}
+
+    @classmethod
+    def of_plan(cls, plan: Mapping[str, Any]) -> "Sizes":
+        """Those in a plan.json."""
+        numbers = plan["sizes"]
+        return cls(
+            micro_batch=MicroBatchSize(rows=numbers["rows"], tokens=numbers["tokens"]),
+            checkpoint_activations=numbers["checkpoint_activations"],
+            resolved=tuple(Resolved(**item) for item in plan["resolved"] if item["path"].startswith("training.")),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

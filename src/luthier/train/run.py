@@ -1,6 +1,7 @@
 """A training job, from the recipe to the final adapter: set up, resume, train, keep the best."""
 
 import functools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
@@ -25,7 +26,7 @@ from luthier.train.checkpoint import Best, State
 from luthier.train.final import Origin, save_final
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
-from luthier.train.resolve import Ending, Workload, resolve_ending, resolve_sizes
+from luthier.train.resolve import Ending, Sizes, Workload, resolve_ending, resolve_sizes
 from luthier.train.step import Precision
 
 
@@ -84,7 +85,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
         supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
         dtype=dtype,
     )
-    sizes = resolve_sizes(base, recipe.training, workload)
+    sizes = _sizes(job, base, workload)
     model = _trainable(job, base, sizes.checkpoint_activations)
     resolved = (
         Resolved(
@@ -94,7 +95,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
         ),
         *(resolved_dtype, *sizes.resolved, *ending.resolved),
     )
-    _announce(job, device, resolved)
+    _announce(job, device, sizes, resolved)
     loop = Loop(
         recipe=recipe,
         steps=job.steps,
@@ -111,6 +112,18 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
         origins=functools.partial(_origins, job.prepared),
     )
     return loop, ending, resolved
+
+
+def _sizes(job: TrainingJob, base: PreTrainedModel, workload: Workload) -> Sizes:
+    """What fits the free memory or, once there are checkpoints, what did when the run began: dropout follows from the division."""
+    fitting = resolve_sizes(base, job.recipe.training, workload)
+    if not (job.folder.plan.exists() and any(job.folder.checkpoints.glob("step-*"))):
+        return fitting
+    kept = Sizes.of_plan(json.loads(job.folder.plan.read_text(encoding="utf-8")))
+    if kept.to_json() != fitting.to_json():
+        job.folder.event("sizes_kept", kept=kept.to_json(), fitting_now=fitting.to_json())
+        job.progress.say("micro batch and gradient checkpointing stay as they were when the run began, though the free memory has changed")
+    return kept
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
@@ -132,9 +145,9 @@ def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: 
     return model
 
 
-def _announce(job: TrainingJob, device: torch.device, resolved: Sequence[Resolved]) -> None:
+def _announce(job: TrainingJob, device: torch.device, sizes: Sizes, resolved: Sequence[Resolved]) -> None:
     values = [asdict(item) for item in resolved]
-    files.write_json(job.folder.plan, {"steps": job.steps.to_json(), "resolved": values})
+    files.write_json(job.folder.plan, {"steps": job.steps.to_json(), "sizes": sizes.to_json(), "resolved": values})
     job.folder.event("started", steps=job.steps.total, device=str(device), threads=torch.get_num_threads())
     for item in resolved:
         if item.why != SAID:
