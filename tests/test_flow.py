@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from luthier import flow
-from luthier.core.errors import RecipeError, UsageError
+from luthier.core import files
+from luthier.core.errors import ModelError, RecipeError, UsageError
 from luthier.recipe.load import LoadedRecipe
 from luthier.runs.store import RunFolder
 
@@ -81,11 +82,55 @@ def test_a_run_is_evaluated_with_its_own_recipe_and_kept_in_its_folder(run: RunF
     assert evaluated.report.scores.loss is not None
 
 
-def test_a_file_of_rows_is_asked_whole(home: Path, run: RunFolder) -> None:
-    (home / "more.jsonl").write_text('{"prompt": "What does a fox do?", "completion": "nobody knows", "place": "wood"}\n')
-    evaluated = flow.evaluate("animals", flow.Options(data=home / "more.jsonl"))
-    assert [row.reference for row in evaluated.report.predictions["sound"]] == ["nobody knows"]
-    assert evaluated.folder.name == "tuned-data-more"
+def test_a_file_of_rows_is_asked_whole_twins_and_long_rows_too(home: Path, run: RunFolder) -> None:
+    more, fox = home / "more.jsonl", {"prompt": "What does a fox do?", "completion": "nobody knows", "place": "wood"}
+    long = {**fox, "prompt": "And " + "still " * 200 + "the bear?", "completion": "growls"}
+    more.write_text("".join(json.dumps(row) + "\n" for row in (fox, fox, long)))
+    asked = load(home, "evaluation.tasks.0.split=validation", "evaluation.tasks.0.limit=1", "data.max_length=100").recipe
+    evaluated = flow.evaluate("demo", flow.Options(data=more), asked)
+    assert [row.reference for row in evaluated.report.predictions["sound"]] == ["nobody knows", "nobody knows", "growls"]
+    assert evaluated.report.scores.loss is None  # no rows of the recipe are asked
+    assert evaluated.folder.name == f"demo-data-more-{files.sha256(more)[:8]}"
+    assert flow.evaluate("animals", flow.Options(data=more, limit=1)).report.scores.tasks["sound"].n == 1
+
+
+def test_a_file_and_a_split_cannot_both_be_asked(home: Path) -> None:
+    with pytest.raises(UsageError, match="--split"):
+        flow.Options(data=home / "rows.jsonl", split="validation")
+    with pytest.raises(UsageError, match=r"none\.jsonl: there is no such file"):
+        flow.Options(data=home / "none.jsonl")
+
+
+def test_a_run_answers_another_recipes_tasks_on_its_data(home: Path, run: RunFolder) -> None:
+    (home / "sheep.jsonl").write_text("".join(f'{{"prompt": "Sheep {number}?", "completion": "bleats"}}\n' for number in range(20)))
+    lines = ("name: sheep", "model: {base: absent/model, dtype: float32}", "data: {sources: [{path: sheep.jsonl}], deduplicate: none}")
+    (home / "sheep.yaml").write_text("\n".join((*lines, "evaluation: {tasks: [{name: baa, scorer: exact, max_new_tokens: 4}]}")))
+    sheep = flow.load(home / "sheep.yaml").recipe
+    by_name, by_folder = (flow.evaluate(name, recipe=sheep) for name in ("animals", str(run.path)))
+    assert by_name.folder == by_folder.folder == run.evaluation("tuned-on-sheep")
+    assert {row.reference for row in by_name.report.predictions["baa"]} == {"bleats"}
+    asked = flow.evaluate(str(run.adapter), recipe=load(home, "name=same").recipe).report.predictions["sound"]
+    again = flow.evaluate("animals", recipe=load(home, "name=same").recipe).report.predictions["sound"]
+    assert [row.answer for row in again] == [row.answer for row in asked]
+
+
+def test_a_model_or_an_adapter_folder_without_a_recipe_is_told_to_bring_one(run: RunFolder) -> None:
+    for name in (str(run.adapter), "demo"):
+        with pytest.raises(UsageError, match="a model or an adapter folder needs --recipe"):
+            flow.evaluate(name)
+
+
+def test_an_adapter_is_refused_under_another_chat_template_than_it_was_trained_with(home: Path, run: RunFolder) -> None:
+    own = flow.prepare(load(home).recipe).summary.template.sha256
+    template = (run.adapter / "chat_template.jinja").read_text()
+    (home / "same.jinja").write_text(template)
+    flow.evaluate(str(run.adapter), flow.Options(limit=1), load(home, f"model.chat_template={home}/same.jinja").recipe)
+    (home / "other.jinja").write_text("{# another #}" + template)
+    other = load(home, f"model.chat_template={home}/other.jinja").recipe
+    theirs = flow.prepare(other).summary.template.sha256
+    for name in (str(run.adapter), "animals"):
+        with pytest.raises(ModelError, match=f"chat template {own}, not {theirs}"):
+            flow.evaluate(name, recipe=other)
 
 
 def test_the_adapter_folder_and_the_run_give_the_same_answers(home: Path, run: RunFolder) -> None:

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from luthier.core.errors import UsageError
+from luthier.core import files
+from luthier.core.errors import RunError, UsageError
 from luthier.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.run import Subject
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
-    from luthier.recipe.schema import BaselineMetric, Model, Recipe
+    from luthier.recipe.schema import BaselineMetric, Data, Model, Recipe
     from luthier.runs.store import RunFolder
 
 SILENT = Silent()
@@ -42,32 +43,37 @@ class Trained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What `evaluate` asks instead of the recipe's own: another split, rows of a file, fewer rows. `recipe` leaves each as it is."""
+    """What `evaluate` asks instead of the recipe's own: another split, or a file's rows; fewer rows. `recipe` leaves each as it is."""
 
     split: Literal["train", "validation", "test", "recipe"] = "recipe"
     data: Path | Literal["recipe"] = "recipe"
     limit: int | Literal["recipe"] = "recipe"
 
+    def __post_init__(self) -> None:
+        if self.data == "recipe":
+            return
+        if self.split != "recipe":
+            raise UsageError("--data asks all rows of its file, --split those of the recipe", change="give one of the two")
+        if not self.data.is_file():
+            raise UsageError("there is no such file", where=str(self.data), change="--data wants a file of rows")
+
     @property
     def suffix(self) -> str:
-        """Tells such an evaluation's folder from that of the recipe's own."""
-        data = self.data if isinstance(self.data, str) else self.data.stem
+        """Tells such an evaluation's folder from that of the recipe's own; a file is known by its name and content."""
+        data = self.data if isinstance(self.data, str) else f"{self.data.stem}-{files.sha256(self.data)[:8]}"
         parts = (("split", self.split), ("data", data), ("limit", str(self.limit)))
         return "".join(f"-{name}-{value}" for name, value in parts if value != "recipe")
 
     def apply(self, recipe: Recipe) -> Recipe:
-        """The recipe with these questions; rows of a file take the test split's place."""
-        tasks: dict[str, str | int] = {} if self.split == "recipe" else {"split": self.split}
+        """The recipe with these questions."""
+        tasks: dict[str, str | int] = {} if self.data == "recipe" else {"split": "test", "limit": "all"}
+        tasks |= {} if self.split == "recipe" else {"split": self.split}
         tasks |= {} if self.limit == "recipe" else {"limit": self.limit}
         evaluation = recipe.evaluation.model_copy(
             update={"tasks": tuple(task.model_copy(update=tasks) for task in recipe.evaluation.tasks)}
         )
-        if self.data == "recipe":
-            return recipe.model_copy(update={"evaluation": evaluation})
-        old = recipe.data.split
-        freed = old.test if isinstance(old.test, float) else 0.0
-        split = old.model_copy(update={"test": str(Path(self.data).absolute()), "train": old.train + freed})
-        return recipe.model_copy(update={"evaluation": evaluation, "data": recipe.data.model_copy(update={"split": split})})
+        data = recipe.data if self.data == "recipe" else _rows_of(self.data, recipe.data)
+        return recipe.model_copy(update={"evaluation": evaluation, "data": data})
 
 
 AS_THE_RECIPE = Options()
@@ -108,7 +114,8 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT) -> Trained:
     """A finished run of the recipe: begun, resumed from its newest checkpoint, or already there."""
     from luthier.data.tokenizer import load_tokenizer
     from luthier.runs.environment import write_environment
-    from luthier.runs.store import open_or_create
+    from luthier.runs.store import alone, difference, find, open_or_create
+    from luthier.runs.summary import DataSummary
     from luthier.train.run import TrainingJob
     from luthier.train.run import train as run_training
 
@@ -116,38 +123,51 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT) -> Trained:
     prepared = prepare(recipe, progress)
     planned = steps(recipe, prepared)
     run = open_or_create(recipe.name, loaded.text, loaded.source)
-    if run.finished:
-        progress.say(f"{run.path} is finished; change the recipe to train anew")
-        return Trained(run=run, steps=planned)
-    prepared.summary.write(run.data)
-    write_environment(run, prepared.summary)
-    tokenizer = load_tokenizer(recipe.model)
-    run_training(
-        TrainingJob(
-            recipe=recipe,
-            prepared=prepared,
-            tokenizer=tokenizer,
-            folder=run,
-            steps=planned,
-            progress=progress,
-            score=functools.partial(_validation_scores, recipe, prepared, tokenizer),
+    if run.name != recipe.name:
+        changed = difference(find(recipe.name).recipe.read_text(encoding="utf-8"), loaded.text)
+        progress.say(f"run {recipe.name} has another recipe; this one is {run.name}, with {'; '.join(changed)}")
+    with alone(run):
+        if run.data.exists() and DataSummary.read(run.data).hash != prepared.summary.hash:
+            change = "give the run another name, or put the old rows back"
+            raise RunError("the rows have changed since this run began", where=str(run.path), change=change)
+        if run.finished:
+            progress.say(f"{run.path} is finished; change the recipe to train anew")
+            return Trained(run=run, steps=planned)
+        prepared.summary.write(run.data)
+        write_environment(run, prepared.summary)
+        tokenizer = load_tokenizer(recipe.model)
+        run_training(
+            TrainingJob(
+                recipe=recipe,
+                prepared=prepared,
+                tokenizer=tokenizer,
+                folder=run,
+                steps=planned,
+                progress=progress,
+                score=functools.partial(_validation_scores, recipe, prepared, tokenizer),
+            )
         )
-    )
     return Trained(run=run, steps=planned)
 
 
 def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None = None, progress: Progress = SILENT) -> Evaluated:
     """Answers of a run, a model or an adapter folder to the recipe's tasks, scored and measured.
 
-    A run brings its recipe and keeps the evaluation in its folder; a model or an adapter folder needs a recipe for data and tasks,
-    and the evaluation is kept in `runs/evaluations/`.
+    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; a model or an
+    adapter folder needs a recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
     """
     from luthier.runs.store import find, runs_root
 
-    if recipe is None:
+    try:
         run = find(name)
+    except UsageError as error:
+        if recipe is None:
+            change = f"{error.change}; a model or an adapter folder needs --recipe, for data and tasks"
+            raise UsageError(error.what, change=change) from error
+    else:
         own = load(run.recipe).recipe
-        return _evaluated(_tuned(run, own), options.apply(own), run.evaluation("tuned" + options.suffix), progress)
+        asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
+        return _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
     folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
     return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
@@ -197,6 +217,24 @@ def kept_report(folder: Path) -> Report:
     from luthier.evaluate import report
 
     return report.read(folder)
+
+
+def _rows_of(file: Path, data: Data) -> Data:
+    """The data section with a file's rows as its test split, every one of them; of the sources stays the least that `prepare` takes."""
+    from luthier.recipe.schema import Split
+
+    whole: dict[str, object] = {"split": Split(train=1, validation=0, test=str(file.absolute())), "deduplicate": "none", "max_per_group": 1}
+    if data.over_length != "truncate":
+        whole["max_length"] = "fit"
+    return data.model_copy(update=whole)
+
+
+def _asked_of(own: Recipe, other: Recipe) -> Recipe:
+    """Another recipe's data and tasks for a run's model, in the run's own chat template unless the other names one."""
+    kept = {"base": own.model.base, "revision": own.model.revision}
+    if other.model.chat_template == "auto":
+        kept["chat_template"] = own.model.chat_template
+    return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
 
 
 def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:

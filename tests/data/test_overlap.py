@@ -14,7 +14,7 @@ LONG = " ".join(f"word{number}" for number in range(60))
 def example(prompt: str, origin: str, *, answer: str = "yes", system: str = "") -> Example:
     opening = (Message(role="system", content=system),) if system else ()
     messages = (*opening, Message(role="user", content=prompt), Message(role="assistant", content=answer))
-    return Example(conversation=Conversation(messages=messages), origin=origin, group="", key=prompt)
+    return Example(conversation=Conversation(messages=messages), origin=origin, group="", key=prompt, reference=answer)
 
 
 def test_a_prompt_that_stands_in_train_is_counted_whatever_its_answer_and_system_turn() -> None:

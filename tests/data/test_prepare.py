@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from luthier.core.chat import Message
 from luthier.core.errors import DataError
 from luthier.core.progress import Silent
 from luthier.data.pool import Chunk, render_chunks
@@ -19,7 +20,7 @@ from luthier.data.rows import Example
 from luthier.data.store import Prepared, example_from_json, example_to_json
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import prepared_root
-from tests.data.families import family
+from tests.data.families import CALL, TWO_TURNS, family
 
 SILENT = Silent()
 
@@ -84,6 +85,56 @@ def test_a_bad_row_stops_unless_the_recipe_skips_it(base: Path, log: Path) -> No
     with pytest.raises(DataError, match=r"log\.jsonl:58: field `prompt`: found the number 7, expected text"):
         prepare(recipe(base, log), SILENT)
     assert [path.name for path in prepared_root().iterdir() if not path.name.startswith(".")] == []
+
+
+def test_default_prompts_list_the_labels_of_all_sources_and_split_files(base: Path, tmp_path: Path) -> None:
+    """A list per file would tell the model which file, and so which labels, a row is from."""
+    files = {"lab": ["db", "net", "web"], "lab2": ["games"], "held": ["mail"]}
+    for name, labels in files.items():
+        (tmp_path / f"{name}.csv").write_text("text,label\n" + "".join(f"{name} row {n},{labels[n % len(labels)]}\n" for n in range(6)))
+    sources = [{"path": str(tmp_path / f"{name}.csv")} for name in ("lab", "lab2")]
+    split = {"train": 0.8, "validation": 0.2, "test": str(tmp_path / "held.csv")}
+    prepared = prepare(recipe(base, tmp_path, sources=sources, split=split, group_by=""), SILENT)
+    prompts = {example.conversation.messages[0].content for examples in splits_of(prepared).values() for example in examples}
+    assert prompts == {"Answer with one of: db, games, mail, net, web."}
+
+
+def turns(*messages: Message) -> dict[str, Any]:
+    return {"messages": [message.to_template() for message in messages], "agent": "coder"}
+
+
+def test_evaluation_asks_what_training_saw_when_thinking_is_stripped(base: Path, tmp_path: Path) -> None:
+    log = write(tmp_path / "log.jsonl", [turns(*TWO_TURNS)])
+    prepared = prepare(recipe(base, log, thinking="strip", split={"train": 1.0, "validation": 0, "test": 0}), SILENT)
+    (example,), (token_row,) = prepared.examples("train"), prepared.rows("train")
+    prompt = family("chatml").prompt_ids(example.prompt)
+    assert token_row.ids[: len(prompt)].tolist() == prompt
+    assert family("chatml").decode(token_row.ids[token_row.supervised]) == "The answer is 4.<|im_end|>yes<|im_end|>"
+
+
+def test_an_answer_of_nothing_but_thinking_is_dropped_when_thinking_is_stripped(base: Path, tmp_path: Path) -> None:
+    silent = turns(TWO_TURNS[0], Message(role="assistant", content="<think>\nhm\n</think>\n\n"))
+    log = write(tmp_path / "log.jsonl", [turns(*TWO_TURNS), silent])
+    found = prepare(recipe(base, log, thinking="strip", split={"train": 1.0, "validation": 0, "test": 0}), SILENT)
+    assert found.summary.rows.dropped == {"nothing but thinking in an answer": 1}
+
+
+def test_evaluation_asks_what_training_saw_when_texts_are_shortened(base: Path, log: Path) -> None:
+    prepared = prepare(recipe(base, log, on_bad_row="skip", max_length=60, over_length="truncate"), SILENT)
+    assert sum(split.cut.rows for split in prepared.summary.splits.values()) == 2
+    for split, examples in splits_of(prepared).items():
+        for example, token_row in zip(examples, prepared.rows(split), strict=True):
+            prompt = family("chatml").prompt_ids(example.prompt)
+            assert token_row.ids[: len(prompt)].tolist() == prompt
+
+
+def test_the_reference_of_a_tool_call_is_kept_with_its_example(tmp_path: Path) -> None:
+    family("qwen3").save(tmp_path / "qwen3")
+    called = turns(TWO_TURNS[0], Message(role="assistant", content="", tool_calls=(CALL,)))
+    log = write(tmp_path / "log.jsonl", [called])
+    found = prepare(recipe(tmp_path / "qwen3", log, split={"train": 1.0, "validation": 0, "test": 0}), SILENT)
+    (example,) = found.examples("train")
+    assert example.reference.endswith('<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>')
 
 
 def test_half_a_character_inside_json_text_is_a_bad_row(base: Path, tmp_path: Path) -> None:
@@ -162,6 +213,10 @@ def test_max_per_group_caps_training_rows_only(base: Path, log: Path) -> None:
     assert dict(capped.splits["train"].groups) == {"coder": 5, "tester": 5}
     for split in ("validation", "test"):
         assert capped.splits[split].groups == whole.splits[split].groups
+    for split, summary in whole.splits.items():  # shares tell how rows were divided, before the cap
+        assert capped.splits[split].obtained_share == summary.obtained_share
+        assert capped.splits[split].group_shares == summary.group_shares
+        assert summary.group_shares["coder"] == summary.groups["coder"] / whole.groups["coder"]
     assert capped.rows.dropped["over max_per_group"] == whole.rows.kept - capped.rows.kept
 
 

@@ -9,16 +9,18 @@ from luthier.core.errors import DataError
 from luthier.data.fields import BadRowError
 from luthier.data.render import Rendered, Renderer, shorten_user_texts
 from luthier.data.rows import Example
+from luthier.data.store import example_from_json
 from luthier.recipe.schema import Data, Source
 from luthier.runs.summary import Cut
-from tests.data.families import TWO_TURNS, family
+from luthier.score.scorers import scorer
+from tests.data.families import CALL, TWO_TURNS, family
 
 CHATML = family("chatml")
 ASKED = "The capital of France is Paris and the weather is sunny. " * 8
 
 
 def example(*messages: Message) -> Example:
-    return Example(conversation=Conversation(messages=messages), origin="log.jsonl:7", group="", key="a")
+    return Example(conversation=Conversation(messages=messages), origin="log.jsonl:7", group="", key="a", reference=messages[-1].content)
 
 
 def asked(*texts: str) -> Example:
@@ -127,19 +129,28 @@ def test_a_row_whose_prompt_alone_fills_max_length_is_dropped_for_want_of_a_targ
 
 def test_an_unstable_template_gives_a_row_for_each_answer() -> None:
     assert len(render(example(*TWO_TURNS), "qwen3").rows) == 2
-    assert len(render(example(*TWO_TURNS), "qwen3", thinking="strip").rows) == 2
     assert len(render(example(*TWO_TURNS), "qwen3", train_on="last_assistant").rows) == 1
 
 
-def test_stripped_thinking_is_neither_trained_on_nor_in_the_context() -> None:
-    rendered = render(example(*TWO_TURNS), thinking="strip")
-    assert "think" not in text(rendered)
-    assert trained(rendered) == "The answer is 4.<|im_end|>yes<|im_end|>"
-
-
-def test_an_answer_of_nothing_but_thinking_is_dropped_when_thinking_is_stripped() -> None:
-    assert render(asked("Sure?", "<think>\nhm\n</think>\n\n"), thinking="strip").dropped == "nothing but thinking in an answer"
+def test_an_answer_of_nothing_but_thinking_has_no_target_when_thinking_is_masked() -> None:
     assert render(asked("Sure?", "<think>\nhm"), thinking="mask").dropped == "no token to train on"
+
+
+def test_the_reference_of_a_tool_call_is_what_the_template_writes() -> None:
+    turns = (Message(role="user", content="Is it sunny in Paris?"), Message(role="assistant", content="", tool_calls=(CALL,)))
+    rendered = render(example(*turns), "qwen3")
+    found = example_from_json(rendered.line)
+    call = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    assert found.reference.endswith(call)
+    row = rendered.rows[0]
+    assert family("qwen3").decode(row.ids[row.supervised]) == found.reference + "<|im_end|>"
+    assert scorer("exact")(call, found.reference) == 1.0
+
+
+def test_the_example_that_is_kept_asks_what_the_shortened_row_asked() -> None:
+    rendered = render(asked("Sure?", "yes", ASKED, "yes"), max_length=60, over_length="truncate")
+    prompt = CHATML.prompt_ids(example_from_json(rendered.line).prompt)
+    assert rendered.rows[0].ids[: len(prompt)].tolist() == prompt
 
 
 def test_a_conversation_that_the_template_refuses_is_a_bad_row() -> None:

@@ -20,7 +20,7 @@ def example(prompt: str, answer: str = "yes", *, group: str = "", origin: str = 
     messages = (Message(role="user", content=prompt), Message(role="assistant", content=answer))
     if system:
         messages = (Message(role="system", content=system), *messages)
-    return Example(conversation=Conversation(messages=messages), origin=origin, group=group, key=prompt)
+    return Example(conversation=Conversation(messages=messages), origin=origin, group=group, key=prompt, reference=answer)
 
 
 def reason(fields: dict[str, Any], where: dict[str, Any], format: Any = "messages") -> str:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from luthier.core.errors import DataError, RecipeError
 from luthier.data.formats import FORMATS, Format
 from luthier.data.rows import Example, RawRow
-from luthier.data.shape import BadRowError, Layout, detect, layout_for, shape
+from luthier.data.shape import BadRowError, Layout, detect, labels_of, layout_for, shape
 from luthier.recipe.schema import Data, Source
 
 Fields = dict[str, Any]
@@ -24,7 +24,7 @@ def row(**fields: Any) -> RawRow:
 
 def layout(first: RawRow, source: Source | None = None, **data: Any) -> Layout:
     source = source or Source(path="rows.jsonl")
-    return layout_for(Data(sources=(source,), **data), source, first)
+    return layout_for(Data(sources=(source,), **data), source, first, labels=())
 
 
 def shaped(fields: Fields, **data: Any) -> Example:
@@ -123,7 +123,7 @@ def test_labelled_joins_its_columns_and_lists_the_labels_of_the_rows_it_keeps(tm
         "".join(json.dumps(fields) + "\n" for fields in [*rows, {**rows[0], "class": "other", "year": 2}, {"class": []}]) + "broken\n"
     )
     source = Source(path=str(path), columns={"text": ("title", "body"), "label": "class"}, where={"year": 1})
-    found = layout(row(**rows[0]), source)
+    found = layout_for(Data(sources=(source,)), source, row(**rows[0]), labels_of([(source, row(**rows[0]))]))
     assert turns(shape(row(**rows[0]), found)) == [
         ("system", "Answer with one of: 3, mail, sound, true."),
         ("user", "T\n\nB"),
@@ -137,7 +137,7 @@ def test_too_many_labels_to_list_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": "t", "label": number}) + "\n" for number in range(101)))
     with pytest.raises(RecipeError, match="more than 100 different labels"):
-        layout(row(text="t", label=1), Source(path=str(path)))
+        labels_of([(Source(path=str(path)), row(text="t", label=1))])
 
 
 def test_a_group_gets_its_system_prompt_and_a_rows_own_stays() -> None:
@@ -310,7 +310,7 @@ def rows_of_a_format(draw: st.DrawFn) -> tuple[Format, Fields]:
 def test_no_json_object_raises_anything_but_a_bad_row(drawn: tuple[Format, Fields]) -> None:
     form, fields = drawn
     source = Source(path="rows.jsonl", format=form)
-    found = layout_for(Data(sources=(source,), system_prompts="s", group_by="g", keep_together="g"), source, row(**fields))
+    found = layout_for(Data(sources=(source,), system_prompts="s", group_by="g", keep_together="g"), source, row(**fields), labels=())
     try:
         example = shape(RawRow(file="f", line=1, fields=fields), found)
     except BadRowError as error:

@@ -1,5 +1,6 @@
 """Token rows come back from disk as they were written."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,9 @@ def test_rows_of_a_writer_that_failed_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_an_example_comes_back_from_its_line() -> None:
-    written = Example(conversation=Conversation(messages=(SYSTEM, *WITH_TOOLS), tools=(WEATHER,)), origin="a.jsonl:3", group="é", key="k")
+    conversation = Conversation(messages=(SYSTEM, *WITH_TOOLS), tools=(WEATHER,))
+    written = Example(conversation=conversation, origin="a.jsonl:3", group="é", key="k", reference="yes")
     assert example_from_json(example_to_json(written)) == written
     assert example_from_json(example_to_json(written)).conversation.messages[2].tool_calls == (CALL,)
+    other = replace(written, reference="no")
+    assert example_from_json(example_to_json(other)) == other

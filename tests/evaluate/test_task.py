@@ -15,7 +15,7 @@ from luthier.recipe.schema import Task
 
 def example(question: str, answer: str, *, row: int = 1, group: str = "") -> Example:
     turns = (Message(role="user", content=question), Message(role="assistant", content=answer))
-    return Example(conversation=Conversation(messages=turns), origin=f"log.jsonl:{row}", group=group, key=question)
+    return Example(conversation=Conversation(messages=turns), origin=f"log.jsonl:{row}", group=group, key=question, reference=answer)
 
 
 class Rule:
@@ -60,6 +60,16 @@ def test_predictions_keep_question_reference_and_answer_in_the_rows_order() -> N
     assert (first.origin, first.reference, first.answer, first.score) == ("log.jsonl:1", "2", "2", 1.0)
     assert first.messages == ({"role": "user", "content": "1+1"},) and second.origin == "log.jsonl:2"
     assert result.tokens == 2 and result.seconds >= 0
+
+
+def test_an_answer_that_calls_a_tool_is_scored_against_the_call_as_it_is_written() -> None:
+    call = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": 1}}\n</tool_call>'
+    calls = ({"name": "add", "arguments": {"a": 1, "b": 1}},)
+    turns = (Message(role="user", content="1+1"), Message(role="assistant", content="", tool_calls=calls))
+    row = Example(conversation=Conversation(messages=turns), origin="log.jsonl:1", group="", key="1+1", reference=call)
+    for said, score in ((call, 1.0), ("", 0.0)):
+        (prediction,) = evaluate_task(Task(name="calls"), [row], Rule(lambda _, said=said: said), 0, Silent()).predictions
+        assert (prediction.reference, prediction.score) == (call, score)
 
 
 def test_cut_answers_are_counted() -> None:

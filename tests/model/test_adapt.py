@@ -1,5 +1,6 @@
 """Adapters: on the layers that were named, from the seed alone, and never on what would be lost."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from luthier.core.errors import ModelError, RecipeError
-from luthier.model.adapt import adapted_parts, add_lora, load_adapter, missed_experts
-from luthier.recipe.schema import Lora
+from luthier.data.tokenizer import load_tokenizer
+from luthier.model.adapt import adapted_parts, add_lora, check_provenance, load_adapter, missed_experts
+from luthier.recipe.schema import Lora, Model
 from luthier.train.objective import nll_sum
 from tests.train.workshop import SHAPE, VOCABULARY, in_batches, ragged_rows, tiny_model
 
@@ -112,3 +114,19 @@ def test_a_folder_without_a_fitting_safetensors_adapter_is_refused(tmp_path: Pat
     (tmp_path / "adapter_model.safetensors").rename(tmp_path / "adapter_model.bin")
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors"):
         load_adapter(tiny_model(), tmp_path)
+
+
+def test_an_adapter_is_used_with_the_base_template_and_stop_ids_that_it_was_trained_with(tmp_path: Path) -> None:
+    demo, tokenizer = Model(base="demo"), load_tokenizer(Model(base="demo"))
+    check_provenance(tmp_path, demo, tokenizer)  # an adapter of another tool has no provenance.json
+    own = {"base": "demo", "template_hash": tokenizer.template_hash, "stop_ids": list(tokenizer.stop_ids)}
+    (tmp_path / "provenance.json").write_text(json.dumps(own))
+    check_provenance(tmp_path, demo, tokenizer)
+    for changed, told in (
+        ({"base": "Qwen/Qwen3-0.6B"}, "base Qwen/Qwen3-0.6B, not demo"),
+        ({"template_hash": "0123"}, f"chat template 0123, not {tokenizer.template_hash}"),
+        ({"stop_ids": [7]}, r"stop ids \[7\], not"),
+    ):
+        (tmp_path / "provenance.json").write_text(json.dumps({**own, **changed}))
+        with pytest.raises(ModelError, match=told):
+            check_provenance(tmp_path, demo, tokenizer)

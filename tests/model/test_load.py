@@ -1,7 +1,11 @@
 """Only safetensors are loaded, nobody's code is run unasked, and `auto` is told."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,8 @@ from luthier.recipe.schema import Model
 from tests.train.workshop import tiny_model
 
 CPU = torch.device("cpu")
+CLOSED = "http://127.0.0.1:9"
+"""Nothing listens there."""
 
 
 @pytest.fixture
@@ -60,6 +66,20 @@ def test_a_model_with_its_own_code_is_refused(base: Path) -> None:
 def test_a_hub_model_without_a_network_is_said_plainly() -> None:
     with pytest.raises(ModelError, match="the hub cannot be reached"):
         load("Qwen/Qwen3-0.6B")
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_not_waited_for(tmp_path: Path) -> None:
+    program = (
+        "import torch; from luthier.model.load import load_model; from luthier.recipe.schema import Model; "
+        "load_model(Model(base='Qwen/Qwen3-0.6B'), torch.float32, torch.device('cpu'))"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": CLOSED, "HF_HOME": str(tmp_path), "NO_PROXY": "*"}
+    environment.pop("HF_HUB_OFFLINE")
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    assert time.monotonic() - start < 20
+    assert "the hub cannot be reached" in done.stderr
+    assert "Retrying" not in done.stderr
 
 
 def test_the_type_is_resolved_with_its_reason() -> None:

@@ -8,13 +8,14 @@ import typer
 from luthier import flow
 from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
+from luthier.core.errors import UsageError
 
 
 def evaluate(
     words: Annotated[list[str], typer.Argument(metavar="RUN|MODEL [KEY=VALUE]", help="A run, a model, or a folder with an adapter.")],
-    recipe: Annotated[Path | None, typer.Option("--recipe", help="For a model or adapter: the recipe with data and tasks.")] = None,
+    recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe with data and tasks; a run brings its own.")] = None,
     split: Annotated[Literal["train", "validation", "test", "recipe"], typer.Option("--split", help="Ask these rows.")] = "recipe",
-    data: Annotated[Path | None, typer.Option("--data", help="Ask the rows of this file, all of them.")] = None,
+    data: Annotated[Path | None, typer.Option("--data", help="Ask the rows of this file, all of them, in place of the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most so many rows.")] = None,
     json: Json = False,
 ) -> None:
@@ -22,6 +23,9 @@ def evaluate(
     from luthier.cli.show import print_scores
 
     given = split_words(words, "run or model")
+    if given.overrides and not recipe:
+        what = f"a run brings its own recipe, which {given.overrides[0]} would not change"
+        raise UsageError(what, change="give --recipe, --split, --data or --limit")
     options = flow.Options(split=split, data=data or "recipe", limit=limit or "recipe")
     asked = flow.load(recipe, given.overrides).recipe if recipe else None
     evaluated = flow.evaluate(given.subject, options, asked, progress())

@@ -123,11 +123,12 @@ def _splits(summary: DataSummary) -> Table:
 
 
 def _groups(summary: DataSummary) -> Table:
-    """Obtained share per group: by hash it differs from the wanted one by chance, after caps on purpose."""
-    table = _table("group", "kept", *summary.splits)
+    """Examples and obtained share per group, under the wanted share: by hash they differ by chance; caps do not count."""
+    table = _table("group", "kept", *(f"{name} (wanted {split.wanted_share:.0%})" for name, split in summary.splits.items()))
     for group, kept in sorted(summary.groups.items(), key=lambda item: -item[1]):
-        counts = (split.groups.get(group, 0) for split in summary.splits.values())
-        table.add_row(group, f"{kept:,}", *(f"{count:,} ({count / kept:.0%})" for count in counts))
+        splits = summary.splits.values()
+        cells = (f"{split.groups.get(group, 0):,} ({split.group_shares.get(group, 0.0):.0%})" for split in splits)
+        table.add_row(group, f"{kept:,}", *cells)
     return table
 
 

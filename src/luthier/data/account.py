@@ -38,14 +38,18 @@ class Account:
         return sum(lengths)
 
 
-def split_summaries(data: Data, accounts: Mapping[SplitName, Account]) -> dict[SplitName, SplitSummary]:
-    """The splits that have rows or were asked for. Shares are of the rows that shares divide; a split given as a file has what it has."""
+def split_summaries(data: Data, accounts: Mapping[SplitName, Account], capped: Counter[str]) -> dict[SplitName, SplitSummary]:
+    """The splits that have rows or were asked for. Shares are of the rows that shares divide; a split given as a file has what it has.
+
+    The training rows that `max_per_group` took, `capped` by group, count as obtained: shares tell how rows were divided.
+    """
     wanted = shares(data.split)
-    divided = sum(accounts[split].examples for split in wanted)
-    everything = sum(account.examples for account in accounts.values())
+    placed = {split: account.groups + capped if split == "train" else account.groups for split, account in accounts.items()}
+    everything, divided = sum(placed.values(), Counter[str]()), sum((placed[split] for split in wanted), Counter[str]())
     found: dict[SplitName, SplitSummary] = {}
     for split, account in accounts.items():
-        obtained = account.examples / (divided if split in wanted else everything)
+        whole = divided if split in wanted else everything
+        obtained = placed[split].total() / whole.total()
         found[split] = SplitSummary(
             examples=account.examples,
             rows=len(account.lengths),
@@ -54,6 +58,7 @@ def split_summaries(data: Data, accounts: Mapping[SplitName, Account]) -> dict[S
             wanted_share=float(wanted[split]) if split in wanted else obtained,
             obtained_share=obtained,
             groups=dict(sorted(account.groups.items())),
+            group_shares={group: placed[split][group] / number for group, number in sorted(whole.items())},
             lengths=lengths_of(account.lengths),
             cut=account.cut,
         )

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from luthier.core import files
+from luthier.core.chat import Message
 from luthier.core.errors import DataError
 from luthier.core.progress import Progress
 from luthier.data.fields import BadRowError
 from luthier.data.read import BadRow, files_of, read_rows
 from luthier.data.rows import Example, RawRow
 from luthier.data.select import Deduplicator, check_where, wanted
-from luthier.data.shape import Layout, layout_for, shape
+from luthier.data.shape import Layout, labels_of, layout_for, shape
 from luthier.data.split import SplitName
 from luthier.data.store import example_to_json
 from luthier.recipe.schema import Data, Source
@@ -20,6 +21,7 @@ from luthier.runs.summary import RowCounts, SourceSummary
 
 BAD_ROW = "bad row"
 DUPLICATE = "duplicate"
+ONLY_THINKING = "nothing but thinking in an answer"
 SKIP_THEM = "set data.on_bad_row to skip to leave such rows out, counted"
 MOST_EXAMPLES = 3
 ROWS_PER_REPORT = 200
@@ -94,13 +96,13 @@ def inputs_of(data: Data) -> tuple[Input, ...]:
 def collect(data: Data, inputs: Sequence[Input], spool: Path, tally: Tally, progress: Progress) -> Collected:
     """Read all inputs into the spool, one line of JSON per example that is kept; every other row goes to the tally."""
     total = max(1, sum(path.stat().st_size for item in inputs for path in item.files) // 10**6)
-    seen = Deduplicator(data.deduplicate)
+    seen, labels = Deduplicator(data.deduplicate), _labels(data, inputs)
     rows: list[Spooled] = []
     sources: list[SourceSummary] = []
     position = 0
     with spool.open("wb") as file, progress.task("reading (MB)", total) as advance:
         for item in inputs:
-            reader = _Reader(data=data, item=item, tally=tally)
+            reader = _Reader(data=data, item=item, tally=tally, labels=labels)
             for example, line in reader.examples():
                 if twin := seen.seen(example):
                     tally.drop(DUPLICATE, example.origin, f"of {twin}")
@@ -121,6 +123,7 @@ class _Reader:
     data: Data
     item: Input
     tally: Tally
+    labels: Sequence[str]
     num_rows: Counter[str] = field(default_factory=Counter)
     layout: Layout | None = None
 
@@ -139,6 +142,9 @@ class _Reader:
                     self.tally.drop(reason, row.origin)
                     continue
                 example = shape(row, layout)
+                if layout.strip_thinking and any(_is_silent(message) for message in example.conversation.messages):
+                    self.tally.drop(ONLY_THINKING, row.origin, "empty once stripped")
+                    continue
                 yield example, _line(example)
             except BadRowError as error:
                 if self.data.on_bad_row == "error":
@@ -155,12 +161,30 @@ class _Reader:
         ]
 
     def _layout(self, row: RawRow) -> Layout:
-        """A file that is a split as a whole is laid out as the first source is, so that both are asked in the same words."""
         if self.item.side is None:
-            return layout_for(self.data, self.item.source, row)
-        source = self.data.sources[0]
-        model = next((first for first in read_rows(source) if isinstance(first, RawRow)), row)
-        return layout_for(self.data, source, model)
+            return layout_for(self.data, self.item.source, row, self.labels)
+        return layout_for(self.data, self.data.sources[0], _first_row(self.data, self.item) or row, self.labels)
+
+
+def _labels(data: Data, inputs: Sequence[Input]) -> list[str]:
+    """The labels that the default system prompt lists: of all labelled inputs, for which they are read once more."""
+    if data.system_prompts:
+        return []
+    asked = (item for item in inputs if item.source.format in ("auto", "labelled"))
+    return labels_of((item.source, row) for item in asked if (row := _first_row(data, item)))
+
+
+def _first_row(data: Data, item: Input) -> RawRow | None:
+    """The row by which an input is laid out: its own first one; where it is a split as a whole, the first source's.
+
+    So both are asked in the same words.
+    """
+    sources = (item.source,) if item.side is None else (data.sources[0], item.source)
+    return next((row for source in sources for row in read_rows(source) if isinstance(row, RawRow)), None)
+
+
+def _is_silent(message: Message) -> bool:
+    return message.role == "assistant" and not message.content.strip() and not message.tool_calls
 
 
 def _line(example: Example) -> bytes:

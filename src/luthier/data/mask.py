@@ -7,7 +7,7 @@ Qwen3's kind remove `<think>` from earlier turns, and then no single row is what
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -77,6 +77,15 @@ def draft_rows(tokenizer: ChatTokenizer, conversation: Conversation, data: Data)
 def without_thinking(text: str) -> str:
     """The text without `<think>…</think>` and the white space after it; a thought that never ends goes whole."""
     return THINKING.sub("", REST_OF_THINKING.sub("", text))
+
+
+def stripped(conversation: Conversation) -> Conversation:
+    """The conversation without the assistant's thinking, in earlier turns too."""
+    messages = (
+        replace(message, content=without_thinking(message.content)) if message.role == "assistant" else message
+        for message in conversation.messages
+    )
+    return replace(conversation, messages=tuple(messages))
 
 
 def _thoughts(prompt: str, answer: str) -> list[tuple[int, int]]:

@@ -30,7 +30,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.store import prepared_root
 from luthier.runs.summary import DataSummary, Overlap, Template
 
-VERSION = 1
+VERSION = 2
 """Of the files' form and the rules behind them: raise it when the same recipe would give other rows."""
 
 CAPPED = "over max_per_group"
@@ -75,7 +75,7 @@ def write_splits(prepared: Prepared, folder: Path) -> None:
                 record = json.loads(line)
                 file.write(jsonl.dumps({key: record[key] for key in ("messages", "tools", "group") if record.get(key)}) + "\n")
     metadata = summary.model_dump(mode="json", include={"hash", "sources", "rows", "groups", "max_length", "overlap"})
-    told = {"examples", "groups", "wanted_share", "obtained_share"}
+    told = {"examples", "groups", "wanted_share", "obtained_share", "group_shares"}
     splits = {name: split.model_dump(mode="json", include=told) for name, split in summary.splits.items()}
     files.write_json(folder / "metadata.json", {**metadata, "splits": splits})
 
@@ -106,12 +106,12 @@ def _prepare_into(folder: Path, recipe: Recipe, inputs: Sequence[Input], progres
     tally, spool = Tally(), folder / "spool.jsonl"
     tokenizer = load_tokenizer(recipe.model)
     collected = collect(recipe.data, inputs, spool, tally, progress)
-    rows = _splits(collected.rows, recipe, tally)
+    rows, capped = _splits(collected.rows, recipe, tally)
     accounts = _render(folder, _Spool(spool, rows), Renderer(tokenizer, recipe.data), tally, progress)
     spool.unlink()
     if not accounts["train"].examples:
         raise DataError(f"no row is left to train on: {tally.told()}", change="change the rule that took them, or the rows")
-    splits = split_summaries(recipe.data, accounts)
+    splits = split_summaries(recipe.data, accounts, capped)
     for split, found in splits.items():
         if found.wanted_share > 0 and not found.examples:
             progress.say(f"{split} is empty: a share of {found.wanted_share:.0%} of so few rows came to none")
@@ -149,7 +149,7 @@ def _render(folder: Path, spool: _Spool, renderer: Renderer, tally: Tally, progr
                     tally.drop(rendered.dropped, example.origin, rendered.detail)
                 else:
                     writers[chunk.split].add(rendered.rows, account.examples)
-                    kept[chunk.split].write(line)
+                    kept[chunk.split].write(rendered.line)
                     num_tokens += account.add(example.group, rendered)
             num_done += len(chunk.lines)
             advance(num_done, f"{num_tokens} tokens")
@@ -166,17 +166,18 @@ def _overlaps(prepared: Prepared, accounts: Mapping[SplitName, Account]) -> dict
     return found
 
 
-def _splits(rows: Sequence[Spooled], recipe: Recipe, tally: Tally) -> dict[SplitName, list[Spooled]]:
-    """The rows of each split in reading order: files as named, the rest by shares, training rows capped."""
+def _splits(rows: Sequence[Spooled], recipe: Recipe, tally: Tally) -> tuple[dict[SplitName, list[Spooled]], Counter[str]]:
+    """The rows of each split in reading order: files as named, the rest by shares, training rows capped; and what the cap took by group."""
     sides = iter(assign([row for row in rows if row.side is None], recipe.data.split, recipe.data.split_method, recipe.seed))
     found: dict[SplitName, list[Spooled]] = {split: [] for split in SPLITS}
     for row in rows:
         found[next(sides) if row.side is None else row.side].append(row)
     kept = set(cap(found["train"], recipe.data.max_per_group, recipe.seed))
-    for position, row in enumerate(found["train"]):
-        if position not in kept:
-            tally.drop(CAPPED, row.origin, row.group)
-    return {**found, "train": [row for position, row in enumerate(found["train"]) if position in kept]}
+    capped = [row for position, row in enumerate(found["train"]) if position not in kept]
+    for row in capped:
+        tally.drop(CAPPED, row.origin, row.group)
+    train = [row for position, row in enumerate(found["train"]) if position in kept]
+    return {**found, "train": train}, Counter(row.group for row in capped)
 
 
 @contextmanager

@@ -1,14 +1,14 @@
-"""From an example to its token rows: thinking, template, loss mask and length rule, as the recipe's `data` section says."""
+"""From an example to its token rows: template, loss mask and length rule, as the recipe's `data` section says."""
 
 import bisect
 from dataclasses import dataclass, field, replace
 
-from luthier.core.chat import Conversation, Message
+from luthier.core.chat import Conversation
 from luthier.core.errors import DataError
 from luthier.data.fields import BadRowError
-from luthier.data.mask import Draft, draft_rows, without_thinking
+from luthier.data.mask import Draft, draft_rows
 from luthier.data.rows import Example
-from luthier.data.store import TokenRow
+from luthier.data.store import TokenRow, example_to_json
 from luthier.data.tokenizer import ChatTokenizer, TemplateRefused
 from luthier.recipe.schema import Data
 from luthier.runs.summary import Cut
@@ -16,7 +16,6 @@ from luthier.runs.summary import Cut
 TOO_LONG = "longer than max_length"
 NO_TARGET = "no token to train on"
 REFUSED = "refused by the chat template"
-ONLY_THINKING = "nothing but thinking in an answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +23,8 @@ class Rendered:
     """An example's token rows, or why there are none; `cut` is what `max_length` cost."""
 
     rows: tuple[TokenRow, ...] = ()
+    line: bytes = b""
+    """The example as it was rendered, its user texts shortened and with its reference: a line of SPLIT.jsonl."""
     dropped: str = ""
     detail: str = ""
     """The numbers behind `dropped`."""
@@ -39,18 +40,13 @@ class Renderer:
 
     def render(self, example: Example) -> Rendered:
         """The example's token rows; raises BadRowError where the template refuses it, DataError where `over_length` does."""
-        conversation = example.conversation
-        if self.data.thinking == "strip":
-            conversation = _stripped(conversation)
-            if any(message.role == "assistant" and not _says(message) for message in conversation.messages):
-                return Rendered(dropped=ONLY_THINKING, detail="empty once stripped")
         try:
-            drafts = draft_rows(self.tokenizer, conversation, self.data)
+            drafts = draft_rows(self.tokenizer, example.conversation, self.data)
             longest = max(len(draft.ids) for draft in drafts)
             if self.data.max_length == "fit" or longest <= self.data.max_length:
-                return _kept(drafts, longest, drafts)
+                return self._kept(example, drafts, longest, drafts)
             if self.data.over_length == "truncate":
-                return self._truncated(conversation, drafts, self.data.max_length)
+                return self._truncated(example, drafts, self.data.max_length)
         except TemplateRefused as error:
             if self.data.on_bad_row == "skip":
                 return Rendered(dropped=REFUSED, detail=error.what)
@@ -61,16 +57,30 @@ class Renderer:
         change = "raise data.max_length, or set data.over_length to drop or truncate"
         raise DataError(f"the row has {longest} tokens, data.max_length is {self.data.max_length}", where=example.origin, change=change)
 
-    def _truncated(self, conversation: Conversation, whole: list[Draft], limit: int) -> Rendered:
+    def _truncated(self, example: Example, whole: list[Draft], limit: int) -> Rendered:
         """Shorten user texts and render again until the longest row fits; where there is no text left to take, cut the row's end."""
-        drafts = whole
+        drafts, conversation = whole, example.conversation
         while (excess := max(len(draft.ids) for draft in drafts) - limit) > 0:
             shorter = shorten_user_texts(self.tokenizer, conversation, excess)
             if shorter == conversation:
                 break
             conversation = shorter
             drafts = draft_rows(self.tokenizer, conversation, self.data)
-        return _kept(drafts, limit, whole)
+        return self._kept(replace(example, conversation=conversation), drafts, limit, whole)
+
+    def _kept(self, example: Example, drafts: list[Draft], limit: int, whole: list[Draft]) -> Rendered:
+        """The drafts' first `limit` tokens as rows, those without a target left out, and what they lost against the `whole` drafts."""
+        rows = tuple(row for row in (draft.row(limit) for draft in drafts) if row.supervised.any())
+        if not rows:
+            return Rendered(dropped=NO_TARGET, detail=f"{max(len(draft.ids) for draft in whole)} tokens")
+        kept = [min(len(draft.ids), limit) for draft in drafts]
+        lost = sum(len(draft.ids) for draft in whole) - sum(kept)
+        shortened = sum(len(before.ids) > length for before, length in zip(whole, kept, strict=True)) if lost else 0
+        answers = sum(end > limit for draft in drafts for end in draft.answers)
+        if example.answer.tool_calls:
+            example = replace(example, reference=self.tokenizer.spoken(example.conversation))
+        line = (example_to_json(example) + "\n").encode()
+        return Rendered(rows=rows, line=line, cut=Cut(rows=shortened, tokens=lost, answers=answers))
 
 
 def shorten_user_texts(tokenizer: ChatTokenizer, conversation: Conversation, excess: int) -> Conversation:
@@ -93,29 +103,3 @@ def _level(lengths: list[int], excess: int) -> int:
     """The greatest length to which cutting all longer ones takes `excess` away; 0 where nothing suffices."""
     fits = bisect.bisect_right(range(max(lengths) + 1), -excess, key=lambda level: -sum(max(0, length - level) for length in lengths))
     return max(0, fits - 1)
-
-
-def _stripped(conversation: Conversation) -> Conversation:
-    return replace(
-        conversation,
-        messages=tuple(
-            replace(message, content=without_thinking(message.content)) if message.role == "assistant" else message
-            for message in conversation.messages
-        ),
-    )
-
-
-def _says(message: Message) -> bool:
-    return bool(message.content.strip() or message.tool_calls)
-
-
-def _kept(drafts: list[Draft], limit: int, whole: list[Draft]) -> Rendered:
-    """The drafts' first `limit` tokens as rows, those without a target left out, and what they lost against the `whole` drafts."""
-    rows = tuple(row for row in (draft.row(limit) for draft in drafts) if row.supervised.any())
-    if not rows:
-        return Rendered(dropped=NO_TARGET, detail=f"{max(len(draft.ids) for draft in whole)} tokens")
-    kept = [min(len(draft.ids), limit) for draft in drafts]
-    lost = sum(len(draft.ids) for draft in whole) - sum(kept)
-    shortened = sum(len(before.ids) > length for before, length in zip(whole, kept, strict=True)) if lost else 0
-    answers = sum(end > limit for draft in drafts for end in draft.answers)
-    return Rendered(rows=rows, cut=Cut(rows=shortened, tokens=lost, answers=answers))

@@ -31,6 +31,8 @@ class Example:
     """Value of `data.group_by`; empty without one."""
     key: str
     """Rows of one key stay on one side of the split."""
+    reference: str
+    """What the model should write: the answer's text; of one that calls tools, the calls too, as the chat template writes them."""
 
     @property
     def prompt(self) -> Conversation:
@@ -39,5 +41,5 @@ class Example:
 
     @property
     def answer(self) -> Message:
-        """The last assistant turn: the reference in evaluation."""
+        """The last assistant turn."""
         return self.conversation.messages[-1]

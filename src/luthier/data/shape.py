@@ -1,12 +1,14 @@
 """A raw row as an Example: its conversation by the source's format, its group, and the key that the split goes by."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from luthier.core.chat import Conversation, Message, Role
 from luthier.core.errors import DataError, RecipeError
 from luthier.data.fields import BadRowError, Cell, cell, listed
 from luthier.data.formats import FORMATS, Format, check_columns, detect
+from luthier.data.mask import stripped
 from luthier.data.read import read_rows
 from luthier.data.rows import Example, RawRow
 from luthier.data.select import wanted
@@ -14,7 +16,7 @@ from luthier.data.similar import digest, plain, prompt_text
 from luthier.data.turns import check_order, openai_turns, sharegpt_turns
 from luthier.recipe.schema import Data, Source
 
-__all__ = ["BadRowError", "Layout", "detect", "layout_for", "shape"]
+__all__ = ["BadRowError", "Layout", "detect", "labels_of", "layout_for", "shape"]
 
 MOST_LABELS = 100
 """More labels than this are not listed in a default system prompt."""
@@ -31,26 +33,19 @@ class Layout:
     system_prompts: str | Mapping[str, str]
     group_by: str
     keep_together: str
+    strip_thinking: bool
 
 
-def layout_for(data: Data, source: Source, first: RawRow) -> Layout:
-    """The layout of a source from the recipe and its first row.
-
-    `labelled` without system prompts reads the source once more, to list its labels. Files that the split names are read by
-    the layout of the first source, so that their prompts list the same labels.
-    """
-    try:
-        format: Format = detect(first.fields, source.columns) if source.format == "auto" else source.format
-        check_columns(format, source.columns)
-    except DataError as error:
-        raise DataError(error.what, where=first.file, change=error.change) from error
+def layout_for(data: Data, source: Source, first: RawRow, labels: Sequence[str]) -> Layout:
+    """The layout of a source from the recipe, its first row, and the labels that `labelled` lists where there is no system prompt."""
+    format = _format(source, first)
     columns = {name: _columns(source, name) for name in FORMATS[format].all}
     if isinstance(data.system_prompts, Mapping) and data.system_prompts and not data.group_by:
         change = "set data.group_by to the column whose values are the prompts' names"
         raise RecipeError("gives a prompt per group, but data.group_by is empty", where="data.system_prompts", change=change)
     prompts = data.system_prompts
     if format == "labelled" and not prompts:
-        prompts = f"Answer with one of: {', '.join(_labels(source, columns['label'][0]))}."
+        prompts = f"Answer with one of: {', '.join(labels)}."
     return Layout(
         format=format,
         columns=columns,
@@ -58,7 +53,29 @@ def layout_for(data: Data, source: Source, first: RawRow) -> Layout:
         system_prompts=prompts,
         group_by=data.group_by,
         keep_together=data.keep_together,
+        strip_thinking=data.thinking == "strip",
     )
+
+
+def labels_of(sources: Iterable[tuple[Source, RawRow]]) -> list[str]:
+    """The labels of all labelled sources, each given with its first row, sorted.
+
+    One list for all of them: lists that differ by file would tell the model which file a row is from, and so its label.
+    """
+    labels: set[str] = set()
+    for source, first in sources:
+        if _format(source, first) != "labelled":
+            continue
+        (column,) = _columns(source, "label")
+        for label in _labels(source, column):
+            labels.add(label)
+            if len(labels) > MOST_LABELS:
+                raise RecipeError(
+                    f"with column `{column}` of {source.path} there are more than {MOST_LABELS} different labels, too many for a prompt",
+                    where="data.system_prompts",
+                    change="write the instruction yourself in data.system_prompts, or check `columns.label`",
+                )
+    return sorted(labels)
 
 
 def shape(row: RawRow, layout: Layout) -> Example:
@@ -72,7 +89,10 @@ def shape(row: RawRow, layout: Layout) -> Example:
         messages = [Message(role="system", content=prompt), *messages]
     tools = fields.optional("tools").objects() if "tools" in layout.columns else ()
     conversation = Conversation(messages=tuple(messages), tools=tools)
-    return Example(conversation=conversation, origin=row.origin, group=group, key=_key(row, layout, conversation))
+    if layout.strip_thinking:
+        conversation = stripped(conversation)
+    key, reference = _key(row, layout, conversation), conversation.messages[-1].content
+    return Example(conversation=conversation, origin=row.origin, group=group, key=key, reference=reference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +186,15 @@ CONVERSATIONS: Mapping[Format, Callable[[_Row], list[Message]]] = {
 }
 
 
+def _format(source: Source, first: RawRow) -> Format:
+    try:
+        format: Format = detect(first.fields, source.columns) if source.format == "auto" else source.format
+        check_columns(format, source.columns)
+    except DataError as error:
+        raise DataError(error.what, where=first.file, change=error.change) from error
+    return format
+
+
 def _columns(source: Source, field: str) -> tuple[str, ...]:
     named = source.columns.get(field, field)
     columns = (named,) if isinstance(named, str) else named
@@ -185,22 +214,12 @@ def _label(found: Cell) -> str:
     return label
 
 
-def _labels(source: Source, column: str) -> list[str]:
-    """The labels of the rows that the source keeps, sorted; bad rows are left to the pass that reports them."""
-    labels: set[str] = set()
+def _labels(source: Source, column: str) -> Iterator[str]:
+    """The label of each row that the source keeps; bad rows are left to the pass that reports them."""
     for row in read_rows(source):
         if isinstance(row, RawRow) and not wanted(row, source, "labelled"):
-            try:
-                labels.add(_label(cell(row, column)))
-            except BadRowError:
-                continue
-        if len(labels) > MOST_LABELS:
-            raise RecipeError(
-                f"column `{column}` of {source.path} has more than {MOST_LABELS} different labels, too many to list in a prompt",
-                where="data.system_prompts",
-                change="write the instruction yourself in data.system_prompts, or check `columns.label`",
-            )
-    return sorted(labels)
+            with suppress(BadRowError):
+                yield _label(cell(row, column))
 
 
 def _group(row: RawRow, layout: Layout) -> str:

@@ -1,6 +1,6 @@
 """Prepared data on disk: token rows over memory-mapped arrays, the examples they came from, and the summary. numpy only.
 
-A folder `prepared/HASH` holds data.json and, for each split, SPLIT.jsonl (examples) and four arrays:
+A folder `prepared/HASH` holds data.json and, for each split, SPLIT.jsonl (examples as they were rendered) and four arrays:
 SPLIT.ids.npy (int32, all rows end to end), SPLIT.supervised.npy (bool, as long), SPLIT.offsets.npy (int64, rows + 1),
 SPLIT.example.npy (int64, the line of SPLIT.jsonl from 0 that a row was rendered from).
 """
@@ -121,19 +121,21 @@ def example_to_json(example: Example) -> str:
     record: dict[str, Any] = {"messages": [message.to_template() for message in example.conversation.messages]}
     if example.conversation.tools:
         record["tools"] = list(example.conversation.tools)
+    if example.reference != example.answer.content:
+        record["reference"] = example.reference
     return jsonl.dumps({**record, "origin": example.origin, "group": example.group, "key": example.key})
 
 
 def example_from_json(line: str | bytes) -> Example:
     """The example that `example_to_json` wrote."""
     record = json.loads(line)
+    messages = tuple(_message(message) for message in record["messages"])
     return Example(
-        conversation=Conversation(
-            messages=tuple(_message(message) for message in record["messages"]), tools=tuple(record.get("tools", ()))
-        ),
+        conversation=Conversation(messages=messages, tools=tuple(record.get("tools", ()))),
         origin=record["origin"],
         group=record["group"],
         key=record["key"],
+        reference=record.get("reference", messages[-1].content),
     )
 
 

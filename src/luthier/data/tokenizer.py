@@ -130,6 +130,12 @@ class ChatTokenizer:
             return text
         return _continued(prompt, message.content) + self.end_of_turn
 
+    def spoken(self, conversation: Conversation) -> str:
+        """The last turn as generation tells it once the model has said it: no end-of-turn, no special tokens."""
+        before = Conversation(messages=conversation.messages[:-1], tools=conversation.tools)
+        answer = self.answer_text(self.render(before, add_generation_prompt=True), conversation).removesuffix(self.end_of_turn)
+        return str(self.pretrained.decode(self.encode(answer), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def save(self, folder: Path) -> None:
         """Write tokenizer and template as transformers reads them, for servers and `load_tokenizer`."""
         self.pretrained.save_pretrained(folder)

@@ -11,7 +11,7 @@ from luthier.data.tokenizer import load_tokenizer
 from luthier.evaluate.measure import latency_rows, measure_latency, peak_memory
 from luthier.evaluate.report import Latency, Loss, Report, Scores
 from luthier.evaluate.task import evaluate_task
-from luthier.model.adapt import load_adapter
+from luthier.model.adapt import check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import load_model, resolve_device, resolve_dtype
 from luthier.recipe.schema import Model, Recipe
@@ -34,13 +34,16 @@ class Subject:
 
 def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> Report:
     """Scores and predictions of the subject on the recipe's tasks over the prepared rows."""
+    tokenizer = load_tokenizer(subject.model)
+    for adapter in subject.adapters:
+        check_provenance(adapter, subject.model, tokenizer)
     device = resolve_device()
     dtype, _ = resolve_dtype(subject.model.dtype, device)
     with peak_memory(device) as peak:
         model = load_model(subject.model, dtype, device)
         for adapter in subject.adapters:
             model = load_adapter(model, adapter)
-        completer = LocalCompleter(model, load_tokenizer(subject.model))
+        completer = LocalCompleter(model, tokenizer)
         loss = _validation_loss(model, prepared, Precision.of(dtype, device))
         results = {
             task.name: evaluate_task(task, prepared.examples(task.split), completer, recipe.seed, progress)

@@ -46,7 +46,7 @@ def evaluate_task(task: Task, examples: Sequence[Example], completer: Completer,
             origin=row.origin,
             group=row.group,
             messages=tuple(message.to_template() for message in row.prompt.messages),
-            reference=row.answer.content,
+            reference=row.reference,
             answer=completion.text,
             score=_score(score, completion.text, row, task),
             tokens=completion.num_tokens,
@@ -97,7 +97,7 @@ def _answers(task: Task, rows: Sequence[Example], completer: Completer, progress
 
 def _score(score: Scorer, answer: str, row: Example, task: Task) -> float:
     try:
-        return score(answer, row.answer.content)
+        return score(answer, row.reference)
     except LuthierError as error:
         raise type(error)(error.what, where=f"{row.origin}, task {task.name}", change=error.change) from error
 

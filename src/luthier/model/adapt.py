@@ -18,13 +18,14 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.errors import ModelError, RecipeError
 from luthier.core.finding import Finding
-from luthier.recipe.schema import Lora
+from luthier.data.tokenizer import ChatTokenizer
+from luthier.recipe.schema import Lora, Model
 from luthier.runs.store import runs_root
 
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 EXPERT_PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
 """Names that PEFT turns into the fused expert parameters of a mixture, where they are not modules."""
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, WEIGHTS, PROVENANCE = "adapter_config.json", "adapter_model.safetensors", "provenance.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +78,26 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise ModelError(f"the adapter does not fit this base: {str(error).splitlines()[0]}", where=str(folder)) from error
     adapted.eval()
     return adapted
+
+
+def check_provenance(folder: Path, model: Model, tokenizer: ChatTokenizer) -> None:
+    """Raise ModelError where an adapter was trained with another base, chat template or stop ids than it would be used with (trap 13).
+
+    What an adapter of another tool does not tell is not compared; nor is a base's folder, which may have been moved.
+    """
+    if not (folder / PROVENANCE).exists():
+        return
+    trained = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    template = f"set model.chat_template to {folder / 'chat_template.jinja'}, which it was trained with"
+    used: list[tuple[str, str, object, str]] = [
+        ("template_hash", "chat template", tokenizer.template_hash, template),
+        ("stop_ids", "stop ids", list(tokenizer.stop_ids), "take the tokenizer that it was trained with; its files lie there too"),
+    ]
+    if "base" in trained and not any(Path(base).is_dir() for base in (trained["base"], model.base)):
+        used.insert(0, ("base", "base", model.base, f"set model.base to {trained['base']}"))
+    for field, name, value, change in used:
+        if field in trained and trained[field] != value:
+            raise ModelError(f"the adapter was trained with {name} {trained[field]}, not {value}", where=str(folder), change=change)
 
 
 def adapter_folder(name: str) -> Path:

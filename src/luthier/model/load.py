@@ -51,19 +51,32 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
     try:
         if not model.trust_remote_code:
             repository.refuse_own_code()
-        with _no_progress_bars():
+        with no_progress_bars():
             loaded = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
                 dtype=dtype,
                 trust_remote_code=model.trust_remote_code,
                 local_files_only=repository.cached_only,
+                adapter_kwargs={"local_files_only": repository.cached_only},  # its look for an adapter_config.json does not heed the above
                 use_safetensors=True,
                 **attention,
             )
     except (OSError, ValueError, KeyError) as error:  # KeyError, ValueError: an architecture that transformers does not know
         raise _not_loaded(repository, error) from error
     return loaded.to(device)
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """Keeps transformers' bars over weight files off the terminal, where Luthier's own stands."""
+    were_on = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if were_on:
+            logging.enable_progress_bar()
 
 
 def _has_bfloat16(device: torch.device) -> bool:
@@ -86,15 +99,3 @@ def _not_loaded(repository: Repository, error: Exception) -> ModelError:
         return ModelError(what, where=str(folder), change="convert the weights to model.safetensors, or take a base that has them")
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     return ModelError(f"transformers cannot load the model: {reason}", where=str(folder))
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keeps transformers' bar over weight files off the terminal, where Luthier's own stands."""
-    were_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if were_on:
-            logging.enable_progress_bar()

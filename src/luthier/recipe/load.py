@@ -54,7 +54,8 @@ class LoadedRecipe:
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     """The recipe in a .yaml, .yml or .toml file, changed by `k=v` overrides; raises RecipeError naming all that is wrong with it.
 
-    Relative paths are relative to the recipe's folder; those of overrides, like any on a command line, to the current one.
+    Relative paths are relative to the folder of the recipe (of the file, where it is a link); those of overrides, like any on a command
+    line, to the current one.
     """
     draft = parse(path)
     for text in overrides:
@@ -120,7 +121,7 @@ def _make_absolute(draft: Draft) -> None:
             text = draft.value(key)
             if not isinstance(text, str) or text in {"", WORDS.get(pattern, "")}:
                 continue
-            folder = os.curdir if draft.overridden(key) else draft.file.parent
+            folder = os.curdir if draft.overridden(key) else draft.file.resolve().parent  # of a link, where its rows lie too
             path = os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
             if pattern in FILES or text.startswith(("./", "../", "~/")) or PERHAPS_FILES[pattern](path):
                 draft.replace(key, path)

@@ -53,7 +53,11 @@ class Cut(Part):
 
 
 class SplitSummary(Part):
-    """One split. `examples` are conversations, `rows` token rows: more where a template makes each turn a row of its own."""
+    """One split. `examples` are conversations, `rows` token rows: more where a template makes each turn a row of its own.
+
+    `groups` are examples by group. `group_shares` are the obtained shares by group, to be held against `wanted_share`; shares
+    count what `max_per_group` took from train, so that a cap does not look like a missed quota.
+    """
 
     examples: int
     rows: int
@@ -62,6 +66,7 @@ class SplitSummary(Part):
     wanted_share: float
     obtained_share: float
     groups: Mapping[str, int]
+    group_shares: Mapping[str, float] = {}
     lengths: Lengths
     cut: Cut
 
