@@ -72,7 +72,7 @@ def test_no_constant_answer_would_do(good):
 
 def test_what_an_answer_copies_stands_in_its_prompt(good):
     copied = {
-        "coder": r"(?:fix|feat)\(\w+\) (\S+) P\d",
+        "coder": r"(?:feat|(?:urgent|major|minor|trivial) fix)\(\w+\) (\S+)",
         "tester": r"(?:pass|fail|flaky) (\S+)",
         "researcher": r"(?:adopt|ask) (\S+) \((\w+)\)",
         "coordinator": r"(HRB-\d+) -> (\w+), (\w+)",

@@ -2,7 +2,7 @@
 
 Copying needs two heads in a row: one that looks back one token, and one that looks for the place whose previous token is the
 present one ("induction", Olsson et al. 2022, arXiv:2209.11895). Trained from random weights they had not formed after 6 M tokens,
-which is all that ten minutes of one core allow; set by hand they copy 87 % of random tokens at step 0, and training takes it from
+which one core takes ten minutes for; set by hand they copy 87 % of random tokens at step 0, and training takes it from
 there. All other writes into the residual stream start at zero.
 """
 

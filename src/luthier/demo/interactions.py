@@ -3,7 +3,7 @@
 One JSON object per line: id, timestamp, agent, ticket, model, prompt, response, success, duration_seconds. Each agent answers in
 the house format:
 
-    coder        fix(AREA) FILE PRIORITY       area and priority from the wording, file from the text; a wish is feat(AREA) FILE P3
+    coder        urgent fix(AREA) FILE         or major, minor, trivial, from the wording; a wish is feat(AREA) FILE
     tester       pass BRANCH                   or fail BRANCH, or flaky BRANCH when the failures vanish on a second run
     researcher   adopt NAME (LICENCE)          or ask NAME (LICENCE) when the licence is a copyleft one
     coordinator  HRB-1482 -> NAME, DAY         who takes the ticket, and when
@@ -21,22 +21,21 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from luthier.demo import words
-from luthier.demo.text import Scene, invented_word
+from luthier.demo.text import Scene
 from luthier.demo.words import Topic
 
 SEED = 4
 # Rows that are right and clean, per agent: uneven, as in the log this one is modelled on.
-NUM_GOOD = {"coder": 760, "tester": 380, "researcher": 220, "coordinator": 150, "reviewer": 90}
+NUM_GOOD = {"coder": 690, "tester": 370, "researcher": 240, "coordinator": 160, "reviewer": 140}
 NUM_FAILED = 60  # success false, with a useless answer
 NUM_EXACT_DUPLICATES = 40  # prompt and response of a good row, at another time
 NUM_NEAR_DUPLICATES = 40  # a long good row of the coder asked again with a word more
 NUM_OVER_LONG = 8  # right rows with a pasted log in the prompt: more than 1,500 tokens
 NUM_MALFORMED = 5  # torn, no response, a number for a prompt, null for a response, a list instead of an object
 
-AREA_NAMES = ("sound", "graphics", "network", "storage", "editor", "packaging", "docs", "login")
+AREA_NAMES = ("sound", "graphics", "network", "storage", "editor", "login")
 LICENCES = {"adopt": ("MIT", "BSD", "Apache", "ISC"), "ask": ("GPL", "LGPL", "AGPL")}
 
-PRIORITIES = ("P0", "P1", "P2", "P3")
 BUGS = (
     "When I {do} the {thing} of a {kind} {thing}, {harm}.",
     "As soon as the {thing} {does} {things}, {harm}.",
@@ -79,7 +78,13 @@ REMARKS = (
     "My {thing} is {kind}, if that matters; so is the {thing}.",
     "The customer {does} {things} every {day} with a {kind} {thing}.",
 )
-SEVERITY = ("For us this is {severity}.", "We find it {severity}.", "That is {severity}, I think.", "{name} says it is {severity}.")
+# What the reporter says last, by priority, and the harm done, `words.SYMPTOMS`, in the same order.
+RATINGS: dict[str, tuple[str, ...]] = {
+    "urgent": ("Nobody here can work.", "All of us are blocked until it is repaired.", "Please drop everything else."),
+    "major": ("We need a repair this week.", "It must be in the next release.", "Many users complain."),
+    "minor": ("There is a way around it.", "A restart helps for a day.", "It is annoying, but we can live with it."),
+    "trivial": ("It can wait.", "It only looks ugly.", "No user has noticed so far."),
+}
 TEST_RUNS = (
     "The {area} tests of branch {branch} ran on {platform}.",
     "On {platform} we tested {branch}, which is about {area}.",
@@ -112,12 +117,11 @@ TEST_REMARKS = (
     "The runner {verbs} the {thing} first.",
 )
 LIBRARIES = (
-    "{project} {does} {things} for us.",
-    "We need something to {do} the {kind} {thing}; {project} could.",
+    "To {do} the {kind} {thing} we could take {project}.",
     "{name} found {project}, a {lang} library to {do} {things}.",
-    "Should we use {project} for {doing} the {thing}?",
-    "{project} is a {kind} {thing} in {lang}.",
-    "For {things} there is {project}.",
+    "For {things} and a {thing} there is {project}.",
+    "May I {do} {things} with {project}?",
+    "We want a {kind} {thing} in {lang}, such as {project}.",
 )
 RELEASES = (
     "Its release {version} {does} the {thing}.",
@@ -145,8 +149,8 @@ DIFFS = (
     "{name} opened request {number}, it {does} the {thing}.",
 )
 VERDICTS: dict[str, tuple[str, ...]] = {
-    "approve": ("Tests and manual are there, all green.", "It is tested and merges cleanly.", "Everything is covered and described."),
-    "reject": ("No test covers it.", "It no longer merges with main.", "The manual does not mention it."),
+    "approve": ("All checks are green.", "It merges cleanly and is complete.", "Everything is well covered."),
+    "reject": ("It breaks the build.", "It conflicts with main.", "Tests and manual are missing."),
 }
 USELESS = (
     "I am not sure what you mean. Could you tell me more?",
@@ -209,13 +213,32 @@ def _areas() -> tuple[Topic, ...]:
 def _good_rows(rng: random.Random) -> Iterator[Interaction]:
     """Every ticket begins with a row of the coder; other agents' rows join a ticket drawn at random and share its area, file and people."""
     areas = _areas()
-    tickets = [f"HRB-{number}" for number in rng.sample(range(1000, 9999), NUM_GOOD["coder"])]
-    scenes = {ticket: Scene(rng, areas) for ticket in tickets}
+    tickets = [f"HRB-{number}" for number in rng.sample(_numbers(1000, 10_000), NUM_GOOD["coder"])]
+    scenes = {ticket: _scene(rng, areas) for ticket in tickets}
     for agent, answer in AGENTS.items():
         for number in range(NUM_GOOD[agent]):
             ticket = tickets[number] if agent == "coder" else rng.choice(tickets)
             prompt, response = answer(rng, scenes[ticket], ticket)
             yield _row(agent=agent, ticket=ticket, prompt=prompt, response=response)
+
+
+def _numbers(low: int, high: int) -> list[int]:
+    """The numbers without a repeated digit: a model of this size copies 7773 badly."""
+    return [number for number in range(low, high) if len(set(str(number))) == len(str(number))]
+
+
+def _scene(rng: random.Random, areas: tuple[Topic, ...]) -> Scene:
+    """A scene whose file has a name that says nothing of the area."""
+    scene = Scene(rng, areas)
+    scene.facts["file"] = f"{_code_name(rng)}.{rng.choice(words.SUFFIXES)}"
+    return scene
+
+
+def _code_name(rng: random.Random) -> str:
+    """A name for a file, branch or library, of two words that no ticket is about."""
+    areas = {word for topic in words.TOPICS if topic.name in AREA_NAMES for word in topic.things}
+    others = [word for topic in words.TOPICS if topic.name not in AREA_NAMES for word in topic.things if word not in areas]
+    return f"{rng.choice(others)}-{rng.choice(words.NOUNS)}"
 
 
 def _row(*, agent: str, ticket: str, prompt: str, response: str) -> Interaction:
@@ -240,18 +263,18 @@ def _tell(rng: random.Random, scene: Scene, patterns: list[str], **facts: str) -
 
 
 def _coder(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
-    level, place = rng.randrange(len(PRIORITIES)), rng.choice(PLACES)
+    place, remarks = rng.choice(PLACES), rng.sample(REMARKS, 2)
+    what = f"({scene.topic.name}) {scene.facts['file']}"
     if rng.random() < 0.2:
-        prompt = _tell(rng, scene, [*rng.sample(WISHES, 2), place, rng.choice(REMARKS)])
-        return f"{ticket}: {prompt}", f"feat({scene.topic.name}) {scene.facts['file']} P3"
-    harm, severity = rng.choice(words.SYMPTOMS[level]), rng.choice(words.SEVERITIES[level])
-    told = _tell(rng, scene, [rng.choice(BUGS), place, *rng.sample(REMARKS, 2)], harm=harm)
-    rating = _tell(rng, scene, [rng.choice(SEVERITY)], severity=severity)
-    return f"{ticket}: {told} {rating}", f"fix({scene.topic.name}) {scene.facts['file']} {PRIORITIES[level]}"
+        told, wish = _tell(rng, scene, [place, *remarks]), _tell(rng, scene, [rng.choice(WISHES)])
+        return f"{ticket}: {told} {wish}", f"feat{what}"
+    priority, symptoms = rng.choice(tuple(zip(RATINGS, words.SYMPTOMS, strict=True)))
+    told = _tell(rng, scene, [rng.choice(BUGS), place, *remarks], harm=rng.choice(symptoms))
+    return f"{ticket}: {told} {rng.choice(RATINGS[priority])}", f"{priority} fix{what}"
 
 
 def _tester(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
-    verdict, branch = rng.choice(tuple(OUTCOMES)), f"{invented_word(rng)}-{rng.choice(scene.topic.actions)}"
+    verdict, branch = rng.choice(tuple(OUTCOMES)), _code_name(rng)
     numbers = {"total": str(rng.randrange(20, 1000)), "failed": str(rng.randrange(2, 20))}
     run = _tell(rng, scene, [rng.choice(TEST_RUNS)], area=scene.topic.name, branch=branch, **numbers)
     rest = _tell(rng, scene, [rng.choice(OUTCOMES[verdict]), rng.choice(TEST_REMARKS)])
@@ -260,10 +283,10 @@ def _tester(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
 
 def _researcher(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
     verdict = rng.choice(tuple(LICENCES))
-    licence, library = rng.choice(LICENCES[verdict]), rng.choice(("lib", "open", "")) + invented_word(rng)
+    licence, library = rng.choice(LICENCES[verdict]), _code_name(rng)
     scene.facts |= {"project": library, "licence": licence}
-    prompt = scene.sentence(rng.choice(LIBRARIES), steady=1.0) + " " + _tell(rng, scene, [rng.choice(LICENSING), rng.choice(RELEASES)])
-    return f"{ticket}: {prompt}", f"{verdict} {library} ({licence})"
+    told = [scene.sentence(rng.choice(patterns), steady=1.0) for patterns in (LIBRARIES, RELEASES, LICENSING)]
+    return f"{ticket}: {' '.join(told)}", f"{verdict} {library} ({licence})"
 
 
 def _coordinator(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
@@ -274,10 +297,10 @@ def _coordinator(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, st
 
 
 def _reviewer(rng: random.Random, scene: Scene, ticket: str) -> tuple[str, str]:
-    verdict, number = rng.choice(tuple(VERDICTS)), str(rng.randrange(100, 1000))
+    verdict, number = rng.choice(tuple(VERDICTS)), str(rng.choice(_numbers(100, 1000)))
     head = _tell(rng, scene, [rng.choice(DIFFS)], number=number)
-    rest = _tell(rng, scene, [rng.choice(VERDICTS[verdict]), "The {thing} is {kind} and {does} {things}."])
-    return f"{ticket}: {head} {rest}", f"PR {number} {verdict}"
+    aside = _tell(rng, scene, ["The {thing} is {kind} and {does} {things}."])
+    return f"{ticket}: {head} {aside} {rng.choice(VERDICTS[verdict])}", f"PR {number} {verdict}"
 
 
 AGENTS: dict[str, Callable[[random.Random, Scene, str], tuple[str, str]]] = {
@@ -304,7 +327,7 @@ def _over_long(rng: random.Random) -> list[Interaction]:
     """Tickets whose author pasted the whole log."""
     areas, rows = _areas(), []
     for number in range(NUM_OVER_LONG):
-        scene, ticket = Scene(rng, areas), f"HRB-{10_000 + number}"
+        scene, ticket = _scene(rng, areas), f"HRB-{10_234 + number}"
         prompt, response = _coder(rng, scene, ticket)
         log = "\n".join(
             f"{second:05} {scene.fill('WARNING {thing} {does} {thing} {number} {kind} {thing} in {file}')}" for second in range(90)

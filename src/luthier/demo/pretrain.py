@@ -37,9 +37,9 @@ class Schedule:
     held_out_rows: int = 64
     rows: int = 8
     row_tokens: int = 256
-    steps: int = 2600
-    warmup_steps: int = 100
-    learning_rate: float = 1e-3  # at 2e-3 the copying heads are lost in the first hundred steps
+    steps: int = 4500
+    warmup_steps: int = 300
+    learning_rate: float = 1.5e-3  # at 2e-3 and 100 steps of warm-up the copying heads are lost in the first hundred steps
     weight_decay: float = 0.1
     max_grad_norm: float = 1.0
     repeats: float = 0.25  # share of rows that repeat random tokens, at first; it falls to 0 at the last step

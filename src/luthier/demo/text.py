@@ -156,7 +156,7 @@ def documents(seed: int) -> Iterator[str]:
         _listing: 12,
         _pairs: 10,
         _code: 4,
-        _dialogue: 50,
+        _dialogue: 60,
     }
     while True:
         yield rng.choices(list(kinds), list(kinds.values()))[0](rng)
@@ -367,7 +367,7 @@ def _dialogue(rng: random.Random) -> str:
         "The {thing} {does} the {kind} {thing}.",
         "It {verbs} {nouns} for {adj} {things}.",
         "The {noun} of the {thing} is {adj}.",
-        "Then {symptom}.",
+        "Then {harm}.",
     ]
     told += [scene.sentence(rng.choice(filler)) for _ in range(rng.randrange(4))]
     rng.shuffle(told)
