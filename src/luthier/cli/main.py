@@ -31,7 +31,7 @@ def luthier(
 
 def main() -> None:
     """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused."""
-    # Threads that wait sleep instead of spinning: on a machine with other work a spinning torch trains 50 × slower or worse (docs/notes/log.md).
+    # Threads that wait sleep instead of spinning: beside other work a spinning torch trains 50 × slower or worse (docs/notes/log.md).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     debug = "--debug" in sys.argv
     try:
