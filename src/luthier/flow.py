@@ -113,8 +113,9 @@ def steps(recipe: Recipe, prepared: Prepared) -> Steps:
 def train(loaded: LoadedRecipe, progress: Progress = SILENT) -> Trained:
     """A finished run of the recipe: begun, resumed from its newest checkpoint, or already there."""
     from luthier.data.tokenizer import load_tokenizer
+    from luthier.recipe.load import difference
     from luthier.runs.environment import write_environment
-    from luthier.runs.store import alone, difference, find, open_or_create
+    from luthier.runs.store import alone, find, open_or_create
     from luthier.runs.summary import DataSummary
     from luthier.train.run import TrainingJob
     from luthier.train.run import train as run_training

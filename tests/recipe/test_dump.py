@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from luthier.recipe.load import dump, load
+from luthier.recipe.load import difference, dump, load
 from luthier.recipe.schema import Recipe
 
 ODD = ("no", "on", "1e-4", "0x1F", "017", "1_000", "~", "null", "a: b", "# c", "- d", "2024-01-01", "?0", "@x", "y\n ", "\x85", "\u2028\n")
@@ -14,7 +14,7 @@ TEXTS = st.text(max_size=40) | st.sampled_from(ODD)
 SCALARS = TEXTS | st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
 SOURCES = st.fixed_dictionaries(
     {
-        "path": st.sampled_from(["/data/a.jsonl", "/data/*.csv", "/tmp/tie: on #1.json"]),
+        "path": st.sampled_from(["/data/a.jsonl", "/data/*.csv", "/data/tie: on #1.json"]),
         "where": st.dictionaries(TEXTS, SCALARS | st.lists(SCALARS, max_size=3).map(tuple), max_size=3),
     }
 )
@@ -66,3 +66,15 @@ def test_the_resolved_text_says_every_value_in_the_schemas_order_and_prompts_as_
     assert "  system_prompts: |-\n    You coach chess.\n    Be short.\n" in text
     assert "  epochs: 3.0\n" in text
     assert "max_steps" not in text
+
+
+def test_a_difference_names_every_changed_key_with_both_values() -> None:
+    old = "seed: 1\nlora: {r: 8}\ndata:\n  sources: [{path: a}]\n  group_by: ''\n"
+    new = "seed: 1\nlora: none\ndata:\n  sources: [{path: a}, {path: b}]\n  group_by: place\n"
+    assert difference(old, new) == [
+        "lora.r: 8 → absent",
+        'data.group_by: "" → "place"',
+        'lora: absent → "none"',
+        'data.sources.1.path: absent → "b"',
+    ]
+    assert difference(old, old) == []

@@ -59,18 +59,6 @@ def test_a_run_whose_adapter_was_deleted_is_not_finished(original: Path) -> None
     assert not run.finished
 
 
-def test_a_difference_names_every_changed_key_with_both_values() -> None:
-    old = "seed: 1\nlora: {r: 8}\ndata:\n  sources: [{path: a}]\n  group_by: ''\n"
-    new = "seed: 1\nlora: none\ndata:\n  sources: [{path: a}, {path: b}]\n  group_by: place\n"
-    assert store.difference(old, new) == [
-        "lora.r: 8 → absent",
-        'data.group_by: "" → "place"',
-        'lora: absent → "none"',
-        'data.sources.1.path: absent → "b"',
-    ]
-    assert store.difference(old, old) == []
-
-
 def test_a_second_holder_of_a_run_is_told_who_has_it(original: Path) -> None:
     run = store.open_or_create("a", "seed: 1\n", original)
     with store.alone(run):

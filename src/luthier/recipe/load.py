@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
+from luthier.core import jsonl
 from luthier.recipe.base import DEMO
 from luthier.recipe.check import check
 from luthier.recipe.draft import Draft, Key, dotted
@@ -62,7 +63,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
         override(draft, text)
     _make_absolute(draft)
     recipe = check(draft)
-    provenance = {dotted(key): _provenance(key, draft) for key in _leaves(_plain(recipe), ())}
+    provenance = {dotted(key): _provenance(key, draft) for key, _ in _leaves(_plain(recipe), ())}
     return LoadedRecipe(recipe=recipe, provenance=MappingProxyType(provenance), source=path, text=dump(recipe))
 
 
@@ -74,6 +75,16 @@ def dump(recipe: Recipe) -> str:
     text = io.StringIO()
     yaml.dump(_styled(_plain(recipe)), text)
     return text.getvalue()
+
+
+def difference(old: str, new: str) -> list[str]:
+    """`dotted.key: old → new` for every value in which the texts of two resolved recipes differ."""
+    before, after = ({dotted(key): jsonl.dumps(value) for key, value in _leaves(YAML(typ="safe").load(text), ())} for text in (old, new))
+    return [
+        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
+        for key in before | after
+        if before.get(key, "absent") != after.get(key, "absent")
+    ]
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -98,8 +109,8 @@ def _styled(value: Any) -> Any:
     return value if PLAIN.fullmatch(value) and yaml_scalar(value) == value else DoubleQuotedScalarString(value)
 
 
-def _leaves(value: Any, key: Key) -> Iterator[Key]:
-    """The keys of values that hold no other named value; a list of words is one value."""
+def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
+    """Keys and values that hold no other named value; a list of words is one value."""
     if isinstance(value, dict) and value:
         for name, inner in value.items():
             yield from _leaves(inner, (*key, name))
@@ -107,7 +118,7 @@ def _leaves(value: Any, key: Key) -> Iterator[Key]:
         for number, inner in enumerate(value):
             yield from _leaves(inner, (*key, number))
     else:
-        yield key
+        yield key, value
 
 
 def _provenance(key: Key, draft: Draft) -> str:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ruamel.yaml import YAML
-
 from luthier.core import files, jsonl
 from luthier.core.errors import UsageError
 from luthier.recipe.schema import RUN_NAME
@@ -160,26 +158,3 @@ def alone(run: RunFolder) -> Iterator[None]:
             yield
         finally:
             run.pid.unlink(missing_ok=True)
-
-
-def difference(old: str, new: str) -> list[str]:
-    """`dotted.key: old → new` for every value in which two resolved recipes differ."""
-    before, after = (dict(_leaves(YAML(typ="safe").load(text))) for text in (old, new))
-    return [
-        f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
-        for key in before | after
-        if before.get(key, "absent") != after.get(key, "absent")
-    ]
-
-
-def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values in JSON; a list of words is one value."""
-    if isinstance(value, dict) and value:
-        inner = list(value.items())
-    elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        inner = list(enumerate(value))
-    else:
-        yield key, jsonl.dumps(value)
-        return
-    for name, item in inner:
-        yield from _leaves(item, f"{key}.{name}" if key else str(name))
