@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: install demo test test-slow check docs clean
+.PHONY: install demo test test-slow check docs bench-peers clean
 
 install: .venv/.installed
 
@@ -32,6 +32,9 @@ check: install
 docs: install
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md
 	$(BIN)/typer luthier.cli.main utils docs --name luthier --title "luthier: commands" --output docs/reference/commands.md
+
+bench-peers:
+	PYTHON=$(PYTHON) bench/peers/install.sh
 
 clean:
 	rm -rf .venv build dist

@@ -1,34 +1,22 @@
-"""The same rows in any division into micro batches give one loss and one gradient (traps 1 and 7)."""
-
-from collections.abc import Sequence
+"""The same rows in any division into micro batches give one loss and one gradient (traps 1 and 7), with dropout too."""
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from luthier.data.store import TokenRow
 from luthier.model.adapt import add_lora
+from luthier.model.fuse import fuse
 from luthier.recipe.schema import Lora
-from luthier.train.step import train_step
-from tests.train.workshop import FLOAT32, in_batches, ragged_rows, tiny_model
-
-
-class Keep(torch.optim.Optimizer):
-    """Updates nothing and keeps the gradients it was given."""
-
-    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
-        super().__init__(list(parameters), {})
-        self.gradients: list[Tensor] = []
-
-    def step(self, closure: object = None) -> None:  # type: ignore[override]
-        self.gradients = [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
+from luthier.train.run import train
+from tests.model.zoo import LONGEST, in_packs, shared_rows, tiny
+from tests.model.zoo import adapted as zoo_adapted
+from tests.train.workshop import Workshop, in_batches, ragged_rows, step_gradients, tiny_model
 
 
 def loss_and_gradients(make: object, rows: list[TokenRow], size: int, pad_id: int = 0) -> tuple[float, list[Tensor]]:
-    model = make()  # type: ignore[operator]
-    optimizer = Keep([parameter for parameter in model.parameters() if parameter.requires_grad])
-    record = train_step(model.train(), optimizer, in_batches(rows, size, pad_id), precision=FLOAT32, max_norm=0.0, seeds=(0, 1))
-    return record.loss, optimizer.gradients
+    return step_gradients(make(), in_batches(rows, size, pad_id))  # type: ignore[operator]
 
 
 def adapted() -> nn.Module:
@@ -62,3 +50,28 @@ def test_the_pad_token_changes_no_gradient_even_as_end_of_turn() -> None:
     _, gradients = loss_and_gradients(adapted, rows, 8)
     _, padded = loss_and_gradients(adapted, rows, 8, pad_id=end_of_turn)
     assert_close(padded, gradients)
+
+
+def test_updates_with_dropout_do_not_depend_on_the_division_padded_or_in_bins(workshop: Workshop) -> None:
+    """A token's mask follows from (seed, step, its row and position, module), not from the rows beside it."""
+    divisions = {"one": ("off", 1), "four": ("off", 4), "bins": ("bins", 4), "small bins": ("bins", 1)}
+    adapters = {}
+    for name, (packing, rows) in divisions.items():
+        sections = {"data": {"packing": packing}, "training": {"micro_batch_size": rows, "max_steps": 6}, "checkpoints": {"final": "last"}}
+        job = workshop.job(name, lora={"dropout": 0.3}, **sections)
+        train(job)
+        adapters[name] = load_file(job.folder.adapter / "adapter_model.safetensors")
+    expected = adapters.pop("one")
+    for found in adapters.values():
+        assert_close(list(found.values()), list(expected.values()))
+
+
+def test_an_adapted_head_drops_by_token_too() -> None:
+    """It sees only the tokens before a target, and drops by their keys."""
+    lora, rows, found = {"dropout": 0.3, "target_modules": ("q_proj", "lm_head")}, shared_rows(), []
+    for pack, batches in ((False, in_batches(rows, 1)), (False, in_batches(rows, 4)), (True, in_packs(rows, "bins"))):
+        model = zoo_adapted(tiny("llama"), **lora)
+        fuse(model, pack=pack, longest=LONGEST)
+        found.append(step_gradients(model, batches)[1])
+    for gradients in found[1:]:
+        assert_close(gradients, found[0])

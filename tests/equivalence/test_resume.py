@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
 from luthier.core import jsonl
 from luthier.train import resolve
@@ -22,17 +21,17 @@ class Killed(Exception):
 
 
 def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
-    """Train until the second micro batch of this step; how the run's rows were divided."""
+    """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
     loop, _, _ = _set_up(job)
-    forward_passes = 0
+    updates = 0
 
-    def die(module: nn.Module, inputs: object) -> None:
-        nonlocal forward_passes
-        forward_passes += module.training
-        if forward_passes == 2 * step:  # two micro batches a step
+    def die(*_: object) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == step:
             raise Killed
 
-    loop.model.register_forward_pre_hook(die)
+    loop.optimizer.register_step_pre_hook(die)
     with pytest.raises(Killed):
         fit(loop, State())
     return loop.micro_batch
@@ -47,9 +46,9 @@ def lines(job: TrainingJob) -> list[dict[str, Any]]:
     return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(job.folder.metrics)]
 
 
-@pytest.mark.parametrize(("step", "resumed_after"), [(3, 0), (9, 6), (12, 10)])
-def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, step: int, resumed_after: int) -> None:
-    whole, broken = workshop.job("whole"), workshop.job("broken")
+@pytest.mark.parametrize(("step", "resumed_after", "packing"), [(3, 0, "off"), (9, 6, "tree"), (12, 10, "bins")])
+def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, step: int, resumed_after: int, packing: str) -> None:
+    whole, broken = (workshop.job(name, data={"packing": packing}) for name in ("whole", "broken"))
     assert whole.recipe.lora.dropout > 0
     train(whole)
     killed_in_step(broken, step)
@@ -70,7 +69,7 @@ def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Wo
     with_memory(1)  # one row at once
     whole, broken = workshop.job("whole", training=auto), workshop.job("broken", training=auto)
     train(whole)
-    began_with = killed_in_step(broken, 18)  # four micro batches a step: this is step 9
+    began_with = killed_in_step(broken, 9)
     with_memory(10**10)
     fresh = _set_up(workshop.job("fresh", training=auto))[0].micro_batch
     assert fresh != began_with

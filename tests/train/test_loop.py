@@ -96,14 +96,17 @@ def test_the_last_weights_become_the_adapter_where_the_recipe_says_so(workshop: 
 def poisoned(job: TrainingJob, at_step: int) -> Loop:
     """The job's loop over a model whose loss is not a number from this step on."""
     loop, _, _ = _set_up(job)
-    calls = 0
+    done = 0
 
-    def poison(module: nn.Module, inputs: object, logits: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += module.training
-        return logits * math.nan if module.training and calls > 2 * (at_step - 1) else logits  # two micro batches a step
+    def count(*_: object) -> None:
+        nonlocal done
+        done += 1
 
-    loop.model.get_output_embeddings().register_forward_hook(poison)
+    def poison(module: nn.Module, inputs: object, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden * math.nan if module.training and done >= at_step - 1 else hidden
+
+    loop.optimizer.register_step_post_hook(count)
+    loop.model.get_base_model().get_decoder().norm.register_forward_hook(poison)
     return loop
 
 
@@ -125,8 +128,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_weights_untouched(work
 def test_a_validation_loss_that_is_not_finite_is_no_best(workshop: Workshop) -> None:
     job = workshop.job()
     loop = _set_up(job)[0]
-    hook = lambda module, inputs, logits: logits if module.training else logits * math.inf  # noqa: E731
-    loop.model.get_output_embeddings().register_forward_hook(hook)
+    hook = lambda module, inputs, hidden: hidden if module.training else hidden * math.inf  # noqa: E731
+    loop.model.get_base_model().get_decoder().norm.register_forward_hook(hook)
     with pytest.raises(NonFiniteError, match="validation loss"):
         fit(loop, State())
     assert lines(job.folder, "validation")[0]["loss"] is None

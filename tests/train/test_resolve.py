@@ -5,27 +5,30 @@ import sys
 import pytest
 import torch
 
-from luthier.core.errors import RecipeError
-from luthier.recipe.schema import Checkpoints, Training
+from luthier.core.errors import PlanRefused, RecipeError
+from luthier.model.fuse import Fusion, fuse
+from luthier.recipe.schema import Checkpoints, Recipe, Training
 from luthier.train import resolve
+from luthier.train.objective import nll_sum
 from luthier.train.order import MicroBatchSize
-from luthier.train.resolve import Workload, activation_bytes_per_token, resolve_ending, resolve_sizes
-from tests.train.workshop import in_batches, ragged_rows, tiny_model
+from luthier.train.resolve import Workload, activation_bytes_per_token, resolve_ending, resolve_packing, resolve_sizes
+from tests.model.zoo import adapted, in_packs, tiny
+from tests.train.workshop import ragged_rows, tiny_model
 
-WORKLOAD = Workload(longest=100, supervised_share=0.5, dtype=torch.float32)
+WORKLOAD = Workload(longest=100, supervised_share=0.5, dtype=torch.float32, fused=False)
 
 
 def test_a_given_micro_batch_is_taken_as_it_is() -> None:
     sizes = resolve_sizes(tiny_model(), Training(micro_batch_size=3, gradient_checkpointing=True), WORKLOAD)
-    assert sizes.micro_batch == MicroBatchSize(rows=3, tokens=sys.maxsize)
+    assert sizes.micro_batch == MicroBatchSize(rows=3, tokens=300)
     assert sizes.checkpoint_activations
 
 
 def test_an_auto_micro_batch_has_the_token_budget_of_the_device() -> None:
-    sizes = resolve_sizes(tiny_model(), Training(), Workload(longest=300, supervised_share=0.5, dtype=torch.float32))
-    assert sizes.micro_batch == MicroBatchSize(rows=16, tokens=2048)
-    assert {item.path: item.value for item in sizes.resolved} == {"training.micro_batch_size": 6, "training.gradient_checkpointing": False}
-    long = Workload(longest=9000, supervised_share=0.5, dtype=torch.float32)
+    sizes = resolve_sizes(tiny_model(), Training(), Workload(longest=300, supervised_share=0.5, dtype=torch.float32, fused=False))
+    assert sizes.micro_batch == MicroBatchSize(rows=16, tokens=4096)
+    assert {item.path: item.value for item in sizes.resolved} == {"training.micro_batch_size": 13, "training.gradient_checkpointing": False}
+    long = Workload(longest=9000, supervised_share=0.5, dtype=torch.float32, fused=False)
     assert resolve_sizes(tiny_model(), Training(), long).micro_batch.tokens == 9000
 
 
@@ -38,13 +41,13 @@ def test_activations_that_do_not_fit_are_recomputed(monkeypatch: pytest.MonkeyPa
     assert not resolve_sizes(model, Training(), WORKLOAD).checkpoint_activations
 
 
-def test_the_estimate_of_activations_is_within_a_factor_of_two() -> None:
-    from luthier.model.adapt import add_lora
-    from luthier.recipe.schema import Lora
-    from luthier.train.objective import nll_sum
-
-    base = tiny_model()
-    model, batch = add_lora(base, Lora(), seed=0).train(), in_batches(ragged_rows([40] * 8), 8)[0]
+@pytest.mark.parametrize("packing", ["off", "bins"])
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma"])
+def test_the_estimate_of_activations_is_within_a_factor_of_two(name: str, packing: str) -> None:
+    base = tiny(name, num_hidden_layers=4)
+    model, (batch,) = adapted(base, r=16).train(), in_packs(ragged_rows([40] * 4), packing)
+    fused = fuse(model, pack=packing != "off", longest=40).num_layers == 4
+    assert fused == (packing != "off")
     kept: dict[int, int] = {}
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
@@ -56,7 +59,7 @@ def test_the_estimate_of_activations_is_within_a_factor_of_two() -> None:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = nll_sum(model, batch)
-    workload = Workload(longest=40, supervised_share=batch.num_targets / batch.num_tokens, dtype=torch.float32)
+    workload = Workload(longest=40, supervised_share=batch.num_targets / batch.num_tokens, dtype=torch.float32, fused=fused)
     estimated = activation_bytes_per_token(base, workload, checkpointing=False) * batch.num_tokens
     assert loss.requires_grad
     assert 0.5 < estimated / sum(kept.values()) < 2
@@ -75,3 +78,38 @@ def test_with_validation_rows_the_best_is_kept_and_patience_is_three() -> None:
 def test_a_wish_for_the_best_without_validation_rows_is_refused(key: str, value: object) -> None:
     with pytest.raises(RecipeError, match=rf"checkpoints\.{key}.*no validation rows"):
         resolve_ending(Checkpoints.model_validate({key: value}), validation_rows=0)
+
+
+def packing(wished: str, fusion: Fusion, share: float = 0.0, attention: str = "auto") -> tuple[str, str]:
+    data = {"sources": [{"path": "rows.jsonl"}], "packing": wished}
+    recipe = Recipe.model_validate({"name": "tiny", "model": {"base": "demo", "attention": attention}, "data": data})
+    return resolve_packing(recipe, fusion, lambda: share)
+
+
+PACKS, ISOLATED = Fusion(packs=True, num_layers=2), Fusion(packs=False, reasons=("attention with softcap",))
+
+
+@pytest.mark.parametrize(("share", "value"), [(0.0, "bins"), (0.049, "bins"), (0.05, "tree"), (0.6, "tree")])
+def test_auto_packing_is_a_tree_where_enough_is_shared(share: float, value: str) -> None:
+    chosen, why = packing("auto", PACKS, share)
+    assert chosen == value
+    assert f"{share:.0%}" in why
+
+
+@pytest.mark.parametrize("wished", ["tree", "bins", "off"])
+def test_a_packing_that_the_recipe_names_is_taken_and_the_rows_are_not_looked_at(wished: str) -> None:
+    assert packing(wished, PACKS, share=float("nan")) == (wished, "the recipe says so")
+
+
+def test_a_model_that_cannot_be_packed_is_padded_under_auto_and_refused_where_packs_were_asked_for() -> None:
+    assert packing("auto", ISOLATED) == ("off", "attention with softcap")
+    assert packing("off", ISOLATED) == ("off", "the recipe says so")
+    for wished in ("tree", "bins"):
+        with pytest.raises(PlanRefused, match=r"attention with softcap(?s:.*)data\.packing"):
+            packing(wished, ISOLATED)
+
+
+def test_an_attention_that_the_recipe_names_cannot_be_packed() -> None:
+    assert packing("auto", Fusion(packs=False), attention="sdpa") == ("off", "model.attention is sdpa")
+    with pytest.raises(PlanRefused, match=r"model\.attention is sdpa"):
+        packing("tree", Fusion(packs=False), attention="sdpa")

@@ -115,7 +115,7 @@ def test_what_auto_became_stands_in_the_plan(workshop: Workshop) -> None:
     assert plan["steps"]["total"] == 1
     told = {item["path"] for item in plan["resolved"]}
     assert told == {item.path for item in result.resolved}
-    assert {"model.dtype", "model.attention", "training.micro_batch_size", "checkpoints.final"} <= told
+    assert {"model.dtype", "model.attention", "training.micro_batch_size", "data.packing", "checkpoints.final"} <= told
     assert all(item["value"] != "auto" and item["why"] for item in plan["resolved"])
 
 
@@ -129,3 +129,18 @@ def test_a_damaged_best_checkpoint_gives_way_to_the_last(workshop: Workshop) -> 
     again = train(job)
     assert (again.best, again.final_step) == (None, 8)
     assert "damaged" in [record["event"] for record in jsonl.records(job.folder.events)]
+
+
+def test_packing_is_told_and_changes_how_a_step_is_computed_but_not_what(workshop: Workshop) -> None:
+    losses, kinds = {}, {}
+    for packing in ("off", "bins", "tree", "auto"):
+        job = workshop.job(packing, lora={"dropout": 0.0}, data={"packing": packing}, training={"max_steps": 6})
+        train(job)
+        losses[packing] = [record["loss"] for record in jsonl.records(job.folder.metrics)]
+        kinds[packing] = json.loads(job.folder.plan.read_text())["sizes"]["packing"]
+        (engine,) = [record for record in jsonl.records(job.folder.events) if record["event"] == "engine"]
+        assert engine["layers"] == (0 if packing == "off" else 2)
+    assert {packing: kinds[packing] for packing in ("off", "bins", "tree")} == {"off": "off", "bins": "bins", "tree": "tree"}
+    assert kinds["auto"] in ("bins", "tree")
+    for packing in ("bins", "tree", "auto"):
+        assert losses[packing] == pytest.approx(losses["off"], rel=1e-4)

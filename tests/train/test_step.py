@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from luthier.model.fuse import fuse
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer
 from luthier.train.step import Precision, StepRecord, train_step
+from tests.model.zoo import LONGEST, adapted, in_packs, shared_rows, tiny
 from tests.train.workshop import CPU, FLOAT32, in_batches, ragged_rows, tiny_model
 
 
@@ -85,3 +87,15 @@ def test_full_fine_tuning_in_bfloat16_keeps_float32_weights_and_gradients() -> N
     reference = step(tiny := tiny_model().train(), torch.optim.SGD(tiny.parameters(), lr=1e-6))
     assert record.loss == pytest.approx(reference.loss, rel=1e-2)
     assert record.loss != reference.loss
+
+
+def test_every_seed_and_step_has_its_own_dropout_and_no_generator_has_a_say() -> None:
+    losses = []
+    for seeds in ((0, 1), (0, 2), (1, 1), (0, 1)):
+        model = adapted(tiny("qwen3"), dropout=0.3).train()
+        fuse(model, pack=False, longest=LONGEST)
+        optimizer = make_optimizer(model, Training(learning_rate=1e-3))
+        losses.append(train_step(model, optimizer, in_packs(shared_rows(), "off"), precision=FLOAT32, max_norm=1.0, seeds=seeds).loss)
+        torch.rand(3)
+    assert losses[3] == losses[0]
+    assert len(set(losses)) == 3

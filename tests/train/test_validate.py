@@ -5,9 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from luthier.model.fuse import fuse
 from luthier.train.objective import nll_sum
 from luthier.train.order import MicroBatchSize
 from luthier.train.validate import validation_loss
+from tests.model.zoo import LONGEST, adapted, shared_rows, tiny
 from tests.train.workshop import FLOAT32, in_batches, ragged_rows, stored, tiny_model
 
 
@@ -20,6 +22,14 @@ def test_the_loss_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
         batches = in_batches(ragged_rows(), 3)
         averaged = sum(nll_sum(model, batch).item() / batch.num_targets for batch in batches) / len(batches)
     assert abs(averaged - losses[0]) > 1e-2  # the mean of means, which this is not
+
+
+def test_the_loss_does_not_depend_on_how_rows_are_packed(tmp_path: Path) -> None:
+    model, rows = adapted(tiny("qwen3"), dropout=0.3), stored(shared_rows(), tmp_path)
+    assert fuse(model.train(), pack=True, longest=LONGEST).num_layers == 2
+    sizes = [MicroBatchSize(rows=4, tokens=200, packing=packing) for packing in ("off", "bins", "tree")]  # type: ignore[arg-type]
+    losses = [validation_loss(model, rows, size, FLOAT32).loss for size in sizes]
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-6)
 
 
 def test_validation_has_no_dropout_and_leaves_the_model_in_training(tmp_path: Path) -> None:

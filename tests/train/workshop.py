@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from luthier.core import jsonl
@@ -18,7 +19,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train.batch import MicroBatch, collate
 from luthier.train.run import TrainingJob
-from luthier.train.step import Precision
+from luthier.train.step import Precision, train_step
 from tests.data.families import family
 
 VOCABULARY = 96
@@ -64,7 +65,26 @@ def stored(rows: Sequence[TokenRow], folder: Path, split: str = "train") -> Toke
 
 def in_batches(rows: Sequence[TokenRow], size: int, pad_id: int = 0) -> list[MicroBatch]:
     """Micro batches of `size` rows, in order."""
-    return [collate(rows[start : start + size], CPU, pad_id) for start in range(0, len(rows), size)]
+    numbers = range(len(rows))
+    return [collate(rows[start : start + size], numbers[start : start + size], CPU, pad_id) for start in range(0, len(rows), size)]
+
+
+class Keep(torch.optim.Optimizer):
+    """Updates nothing and keeps the gradients it was given."""
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        super().__init__(list(parameters), {})
+        self.gradients: list[Tensor] = []
+
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        self.gradients = [parameter.grad.clone() for group in self.param_groups for parameter in group["params"]]
+
+
+def step_gradients(model: nn.Module, batches: Sequence[MicroBatch]) -> tuple[float, list[Tensor]]:
+    """Loss and gradients of the first training step, before clipping and without its update."""
+    optimizer = Keep([parameter for parameter in model.parameters() if parameter.requires_grad])
+    record = train_step(model.train(), optimizer, batches, precision=FLOAT32, max_norm=0.0, seeds=(0, 1))
+    return record.loss, optimizer.gradients
 
 
 @dataclass(frozen=True, slots=True)

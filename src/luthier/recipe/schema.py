@@ -123,6 +123,9 @@ class Data(Section):
     """Tokens that carry loss: every assistant turn, the last one, everything after the first prompt, or all tokens."""
     thinking: Literal["keep", "strip", "mask"] = "keep"
     """`<think>…</think>` in answers: train on it, remove it, or keep it as context without loss."""
+    packing: Literal["auto", "tree", "bins", "off"] = "auto"
+    """How a step's rows stand in a micro batch: end to end without padding (`bins`), or as a prefix tree in which leading tokens that rows
+    share stand once (`tree`; under dropout they then share its mask, too); or padded (`off`). `auto`: tree where at least 5 % is shared."""
 
 
 class Training(Section):

@@ -1,38 +1,92 @@
-"""Rows side by side as tensors.  B = rows, T = positions, N = supervised positions."""
+"""Micro batches: rows side by side, padded, or as one pack.  B = rows, T = positions, A = B·T, N = targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from luthier.data.store import TokenRow
+from luthier.data.pack import Pack, bins, row_keys, trees
+from luthier.data.store import TokenRow, TokenRows
+from luthier.model import attention
+from luthier.model.attention import Tree
+from luthier.train.order import Indices, MicroBatchSize, padded_batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Right-padded ids, and where to look: `targets_N` is what the model must say at (`rows_N`, `positions_N`).
+    """Ids, and what the model must say where: after token `sources_N` of all A comes `targets_N`, for `counts_N` rows.
 
-    There is neither a label at a padded position nor an attention mask. A causal model's real positions stand before the padding and
-    never see it, and no target is drawn from it: padding is known by position, so the pad token may be the end-of-turn token or any other.
+    Padded rows need neither a label at a padded position nor an attention mask. A causal model's real positions stand before the padding
+    and never see it, and no target is drawn from it: padding is known by position, the pad token may be the end-of-turn token or any other.
     """
 
     ids_BT: Tensor
-    rows_N: Tensor
-    positions_N: Tensor
+    positions_BT: Tensor
+    sources_N: Tensor
     targets_N: Tensor
+    counts_N: Tensor
+    needed_S: Tensor
+    """The sources, each once: after the last layer's attention nothing else is looked at."""
+    places_N: Tensor
+    """Where each of `sources_N` stands in them."""
+    keys_A: Tensor
+    """What each token is to dropout (`luthier.data.pack`)."""
+    tree: Tree | None
+    """Which token sees which in a pack, whose B is 1."""
     num_tokens: int
-    """Without padding."""
+    """Of the rows: without padding, and before sharing."""
+    num_targets: int
+    """Supervised tokens of the rows."""
 
-    @property
-    def num_targets(self) -> int:
-        """Supervised tokens."""
-        return len(self.targets_N)
+    def inputs(self) -> dict[str, Any]:
+        """What the model's forward is given."""
+        inputs: dict[str, Any] = {"input_ids": self.ids_BT, "use_cache": False}
+        if self.tree is None:
+            return inputs
+        return {**inputs, "position_ids": self.positions_BT, **attention.arguments(self.tree, self.ids_BT.device)}
+
+    def hints(self) -> dict[str, Any]:
+        """What a fused last layer may be told: the tokens whose hidden states are asked for. It returns these only."""
+        return {} if self.tree is None or self.ids_BT.is_cuda else {"needed_S": self.needed_S}
 
 
-def collate(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> MicroBatch:
-    """The rows as one micro batch on `device`."""
+def micro_batches(rows: TokenRows, indices: Indices, size: MicroBatchSize, device: torch.device) -> list[MicroBatch]:
+    """These rows divided as `size` says, the largest micro batch first, so that too little memory shows at once.
+
+    The loss is a sum, dropout goes by token: neither order nor division changes the update.
+    """
+    if size.packing == "off":
+        parts = padded_batches(indices, rows.lengths, size)
+        return [collate([rows[int(index)] for index in part], part.tolist(), device) for part in parts]
+    packed = trees if size.packing == "tree" else bins
+    packs = packed([rows[int(index)] for index in indices], indices.tolist(), size.tokens)
+    return [of_pack(pack, device) for pack in sorted(packs, key=lambda pack: -len(pack.ids_T))]
+
+
+def of_pack(pack: Pack, device: torch.device) -> MicroBatch:
+    """A pack on `device`."""
+    needed_S, places_N = np.unique(pack.sources_N, return_inverse=True)
+    return MicroBatch(
+        ids_BT=_on(device, pack.ids_T[None]),
+        positions_BT=_on(device, pack.positions_T[None]),
+        sources_N=_on(device, pack.sources_N),
+        targets_N=_on(device, pack.targets_N),
+        needed_S=_on(device, needed_S),
+        places_N=_on(device, places_N),
+        counts_N=_on(device, pack.counts_N),
+        keys_A=_on(device, pack.keys_T),
+        tree=Tree.of(pack),
+        num_tokens=pack.num_tokens,
+        num_targets=pack.num_targets,
+    )
+
+
+def collate(rows: Sequence[TokenRow], numbers: Sequence[int], device: torch.device, pad_id: int = 0) -> MicroBatch:
+    """The rows right-padded to the longest; `numbers` are theirs in their split."""
     longest = max(len(row) for row in rows)
     ids_BT = np.full((len(rows), longest), pad_id, np.int64)
     supervised_BT = np.zeros((len(rows), longest), np.bool_)
@@ -40,15 +94,22 @@ def collate(rows: Sequence[TokenRow], device: torch.device, pad_id: int = 0) -> 
         ids_BT[index, : len(row)] = row.ids
         supervised_BT[index, : len(row)] = row.supervised
     rows_N, positions_N = np.nonzero(supervised_BT[:, 1:])  # token i is predicted at position i - 1
+    sources_N = rows_N * longest + positions_N
     return MicroBatch(
         ids_BT=_on(device, ids_BT),
-        rows_N=_on(device, rows_N),
-        positions_N=_on(device, positions_N),
+        positions_BT=_on(device, np.broadcast_to(np.arange(longest), ids_BT.shape).copy()),
+        sources_N=_on(device, sources_N),
+        needed_S=_on(device, sources_N),
+        places_N=_on(device, np.arange(len(sources_N))),
         targets_N=_on(device, ids_BT[rows_N, positions_N + 1]),
+        counts_N=_on(device, np.ones(len(rows_N), np.int64)),
+        keys_A=_on(device, np.concatenate([row_keys(number, longest) for number in numbers])),
+        tree=None,
         num_tokens=sum(len(row) for row in rows),
+        num_targets=len(rows_N),
     )
 
 
-def _on(device: torch.device, array: np.ndarray) -> Tensor:
+def _on(device: torch.device, array: npt.NDArray[np.int64]) -> Tensor:
     tensor = torch.from_numpy(array)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

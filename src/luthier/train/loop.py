@@ -15,10 +15,10 @@ from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
-from luthier.train.batch import collate
+from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.optim import rate_at, set_rate
-from luthier.train.order import Indices, MicroBatchSize, micro_batches, origins_text, rows_of_step
+from luthier.train.order import Indices, MicroBatchSize, origins_text
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
 from luthier.train.step import Precision, StepRecord, train_step
 from luthier.train.validate import validation_loss
@@ -30,7 +30,7 @@ class Loop:
 
     recipe: Recipe
     steps: Steps
-    rows: TokenRows
+    batches: Ahead
     validation_rows: TokenRows
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -65,9 +65,7 @@ def _take_step(loop: Loop, step: int) -> Line:
     watch = Stopwatch(loop.precision.device)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
-    rows = rows_of_step(step, loop.steps, seed)
-    divided = micro_batches(rows, loop.rows.lengths, loop.micro_batch)
-    batches = [collate([loop.rows[int(index)] for index in indices], loop.precision.device) for indices in divided]
+    rows, batches = loop.batches.take(step)
     data_seconds = watch.seconds
     done = train_step(loop.model, loop.optimizer, batches, precision=loop.precision, max_norm=training.max_grad_norm, seeds=(seed, step))
     line = of_step(done, watch, step=step, epoch=loop.steps.epoch_at(step), rate=rate, data_seconds=data_seconds)

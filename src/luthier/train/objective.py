@@ -1,4 +1,4 @@
-"""The loss: a sum over supervised tokens.  B = rows, T = positions, N = supervised positions, D = hidden, V = vocabulary."""
+"""The loss: a sum over supervised tokens.  A = tokens of a micro batch, N = targets, D = hidden, V = vocabulary."""
 
 import warnings
 from collections.abc import Iterator
@@ -8,12 +8,22 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from luthier.model import head
 from luthier.train.batch import MicroBatch
 
 
 def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Summed negative log-likelihood of the supervised tokens, in float32; the caller divides by the count of all of a step."""
-    return F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="sum")
+    """Summed negative log-likelihood of the supervised tokens, in float32; the caller divides by the count of all of a step.
+
+    Where logits are just the product of hidden states and a frozen head, they are made in chunks together with their gradient.
+    """
+    halves = head.halves(model)
+    if halves is None:
+        nll_N = F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="none")
+        return (nll_N * batch.counts_N).sum()
+    hidden_AD = halves.decoder(**batch.inputs(), **batch.hints()).last_hidden_state.flatten(0, 1)
+    places_N = batch.sources_N if len(hidden_AD) == len(batch.keys_A) else batch.places_N
+    return head.nll_sum(hidden_AD[places_N], halves.weight_VD, batch.targets_N, batch.counts_N)
 
 
 def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:
@@ -23,18 +33,18 @@ def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:
     (soft caps, scales) is still done.
     """
     with _head_sees_targets_only(model, batch):
-        logits: Tensor = model(input_ids=batch.ids_BT, use_cache=False).logits
-    if logits.shape[:2] == (1, batch.num_targets):
-        return logits[0]
+        logits: Tensor = model(**batch.inputs()).logits
+    if logits.shape[:2] == (1, len(batch.needed_S)):
+        return logits[0, batch.places_N]
     warnings.warn(f"{type(model).__name__} does not call its head as a module: logits are computed at every position", stacklevel=2)
-    return logits[batch.rows_N, batch.positions_N]
+    return logits.flatten(0, 1)[batch.sources_N]
 
 
 @contextmanager
 def _head_sees_targets_only(model: Any, batch: MicroBatch) -> Iterator[None]:
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs
-        return (hidden_BTD[batch.rows_N, batch.positions_N][None], *rest)
+        return (hidden_BTD.flatten(0, 1)[batch.needed_S][None], *rest)
 
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):

@@ -14,20 +14,30 @@ from transformers import PreTrainedModel
 from luthier.core import files
 from luthier.core.errors import RunError
 from luthier.core.progress import Progress
-from luthier.data.store import Prepared
+from luthier.data.pack import shared_share
+from luthier.data.store import Prepared, TokenRows
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
+from luthier.model.fuse import fuse
+from luthier.model.head import PLAIN
 from luthier.model.load import SAID, Resolved, load_model, resolve_device, resolve_dtype
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
+from luthier.train.ahead import Ahead
+from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.checkpoint import Best, State
 from luthier.train.final import Origin, save_final
+from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
-from luthier.train.resolve import Ending, Sizes, Workload, resolve_ending, resolve_sizes
+from luthier.train.order import Indices, rows_of_step
+from luthier.train.resolve import Ending, Sizes, Workload, resolve_ending, resolve_packing, resolve_sizes
 from luthier.train.step import Precision
+
+STEPS_SAMPLED = 8
+"""Whose shared tokens decide between tree and bins."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +79,7 @@ def train(job: TrainingJob) -> TrainingResult:
     final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
     origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
     save_final(loop.model, job.tokenizer, job.folder, origin)
+    release_freed_memory()
     job.folder.event("finished", step=state.step, final=final, final_step=final_step)
     return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, resolved=resolved)
 
@@ -78,28 +89,40 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
     rows, validation_rows = job.prepared.rows("train"), job.prepared.rows("validation")
     ending = resolve_ending(recipe.checkpoints, len(validation_rows))
     device = resolve_device()
+    prepare_host(device)
     dtype, resolved_dtype = resolve_dtype(recipe.model.dtype, device)
     base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
+    pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     workload = Workload(
         longest=int(max(rows.lengths.max(), validation_rows.lengths.max(initial=0))),
         supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
         dtype=dtype,
+        fused=pack and recipe.lora != "none" and device.type == "cpu" and base.config.model_type in PLAIN,
     )
     sizes = _sizes(job, base, workload)
     model = _trainable(job, base, sizes.checkpoint_activations)
+    fusion = fuse(model, pack=pack, longest=workload.longest)
+    sizes = sizes.packed(*resolve_packing(recipe, fusion, functools.partial(_shared_share, rows, job.steps, recipe.seed)))
     resolved = (
         Resolved(
             path="model.attention",
             value=str(base.config._attn_implementation),
-            why=SAID if recipe.model.attention != "auto" else "the fastest that transformers has for this model",
+            why=SAID if recipe.model.attention != "auto" else "the fastest for this model",
         ),
         *(resolved_dtype, *sizes.resolved, *ending.resolved),
     )
+    job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
+    job.progress.say(f"engine: {fusion}")
     _announce(job, device, sizes, resolved)
+
+    def batches_of(step: int) -> tuple[Indices, list[MicroBatch]]:
+        taken = rows_of_step(step, job.steps, recipe.seed, rows)
+        return taken, micro_batches(rows, taken, sizes.micro_batch, device)
+
     loop = Loop(
         recipe=recipe,
         steps=job.steps,
-        rows=rows,
+        batches=Ahead(make=batches_of, last=job.steps.total),
         validation_rows=validation_rows,
         model=model,
         optimizer=make_optimizer(model, recipe.training),
@@ -143,6 +166,14 @@ def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: 
     job.folder.event("model", trained=parts.num_trainable, adapted=num_adapted, modules=names)
     job.progress.say(f"adapter on {num_adapted} layers ({', '.join(names)}): {parts.num_trainable:,} numbers to train")
     return model
+
+
+def _shared_share(rows: TokenRows, steps: Steps, seed: int) -> float:
+    """Of the first steps' tokens, those that a prefix tree of each step computes once for several rows."""
+    first = range(1, min(STEPS_SAMPLED, steps.total) + 1)
+    sampled = [[rows[int(index)] for index in rows_of_step(step, steps, seed, rows)] for step in first]
+    tokens = [sum(map(len, step)) for step in sampled]
+    return sum(shared_share(step) * num for step, num in zip(sampled, tokens, strict=True)) / sum(tokens)
 
 
 def _announce(job: TrainingJob, device: torch.device, sizes: Sizes, resolved: Sequence[Resolved]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from luthier.model.dropout import draw
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
 from luthier.train.optim import trained_parameters
@@ -98,6 +99,7 @@ def _accumulate(
     loss = torch.zeros((), device=precision.device)
     for index, batch in enumerate(batches):
         torch.manual_seed(dropout_seed(*seeds, index))
+        draw(model, batch.keys_A, batch.needed_S, seeds)
         with precision.autocast():
             part = nll_sum(model, batch) / num_targets
         precision.scaler.scale(part).backward()  # type: ignore[no-untyped-call]

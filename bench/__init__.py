@@ -1,0 +1,1 @@
+"""Side-by-side benchmarks of Luthier against its peers."""

@@ -1,0 +1,1 @@
+"""One worker per contestant, each run in an environment of its own."""

@@ -1,0 +1,105 @@
+"""LoRA's dropout as a function of (seed, step, token, module): no generator state, and no dependence on how rows are divided or packed.
+
+A token is known by its key (`luthier.data.pack`): in a tree by all that stands before it, so that rows which share a token share its
+mask; else by its row and position.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from luthier.model.pointwise import drop
+
+ADAPTER = "default"
+"""The name PEFT gives to the one adapter that a model has here."""
+
+
+@dataclass(slots=True)
+class Draw:
+    """What the masks of a whole model follow from now: keys of the tokens, those that predict targets, salt of seed and step."""
+
+    keys_A: Tensor
+    needed_S: Tensor
+    salt: int
+
+
+class TokenDropout(nn.Module):
+    """Takes the place of nn.Dropout in one of PEFT's layers: zeros features with probability `p`, by token and module."""
+
+    def __init__(self, p: float, name: str, draw: Draw) -> None:
+        super().__init__()
+        self.p = p
+        self._draw = draw
+        self._number = _hash(name)
+
+    def keys(self, num_tokens: int) -> Tensor | None:
+        """Of the tokens that a layer sees: all of the micro batch, or those that predict a target; nothing where it is neither."""
+        draw = self._draw
+        if num_tokens == len(draw.keys_A):
+            return draw.keys_A
+        return draw.keys_A[draw.needed_S] if num_tokens == len(draw.needed_S) else None
+
+    @property
+    def salt(self) -> int:
+        """Of this module in this step."""
+        return self._draw.salt ^ self._number
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The plain twin of the dropout inside `luthier.model.lora`: same bits.
+
+        A layer that sees other tokens than the micro batch's, such as one expert of a mixture, draws from torch's generator.
+        """
+        if not self.training:
+            return x
+        keys_T = self.keys(x.numel() // x.shape[-1])
+        if keys_T is None:
+            return F.dropout(x, self.p)
+        return _Drop.apply(x, keys_T, self.salt, self.p)  # type: ignore[no-any-return, no-untyped-call]
+
+    def extra_repr(self) -> str:
+        """What printing a model shows."""
+        return f"p={self.p}"
+
+
+class _Drop(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keys_T: Tensor, salt: int, p: float) -> Tensor:
+        ctx.mask = keys_T, salt, p
+        flat = x.reshape(-1, x.shape[-1])
+        out = torch.empty_like(flat)
+        drop(flat, keys_T, salt, p, out)
+        return out.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _Drop.apply(grad, *ctx.mask), None, None, None  # type: ignore[no-untyped-call]
+
+
+_draws: WeakKeyDictionary[nn.Module, Draw] = WeakKeyDictionary()
+
+
+def install(model: nn.Module) -> None:
+    """Replace the dropout of every adapted layer; `draw` must be called before each micro batch."""
+    none = torch.empty(0, dtype=torch.long)
+    shared = Draw(keys_A=none, needed_S=none, salt=0)
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer) and isinstance(layer.lora_dropout[ADAPTER], nn.Dropout):
+            layer.lora_dropout[ADAPTER] = TokenDropout(layer.lora_dropout[ADAPTER].p, name, shared)
+            _draws[model] = shared
+
+
+def draw(model: nn.Module, keys_A: Tensor, needed_S: Tensor, seeds: tuple[int, int]) -> None:
+    """Masks of (seed, step) for a micro batch's tokens, of which `needed_S` predict targets; nothing where the model has no dropout."""
+    if model in _draws:
+        drawn = _draws[model]
+        drawn.keys_A, drawn.needed_S, drawn.salt = keys_A, needed_S, _hash(f"{seeds[0]}/{seeds[1]}")
+
+
+def _hash(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -1,0 +1,65 @@
+"""The head and the loss at supervised positions only, in chunks, with the gradient formed in the same pass.
+
+N = targets, D = hidden, V = vocabulary.  [tokens × vocabulary] never exists whole: neither the logits of all targets nor their gradient.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
+
+from luthier.model.pointwise import cross_entropy_
+
+CHUNK_BYTES = 64 << 20
+"""Of logits at once. 64 MiB of 2 bytes are 1,048 rows of 32,000, or 220 of 152,000: enough for the product to run at its full rate."""
+PLAIN = {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma"}
+"""Model types of transformers whose logits are the head's output as it is: no scale, no soft cap."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halves:
+    """A causal model cut before its head."""
+
+    decoder: nn.Module
+    weight_VD: Tensor
+
+
+def halves(model: nn.Module) -> Halves | None:
+    """The model's decoder and frozen head, where its logits are just their product; else nothing."""
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    known = type(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
+    if not known or type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+        return None
+    return Halves(decoder=base.get_decoder(), weight_VD=head.weight)
+
+
+def nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
+    """Σ counts · -log softmax(hidden weightᵀ)[target], in float32; `weight_VD` is frozen."""
+    return _HeadLoss.apply(hidden_ND, weight_VD, targets_N, counts_N)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
+        rows = max(16, CHUNK_BYTES // (weight_VD.element_size() * len(weight_VD)))
+        d_hidden_ND = torch.empty_like(hidden_ND)
+        total = torch.zeros((), device=hidden_ND.device)
+        for start in range(0, len(hidden_ND), rows):
+            part = slice(start, start + rows)
+            logits_NV = hidden_ND[part] @ weight_VD.T
+            total += cross_entropy_(logits_NV, targets_N[part], counts_N[part]).sum()
+            if ctx.needs_input_grad[0]:
+                torch.mm(logits_NV, weight_VD, out=d_hidden_ND[part])
+        ctx.save_for_backward(d_hidden_ND)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (d_hidden_ND,) = ctx.saved_tensors
+        return d_hidden_ND * grad.to(d_hidden_ND.dtype), None, None, None
