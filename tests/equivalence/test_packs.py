@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -35,6 +36,7 @@ from tests.model.zoo import (
     plain_loss,
     row,
     shared_rows,
+    small_blocks,
     tiny,
 )
 from tests.train.workshop import step_gradients
@@ -69,17 +71,19 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     packing, uses = WAYS[request.param]
     if "chunks" in uses:
         monkeypatch.setattr(head, "CHUNK_BYTES", 20 * VOCABULARY * 4)
-    if "blocks" in uses:
-        for name, value in {"OWN": 8, "ANCESTOR": 12, "ROUND": 4}.items():
-            monkeypatch.setattr(attention, name, value)
     if "twins" in uses:
         monkeypatch.setattr(pointwise, "native", lambda: Native(library=None, note="for a test"))
-    caches = (attention._blocks, pointwise._calls)
-    for cache in caches:
-        cache.cache_clear()
-    yield packing, uses
-    for cache in caches:
-        cache.cache_clear()
+    forget_library()
+    with small_blocks() if "blocks" in uses else nullcontext():
+        yield packing, uses
+    monkeypatch.undo()
+    forget_library()
+
+
+def forget_library() -> None:
+    for function in vars(pointwise).values():
+        if isinstance(function, functools._lru_cache_wrapper):
+            function.cache_clear()
 
 
 def prepared(family: str, uses: set[str]) -> nn.Module:

@@ -1,13 +1,13 @@
 """Attention by blocks of a tree is softmax attention under the tree's dense mask, forward and backward."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AttentionInterface
@@ -15,7 +15,7 @@ from transformers import AttentionInterface
 from luthier.data.pack import bins, trees
 from luthier.model import attention
 from luthier.model.attention import NAME, Tree, Unfusable
-from tests.model.zoo import row
+from tests.model.zoo import forget_blocks, row, small_blocks
 
 Qkv = tuple[Tensor, Tensor, Tensor]
 
@@ -35,20 +35,6 @@ def forests(draw: st.DrawFn) -> Tree:
 
 
 WINDOWS = st.sampled_from([None, 1, 2, 5, 16, 33, 1000])
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Blocks of a few tokens, so that a small tree has many, at all kinds of borders."""
-    for name, value in {"OWN": 8, "ANCESTOR": 12, "ROUND": 4}.items():
-        monkeypatch.setattr(attention, name, value)
-    attention._blocks.cache_clear()
-    yield
-    attention._blocks.cache_clear()
-
-
-def settled(examples: int) -> settings:
-    return settings(deadline=None, max_examples=examples, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def tree_of(*lines: Sequence[int]) -> Tree:
@@ -94,15 +80,17 @@ def assert_same(tree: Tree, heads: tuple[int, int], window: int | None, toleranc
         assert (one.grad.double() - other.grad).norm() <= tolerance * scale
 
 
-@settled(60)
+@small_blocks()
+@settings(deadline=None, max_examples=60)
 @given(tree=forests(), window=WINDOWS)
-def test_blocks_hold_each_pair_of_the_mask_once_and_begin_with_each_querys_own(small_blocks: None, tree: Tree, window: int | None) -> None:
+def test_blocks_hold_each_pair_of_the_mask_once_and_begin_with_each_querys_own(tree: Tree, window: int | None) -> None:
     seen_TT = torch.zeros(tree.num_tokens, tree.num_tokens, dtype=torch.long)
     own_T = torch.zeros(tree.num_tokens, dtype=torch.long)
     for block in tree.blocks(window):
         first, visible = tree.nodes[block.node].start, block.visible
         queries, keys = slice(block.start, block.stop), slice(first, first + block.num_keys)
         assert (visible.queries, visible.keys) == (block.stop - block.start, block.num_keys)
+        assert visible.queries <= 20
         query, key = torch.arange(visible.queries)[:, None], torch.arange(visible.keys)
         seen_TT[queries, keys] += (visible.low + query <= key) & (key <= visible.high + query)
         own_T[queries] += block.own
@@ -111,7 +99,7 @@ def test_blocks_hold_each_pair_of_the_mask_once_and_begin_with_each_querys_own(s
     assert torch.all(own_T == 1)
 
 
-@settled(60)
+@settings(deadline=None, max_examples=60)
 @given(lines=st.lists(st.lists(SEGMENTS, min_size=1, max_size=4).map(lambda parts: [*itertools.chain(*parts)]), min_size=1), window=WINDOWS)
 def test_a_token_sees_the_last_of_its_own_rows_tokens_and_nothing_else(lines: list[list[int]], window: int | None) -> None:
     rows = [row(ids, lambda index: True) for ids in lines]
@@ -124,9 +112,10 @@ def test_a_token_sees_the_last_of_its_own_rows_tokens_and_nothing_else(lines: li
         assert any(list(ids[-len(seen) :]) == seen for ids in beginnings if len(ids) == position + 1)
 
 
-@settled(120)
+@small_blocks()
+@settings(deadline=None, max_examples=120)
 @given(tree=forests(), window=WINDOWS, heads=st.sampled_from([(2, 2), (4, 2), (3, 1)]))
-def test_blocks_of_a_few_tokens_are_dense_attention(small_blocks: None, tree: Tree, window: int | None, heads: tuple[int, int]) -> None:
+def test_blocks_of_a_few_tokens_are_dense_attention(tree: Tree, window: int | None, heads: tuple[int, int]) -> None:
     assert_same(tree, heads, window)
 
 
@@ -192,10 +181,10 @@ def test_without_a_pack_it_is_sdpa() -> None:
     torch.testing.assert_close(out, dense((q, k, v), tree_of([1] * 9), None, 0.6).float())
 
 
-@settled(25)
+@settings(deadline=None, max_examples=25)
 @given(tree=forests())
 def test_flexattentions_mask_is_the_trees(tree: Tree) -> None:
-    attention._block_mask.cache_clear()
+    forget_blocks()
     mask = attention._block_mask(tree, torch.device("cpu"))
     places = torch.arange(tree.num_tokens)
     zero = torch.zeros((), dtype=torch.long)

@@ -1,9 +1,12 @@
 """Tiny models of every family that the engine knows, adapted, and rows for them; and the computation that the engine must equal."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
@@ -12,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.data.pack import bins, trees
 from luthier.data.store import TokenRow
+from luthier.model import attention
 from luthier.model.adapt import add_lora
 from luthier.recipe.schema import Lora
 from luthier.train.batch import MicroBatch, collate, of_pack
@@ -113,6 +117,24 @@ def shared_rows() -> list[TokenRow]:
         row(text(1), lambda index: False),
         row(text(14), lambda index: False),
     ]
+
+
+@contextmanager
+def small_blocks() -> Iterator[None]:
+    """Attention in blocks of a few tokens, so that a small tree has many, at all kinds of borders."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"OWN": 8, "ANCESTOR": 12, "ROUND": 4}.items():
+            patch.setattr(attention, name, value)
+        forget_blocks()
+        yield
+    forget_blocks()
+
+
+def forget_blocks() -> None:
+    """Of the trees that were seen."""
+    for function in vars(attention).values():
+        if isinstance(function, functools._lru_cache_wrapper):
+            function.cache_clear()
 
 
 def in_packs(rows: Sequence[TokenRow], packing: str, budget: int = 200) -> list[MicroBatch]:
