@@ -95,3 +95,12 @@ def test_dropout_has_an_effect(workshop: Workshop) -> None:
     train(with_dropout)
     train(without)
     assert lines(with_dropout)[5]["loss"] != lines(without)[5]["loss"]
+
+
+def test_a_run_that_has_begun_keeps_its_packing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = workshop.job()
+    began = killed_in_step(job, 9)
+    assert began.packing == "tree"
+    monkeypatch.setattr(resolve, "WORTH_A_TREE", 2.0)
+    assert _set_up(workshop.job("another"))[0].micro_batch.packing == "bins"
+    assert _set_up(job)[0].micro_batch == began

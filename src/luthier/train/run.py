@@ -18,7 +18,7 @@ from luthier.data.pack import shared_share
 from luthier.data.store import Prepared, TokenRows
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
-from luthier.model.fuse import fuse
+from luthier.model.fuse import Fusion, fuse
 from luthier.model.head import PLAIN
 from luthier.model.load import SAID, Resolved, load_model, resolve_device, resolve_dtype
 from luthier.plan.steps import Steps
@@ -102,7 +102,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
     sizes = _sizes(job, base, workload)
     model = _trainable(job, base, sizes.checkpoint_activations)
     fusion = fuse(model, pack=pack, longest=workload.longest)
-    sizes = sizes.packed(*resolve_packing(recipe, fusion, functools.partial(_shared_share, rows, job.steps, recipe.seed)))
+    sizes = _packed(job, sizes, fusion, functools.partial(_shared_share, rows, job.steps, recipe.seed))
     resolved = (
         Resolved(
             path="model.attention",
@@ -138,15 +138,30 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
 
 
 def _sizes(job: TrainingJob, base: PreTrainedModel, workload: Workload) -> Sizes:
-    """What fits the free memory or, once there are checkpoints, what did when the run began: dropout follows from the division."""
+    """What fits the free memory or, once there are checkpoints, what did when the run began: the order of its sums follows from it."""
     fitting = resolve_sizes(base, job.recipe.training, workload)
-    if not (job.folder.plan.exists() and any(job.folder.checkpoints.glob("step-*"))):
+    kept = _kept_sizes(job)
+    if kept is None:
         return fitting
-    kept = Sizes.of_plan(json.loads(job.folder.plan.read_text(encoding="utf-8")))
-    if kept.to_json() != fitting.to_json():
+    if kept.to_json() != {**fitting.to_json(), "packing": kept.micro_batch.packing}:
         job.folder.event("sizes_kept", kept=kept.to_json(), fitting_now=fitting.to_json())
         job.progress.say("micro batch and gradient checkpointing stay as they were when the run began, though the free memory has changed")
     return kept
+
+
+def _packed(job: TrainingJob, sizes: Sizes, fusion: Fusion, shared_share: Callable[[], float]) -> Sizes:
+    """With the packing that fits recipe, model and rows; that of a run which has begun stays, because dropout in trees is another."""
+    kept = _kept_sizes(job)
+    if kept and (fusion.packs or kept.micro_batch.packing == "off"):
+        return sizes.packed(kept.micro_batch.packing, "as when the run began")
+    return sizes.packed(*resolve_packing(job.recipe, fusion, shared_share))
+
+
+def _kept_sizes(job: TrainingJob) -> Sizes | None:
+    """Of a run that has checkpoints."""
+    if not (job.folder.plan.exists() and any(job.folder.checkpoints.glob("step-*"))):
+        return None
+    return Sizes.of_plan(json.loads(job.folder.plan.read_text(encoding="utf-8")))
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
