@@ -113,3 +113,14 @@ def test_a_layer_that_sees_other_tokens_still_drops_a_share_and_keeps_the_mean(s
     assert y.shape == shape
     assert (y > 0).float().mean().item() == pytest.approx(1 - P, abs=0.02)
     assert y.max().item() == pytest.approx(1 / (1 - P))
+
+
+def test_a_transposed_input_is_dropped_as_its_copy_is() -> None:
+    model = model_with_dropout()
+    draw(model, KEYS, SOURCES, (0, 1))
+    module, turned = next(iter(dropped(model).values())), torch.randn(1, 48, 400).transpose(1, 2).requires_grad_()
+    straight = turned.detach().contiguous().requires_grad_()
+    for x in (turned, straight):
+        (module(x).sum(-1) * torch.arange(400)).sum().backward()  # whose gradient comes expanded
+    torch.testing.assert_close(module(turned), module(straight))
+    torch.testing.assert_close(turned.grad, straight.grad)

@@ -1,6 +1,7 @@
 """What `auto` becomes, and that it is told."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,10 +13,11 @@ from luthier.train import resolve
 from luthier.train.objective import nll_sum
 from luthier.train.order import MicroBatchSize
 from luthier.train.resolve import Workload, activation_bytes_per_token, resolve_ending, resolve_packing, resolve_sizes
+from luthier.train.run import _workload
 from tests.model.zoo import adapted, in_packs, tiny
-from tests.train.workshop import ragged_rows, tiny_model
+from tests.train.workshop import Workshop, ragged_rows, tiny_model
 
-WORKLOAD = Workload(longest=100, supervised_share=0.5, dtype=torch.float32, fused=False)
+WORKLOAD = Workload(longest=100, supervised_share=0.5, dtype=torch.float32, fused=False, logits_in_chunks=True)
 
 
 def test_a_given_micro_batch_is_taken_as_it_is() -> None:
@@ -25,10 +27,12 @@ def test_a_given_micro_batch_is_taken_as_it_is() -> None:
 
 
 def test_an_auto_micro_batch_has_the_token_budget_of_the_device() -> None:
-    sizes = resolve_sizes(tiny_model(), Training(), Workload(longest=300, supervised_share=0.5, dtype=torch.float32, fused=False))
+    sizes = resolve_sizes(
+        tiny_model(), Training(), Workload(longest=300, supervised_share=0.5, dtype=torch.float32, fused=False, logits_in_chunks=True)
+    )
     assert sizes.micro_batch == MicroBatchSize(rows=16, tokens=4096)
     assert {item.path: item.value for item in sizes.resolved} == {"training.micro_batch_size": 13, "training.gradient_checkpointing": False}
-    long = Workload(longest=9000, supervised_share=0.5, dtype=torch.float32, fused=False)
+    long = replace(WORKLOAD, longest=9000)
     assert resolve_sizes(tiny_model(), Training(), long).micro_batch.tokens == 9000
 
 
@@ -59,7 +63,9 @@ def test_the_estimate_of_activations_is_within_a_factor_of_two(name: str, packin
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = nll_sum(model, batch)
-    workload = Workload(longest=40, supervised_share=batch.num_targets / batch.num_tokens, dtype=torch.float32, fused=fused)
+    workload = Workload(
+        longest=40, supervised_share=batch.num_targets / batch.num_tokens, dtype=torch.float32, fused=fused, logits_in_chunks=True
+    )
     estimated = activation_bytes_per_token(base, workload, checkpointing=False) * batch.num_tokens
     assert loss.requires_grad
     assert 0.5 < estimated / sum(kept.values()) < 2
@@ -113,3 +119,13 @@ def test_an_attention_that_the_recipe_names_cannot_be_packed() -> None:
     assert packing("auto", Fusion(packs=False), attention="sdpa") == ("off", "model.attention is sdpa")
     with pytest.raises(PlanRefused, match=r"model\.attention is sdpa"):
         packing("tree", Fusion(packs=False), attention="sdpa")
+
+
+@pytest.mark.parametrize(
+    ("lora", "fused", "in_chunks"),
+    [({}, True, True), ({"use_dora": True}, False, True), ({"target_modules": ["q_proj", "lm_head"]}, True, False), ("none", False, False)],
+)
+def test_memory_is_estimated_for_what_will_run(workshop: Workshop, lora: object, fused: bool, in_chunks: bool) -> None:
+    job = workshop.job(lora=lora)
+    workload = _workload(job, tiny_model(), torch.float32, pack=True)
+    assert (workload.fused, workload.logits_in_chunks) == (fused, in_chunks)

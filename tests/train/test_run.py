@@ -1,16 +1,17 @@
 """A job leaves an adapter that loads everywhere and says where it comes from."""
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, PeftModelForCausalLM
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from luthier.core import jsonl
-from luthier.core.errors import NonFiniteError, PlanRefused, RecipeError
+from luthier.core.errors import NonFiniteError, PlanRefused, RecipeError, RunError
 from luthier.train.checkpoint import State
 from luthier.train.final import Origin, save_final
 from luthier.train.order import MicroBatchSize
@@ -144,3 +145,23 @@ def test_packing_is_told_and_changes_how_a_step_is_computed_but_not_what(worksho
     assert kinds["auto"] in ("bins", "tree")
     for packing in ("bins", "tree", "auto"):
         assert losses[packing] == pytest.approx(losses["off"], rel=1e-4)
+
+
+def test_after_training_the_model_is_gone(workshop: Workshop) -> None:
+    def models() -> int:
+        return sum(type(thing) is PeftModelForCausalLM for thing in gc.get_objects())
+
+    gc.collect()
+    before = models()
+    train(workshop.job())
+    assert models() == before
+
+
+def test_a_run_of_a_version_that_drew_dropout_otherwise_is_not_resumed(workshop: Workshop) -> None:
+    job = workshop.job()
+    train(job)
+    plan = json.loads(job.folder.plan.read_text())
+    del plan["sizes"]["packing"]
+    job.folder.plan.write_text(json.dumps(plan))
+    with pytest.raises(RunError, match="begun by a version"):
+        train(job)

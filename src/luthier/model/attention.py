@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
@@ -88,11 +89,6 @@ class Tree:
             positions_T[node.start : node.stop] = torch.arange(depth, depth + node.stop - node.start, device=device)
         distance_TT = positions_T[:, None] - positions_T[None]
         return seen_TT & (distance_TT >= 0) & (distance_TT < (window or FAR))
-
-
-def implementation(device: torch.device) -> str:
-    """Which attention of transformers' AttentionInterface reads packs on this device."""
-    return NAME if device.type == "cpu" else "flex_attention"
 
 
 def arguments(tree: Tree, device: torch.device) -> dict[str, Any]:
@@ -213,11 +209,14 @@ def _interface(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, tree: Tree | None = None, **options: Any
 ) -> tuple[Tensor, None]:
     """What transformers' models call: [1, heads, T, d] in, [1, T, heads, d] out. Without a pack, and so in generation, it is sdpa."""
+    if isinstance(attention_mask, BlockMask):
+        out_1THd, _ = flex_attention_forward(module, query, key, value, attention_mask, **options)
+        return out_1THd, None
     if tree is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)  # type: ignore[no-any-return]
     unknown = [name for name in ("softcap", "s_aux") if options.get(name) is not None]
-    if unknown:
-        raise Unfusable(f"attention with {', '.join(unknown)}")
+    if unknown or options.get("dropout"):
+        raise Unfusable(f"attention with {', '.join(unknown or ['dropout'])}")
     scale = options.get("scaling") or query.shape[-1] ** -0.5
     with torch.autocast(query.device.type, enabled=False):  # which leaves v in its type, and q and k in that of the rotary angles
         q_HTd, k_KTd = query[0].to(value.dtype), key[0].to(value.dtype)
@@ -229,7 +228,6 @@ AttentionInterface.register(NAME, _interface)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-@lru_cache(maxsize=2)  # validation's and training's packs do not come in turns
 def _block_mask(tree: Tree, device: torch.device) -> BlockMask:
     """The same for FlexAttention: in depth-first order a key is seen by what comes after it until its node's end."""
     ends_T = torch.empty(tree.num_tokens, dtype=torch.int32)
@@ -240,7 +238,7 @@ def _block_mask(tree: Tree, device: torch.device) -> BlockMask:
     def seen(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return (key <= query) & (query < ends_T[key])
 
-    return create_block_mask(seen, None, None, tree.num_tokens, tree.num_tokens, device=device)
+    return create_block_mask(seen, None, None, tree.num_tokens, tree.num_tokens, device=device, _compile=device.type == "cuda")
 
 
 @lru_cache(maxsize=64)  # all layers of a micro batch ask for the same

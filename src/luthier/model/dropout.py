@@ -71,7 +71,7 @@ class _Drop(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, keys_T: Tensor, salt: int, p: float) -> Tensor:
         ctx.mask = keys_T, salt, p
-        flat = x.reshape(-1, x.shape[-1])
+        flat = x.reshape(-1, x.shape[-1]).contiguous()  # a transposed input may still be a view
         out = torch.empty_like(flat)
         drop(flat, keys_T, salt, p, out)
         return out.view_as(x)

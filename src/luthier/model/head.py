@@ -1,6 +1,7 @@
 """The head and the loss at supervised positions only, in chunks, with the gradient formed in the same pass.
 
-N = targets, D = hidden, V = vocabulary.  [tokens × vocabulary] never exists whole: neither the logits of all targets nor their gradient.
+N = targets, D = hidden, V = vocabulary.  For the models of PLAIN with a frozen head neither the logits of all targets nor their gradient
+exist at once; where the head is trained or adapted, or the model scales its logits, all targets' logits do (`luthier.train.objective`).
 """
 
 from dataclasses import dataclass

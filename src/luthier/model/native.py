@@ -90,7 +90,7 @@ def cache_folder() -> Path:
 def _private(folder: Path) -> bool:
     """Whether nobody else could have put a library there."""
     status = folder.stat()
-    return status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    return status.st_uid == os.getuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _processor() -> str:

@@ -328,7 +328,7 @@ void NAMED(softmax_backward)(REAL *scores, REAL *dp, const float *lse, long lse_
     }
 }
 
-/* Two partial attentions, each weighed by its share of the sum. One that saw nothing (lse = -inf) is not read. */
+/* Each head's dot product of two rows: attention's delta, of the output and its gradient */
 void NAMED(head_dots)(const REAL *a, long a_row, const REAL *b, long b_row, float *out, long tokens, long heads, long d) {
     EACH_ROW(tokens * heads * d)
     for (long t = 0; t < tokens; t++) {
@@ -341,6 +341,7 @@ void NAMED(head_dots)(const REAL *a, long a_row, const REAL *b, long b_row, floa
     }
 }
 
+/* Two partial attentions, each weighed by its share of the sum. One that saw nothing (lse = -inf) is not read. */
 void NAMED(merge)(REAL *out, long out_head, long out_row, float *lse, long lse_row, const REAL *part, long part_head, long part_row,
                   const float *part_lse, long part_lse_row, long heads, long m, long d) {
     EACH_ROW(heads * m * d)

@@ -37,7 +37,7 @@ class Model(Section):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Compute type. `auto`: bfloat16 where the device has it, else float32. float16 needs a GPU, whose loss scaler it uses."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """Attention implementation of transformers; `auto` is sdpa."""
+    """`auto`: Luthier's, which reads packs. Another is transformers' own: rows are padded then (`data.packing`), and layers not fused."""
     chat_template: str = "auto"
     """`auto`: the tokenizer's own; else a file with a Jinja template, saved with the adapter."""
     trust_remote_code: bool = False

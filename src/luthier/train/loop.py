@@ -1,4 +1,4 @@
-"""The training loop: rate, step, record, validate, save, stop. Row order follows from seed and step, dropout also from the micro batch."""
+"""The training loop: rate, step, record, validate, save, stop. Row order and dropout follow from seed and step."""
 
 import math
 import time

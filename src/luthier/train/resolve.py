@@ -11,7 +11,6 @@ from transformers import PreTrainedModel
 
 from luthier.core.errors import PlanRefused, RecipeError
 from luthier.model.fuse import Fusion
-from luthier.model.head import PLAIN
 from luthier.model.load import SAID, Resolved
 from luthier.recipe.schema import Checkpoints, Recipe, Training
 from luthier.train.order import MicroBatchSize, Packing
@@ -35,7 +34,9 @@ class Workload:
     supervised_share: float
     dtype: torch.dtype
     fused: bool
-    """Likely: it is known for certain only with the adapter in place."""
+    """Layers are likely to be; it is known for certain only with the adapter in place."""
+    logits_in_chunks: bool
+    """They are never there all at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +108,11 @@ def resolve_packing(recipe: Recipe, fusion: Fusion, shared_share: Callable[[], f
     if wished == "off":
         return "off", SAID
     if not fusion.packs:
-        reason = "; ".join(fusion.reasons) or f"model.attention is {recipe.model.attention}"
+        chosen = recipe.model.attention != "auto"
+        reason = f"model.attention is {recipe.model.attention}" if chosen else "; ".join(fusion.reasons)
         if wished != "auto":
-            raise PlanRefused(f"rows cannot be packed: {reason}", where="data.packing", change="set data.packing: off, or auto")
+            change = "set data.packing: off, or auto" + ("; or model.attention: auto" if chosen else "")
+            raise PlanRefused(f"rows cannot be packed: {reason}", where="data.packing", change=change)
         return "off", reason
     if wished != "auto":
         return wished, SAID
@@ -157,7 +160,7 @@ def activation_bytes_per_token(model: PreTrainedModel, workload: Workload, *, ch
     else:
         values = 16 * hidden + 5 * intermediate
     kept = hidden * num_layers + values if checkpointing else values * num_layers
-    logits = 0.0 if config.model_type in PLAIN else 12 * config.vocab_size * workload.supervised_share
+    logits = 0.0 if workload.logits_in_chunks else 12 * config.vocab_size * workload.supervised_share
     return int(kept * workload.dtype.itemsize + logits)
 
 

@@ -1,6 +1,7 @@
 """A training job, from the recipe to the final adapter: set up, resume, train, keep the best."""
 
 import functools
+import gc
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,6 +69,14 @@ def train(job: TrainingJob) -> TrainingResult:
 
     Raises NonFiniteError where loss or gradient is not a number, RecipeError and PlanRefused for what cannot be, ModelError for the base.
     """
+    try:
+        return _trained(job)
+    finally:  # the model is gone by now: what comes after training is not counted on top of it
+        gc.collect()
+        release_freed_memory()
+
+
+def _trained(job: TrainingJob) -> TrainingResult:
     loop, ending, resolved = _set_up(job)
     state = checkpoint.resume(job.folder, loop.model, loop.optimizer)
     if state.step:
@@ -79,7 +88,6 @@ def train(job: TrainingJob) -> TrainingResult:
     final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
     origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
     save_final(loop.model, job.tokenizer, job.folder, origin)
-    release_freed_memory()
     job.folder.event("finished", step=state.step, final=final, final_step=final_step)
     return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, resolved=resolved)
 
@@ -93,12 +101,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
     dtype, resolved_dtype = resolve_dtype(recipe.model.dtype, device)
     base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
-    workload = Workload(
-        longest=int(max(rows.lengths.max(), validation_rows.lengths.max(initial=0))),
-        supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
-        dtype=dtype,
-        fused=pack and recipe.lora != "none" and device.type == "cpu" and base.config.model_type in PLAIN,
-    )
+    workload = _workload(job, base, dtype, pack=pack)
     sizes = _sizes(job, base, workload)
     model = _trainable(job, base, sizes.checkpoint_activations)
     fusion = fuse(model, pack=pack, longest=workload.longest)
@@ -137,6 +140,19 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
     return loop, ending, resolved
 
 
+def _workload(job: TrainingJob, base: PreTrainedModel, dtype: torch.dtype, *, pack: bool) -> Workload:
+    """What the memory of a step depends on."""
+    rows, lora = job.prepared.rows("train"), job.recipe.lora
+    plain = base.config.model_type in PLAIN and lora != "none"
+    return Workload(
+        longest=int(max(rows.lengths.max(), job.prepared.rows("validation").lengths.max(initial=0))),
+        supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
+        dtype=dtype,
+        fused=pack and plain and base.device.type == "cpu" and lora != "none" and not lora.use_dora,
+        logits_in_chunks=plain and lora != "none" and "lm_head" not in lora.target_modules,
+    )
+
+
 def _sizes(job: TrainingJob, base: PreTrainedModel, workload: Workload) -> Sizes:
     """What fits the free memory or, once there are checkpoints, what did when the run began: the order of its sums follows from it."""
     fitting = resolve_sizes(base, job.recipe.training, workload)
@@ -161,7 +177,11 @@ def _kept_sizes(job: TrainingJob) -> Sizes | None:
     """Of a run that has checkpoints."""
     if not (job.folder.plan.exists() and any(job.folder.checkpoints.glob("step-*"))):
         return None
-    return Sizes.of_plan(json.loads(job.folder.plan.read_text(encoding="utf-8")))
+    plan = json.loads(job.folder.plan.read_text(encoding="utf-8"))
+    if "packing" not in plan["sizes"]:
+        change = "finish it with that version, or give the recipe another name"
+        raise RunError("the run was begun by a version that drew dropout otherwise", where=str(job.folder.path), change=change)
+    return Sizes.of_plan(plan)
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
