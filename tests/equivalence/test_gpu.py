@@ -1,0 +1,37 @@
+"""On a GPU packs go through FlexAttention and the kernels' twins are compiled: the same loss and gradients as padded rows on the CPU."""
+
+import pytest
+import torch
+
+from luthier.data.pack import bins, trees
+from luthier.model.fuse import fuse
+from luthier.train.batch import of_pack
+from luthier.train.objective import nll_sum
+from tests.model.zoo import adapted, assert_plain, gradients, plain_loss, shared_rows, tiny
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+"""FlexAttention sums in another order than sdpa; float32 products are full ones."""
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+@pytest.mark.parametrize("packer", [bins, trees])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen2"])
+def test_packs_on_a_gpu_are_padded_rows_on_the_cpu(family: str, packer: object, dtype: torch.dtype) -> None:
+    torch.set_float32_matmul_precision("highest")
+    rows = shared_rows()
+    reference = adapted(tiny(family)).train()
+    expected_loss = plain_loss(reference, rows)
+    expected_loss.backward()  # type: ignore[no-untyped-call]
+    device = torch.device("cuda", 0)
+    model = adapted(tiny(family, dtype)).to(device).train()
+    fusion = fuse(model, pack=True, longest=max(map(len, rows)))
+    assert fusion.packs and not fusion.num_layers and fusion.num_linear == 2 * 7, str(fusion)
+    (pack,) = packer(rows, range(len(rows)), 10**6)  # type: ignore[operator]
+    batch = of_pack(pack, device)
+    with torch.autocast("cuda", dtype, enabled=dtype != torch.float32):
+        loss = nll_sum(model, batch) / batch.num_targets
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=TOLERANCE[dtype])
+    found = {name: gradient.cpu().float() for name, gradient in gradients(model).items()}
+    assert_plain(found, gradients(reference), tolerance=10 * TOLERANCE[dtype])
