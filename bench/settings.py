@@ -101,6 +101,6 @@ def luthier(overrides: str) -> Setting:
         name=f"luthier {overrides}".strip(),
         worker="bench.peers.luthier",
         environment="",
-        variables={"OMP_WAIT_POLICY": "PASSIVE"},  # as the command line sets it
+        variables={"GOMP_SPINCOUNT": "20000"},  # as the command line sets it
         options={"overrides": overrides.split()},
     )
