@@ -82,9 +82,9 @@ def test_the_version_is_printed(folder: Path) -> None:
     assert luthier(folder, "--version").stdout.strip() == __version__
 
 
-@pytest.mark.parametrize(("given", "used"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
+@pytest.mark.parametrize(("given", "used"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "PASSIVE"}, "None")])
 def test_waiting_threads_spin_for_a_moment_unless_the_user_says_how_long(given: dict[str, str], used: str) -> None:
-    code = "import atexit, os, sys; atexit.register(lambda: print(os.environ['GOMP_SPINCOUNT'])); sys.argv[1:] = ['--version']"
-    environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"} | given
+    code = "import atexit, os, sys; atexit.register(lambda: print(os.environ.get('GOMP_SPINCOUNT'))); sys.argv[1:] = ['--version']"
+    environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
     command = [sys.executable, "-c", f"{code}; from luthier.cli.main import main; main()"]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout.split()[-1] == used

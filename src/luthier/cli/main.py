@@ -33,7 +33,8 @@ def main() -> None:
     """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused."""
     # Threads that wait spin for some 0.3 ms, then sleep: spinning on, they train 50 × slower beside other work, or worse; sleeping at once
     # costs a fifth of a step on a quiet machine (docs/notes/log.md). The user's own GOMP_SPINCOUNT or OMP_WAIT_POLICY goes before.
-    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    if "OMP_WAIT_POLICY" not in os.environ:  # to libgomp the count matters more
+        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     debug = "--debug" in sys.argv
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])
