@@ -5,28 +5,18 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.dropout import draw
-from luthier.train.objective import nll_sum
 from luthier.train.run import _set_up
-from tests.model.zoo import in_packs
+from tests.model.zoo import bytes_kept, in_packs
 from tests.train.workshop import Workshop, ragged_rows
 
 
 def gradients_and_saved_bytes(model: nn.Module, packing: str) -> tuple[dict[str, Tensor], int]:
     """Gradients of one micro batch, and the bytes that its forward pass kept for the backward, weights apart."""
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage().data_ptr() not in weights:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
     batch = in_packs(ragged_rows([40] * 8), packing, 8 * 40)[0]
-    draw(model, batch.keys_A, batch.sources_N, (0, 1))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = nll_sum(model, batch)
+    draw(model, batch.keys_A, batch.needed_S, (0, 1))
+    loss, kept = bytes_kept(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, sum(kept.values())
+    return {name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None}, kept
 
 
 @pytest.mark.parametrize("packing", ["off", "bins", "tree"])

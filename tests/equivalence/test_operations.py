@@ -6,14 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from luthier.model.attention import Tree
 from luthier.model.fuse import fuse
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
-from tests.model.zoo import adapted, in_packs, row, tiny
+from tests.model.zoo import adapted, bytes_kept, in_packs, row, tiny
 
 HIDDEN, FF, LAYERS, HEADS, GROUPS, SIZE, RANK, VOCABULARY = 64, 160, 3, 4, 2, 16, 4, 96
 SHAPE = {"hidden_size": HIDDEN, "intermediate_size": FF, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "head_dim": SIZE}
@@ -93,21 +92,11 @@ def test_an_evaluation_makes_a_forwards_products_only(batch: MicroBatch) -> None
 def test_a_token_keeps_little_for_the_backward(batch: MicroBatch) -> None:
     """Of a layer: what enters the norms, q·k·v, attention's output, gate·up, the adapters' middles, and a few statistics; 4 bytes each."""
     net = model()
-    weights = {parameter.untyped_storage().data_ptr() for parameter in net.parameters()}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = nll_sum(net, batch)
+    loss, kept = bytes_kept(net, batch)
     assert loss.requires_grad
     tokens, needed = batch.ids_BT.numel(), len(batch.sources_N.unique())
     until_attention = HIDDEN + (HEADS + 2 * GROUPS) * SIZE + 3 * RANK + HEADS * SIZE + HEADS + 1
     after_attention = HIDDEN + 2 * FF + 4 * RANK + 1
     last = HEADS * SIZE + 3 * HIDDEN + 1  # attention's output once more, transformers' final norm, the head's gradient
     values = tokens * (LAYERS * until_attention + (LAYERS - 1) * after_attention) + needed * (after_attention + last)
-    assert 0.95 * 4 * values < sum(kept.values()) <= 1.01 * 4 * values
+    assert 0.95 * 4 * values < kept <= 1.01 * 4 * values

@@ -302,3 +302,14 @@ def test_it_works_with_as_many_threads_as_torch_and_gives_the_same() -> None:
         torch.set_num_threads(before)
     assert num_started == [0, 3]
     assert torch.equal(one, four)
+
+
+@needs_library
+def test_what_c_would_misread_is_refused() -> None:
+    x, keys_T = torch.ones(4, 6), torch.arange(4)
+    for wrong in (x.double(), x.bfloat16(), torch.ones(6, 4).T, torch.ones(4, 1).expand(4, 6)):
+        with pytest.raises(ValueError, match="matrices of one type whose rows lie in one piece"):
+            pointwise.drop(x, keys_T, 0, 0.5, wrong)
+    with pytest.raises(ValueError, match="keys for 3 tokens, not for 4"):
+        pointwise.drop(x, keys_T[:3], 0, 0.5, torch.empty(4, 6))
+    pointwise.drop(torch.ones(6, 4).T[:, :1], keys_T, 0, 0.5, torch.empty(4, 1))  # rows of one element always do

@@ -184,3 +184,19 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
         if weight.requires_grad:
             found[name], weight.grad = weight.grad if weight.grad is not None else torch.zeros_like(weight), None
     return found
+
+
+def bytes_kept(model: nn.Module, batch: MicroBatch) -> tuple[Tensor, int]:
+    """The loss, and the bytes that its forward pass keeps for the backward, weights apart."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = nll_sum(model, batch)
+    return loss, sum(kept.values())

@@ -43,7 +43,7 @@ def test_a_pack_counts_what_several_rows_supervise() -> None:
     batch = of_pack(trees(rows, range(3), 100)[0], CPU)
     assert asked(batch) == [(18, 38, 39, 3), (19, 39, 1, 1), (19, 39, 3, 1), (20, 1, 2, 1)]
     assert batch.ids_BT.tolist() == [[*PROMPT, 1, 2, 3]]
-    assert batch.positions_BT.tolist() == [[*range(20), 20, 21, 20]]
+    assert batch.inputs()["position_ids"].tolist() == [[*range(20), 20, 21, 20]]
     assert (batch.num_tokens, batch.num_targets) == (22 + 21 + 20, 6)
 
 

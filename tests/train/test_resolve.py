@@ -10,11 +10,10 @@ from luthier.core.errors import PlanRefused, RecipeError
 from luthier.model.fuse import Fusion, fuse
 from luthier.recipe.schema import Checkpoints, Recipe, Training
 from luthier.train import resolve
-from luthier.train.objective import nll_sum
 from luthier.train.order import MicroBatchSize
 from luthier.train.resolve import Workload, activation_bytes_per_token, resolve_ending, resolve_packing, resolve_sizes
 from luthier.train.run import _workload
-from tests.model.zoo import adapted, in_packs, tiny
+from tests.model.zoo import adapted, bytes_kept, in_packs, tiny
 from tests.train.workshop import Workshop, ragged_rows, tiny_model
 
 WORKLOAD = Workload(longest=100, supervised_share=0.5, dtype=torch.float32, fused=False, logits_in_chunks=True)
@@ -52,23 +51,13 @@ def test_the_estimate_of_activations_is_within_a_factor_of_two(name: str, packin
     model, (batch,) = adapted(base, r=16).train(), in_packs(ragged_rows([40] * 4), packing)
     fused = fuse(model, pack=packing != "off", longest=40).num_layers == 4
     assert fused == (packing != "off")
-    kept: dict[int, int] = {}
-    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = nll_sum(model, batch)
+    loss, kept = bytes_kept(model, batch)
     workload = Workload(
         longest=40, supervised_share=batch.num_targets / batch.num_tokens, dtype=torch.float32, fused=fused, logits_in_chunks=True
     )
     estimated = activation_bytes_per_token(base, workload, checkpointing=False) * batch.num_tokens
     assert loss.requires_grad
-    assert 0.5 < estimated / sum(kept.values()) < 2
+    assert 0.5 < estimated / kept < 2
 
 
 def test_with_validation_rows_the_best_is_kept_and_patience_is_three() -> None:

@@ -67,6 +67,12 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     return adapted
 
 
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
+    """The model under its adapter; itself, where it has none."""
+    base: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return base
+
+
 def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit."""
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():

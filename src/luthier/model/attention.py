@@ -50,6 +50,8 @@ class Block:
     high: int
     own: bool
     """Of a node with itself: every query has exactly one such block, and it comes first."""
+    parts: tuple[tuple[int, slice], ...]
+    """Which nodes hold the queries, and where in their places; an own block's rounded up."""
 
     @property
     def visible(self) -> Visible:
@@ -83,19 +85,24 @@ class Tree:
     def mask(self, device: torch.device, window: int | None = None) -> Tensor:
         """The same as one dense mask [T, T], true where the query (row) sees the key (column): the plain twin."""
         seen_TT = torch.zeros(self.num_tokens, self.num_tokens, dtype=torch.bool, device=device)
-        positions_T = torch.empty(self.num_tokens, dtype=torch.long, device=device)
-        for node, depth in zip(self.nodes, self.depths, strict=True):
+        for node in self.nodes:
             seen_TT[node.start : node.end, node.start : node.stop] = True
-            positions_T[node.start : node.stop] = torch.arange(depth, depth + node.stop - node.start, device=device)
+        positions_T = self.positions(device)
         distance_TT = positions_T[:, None] - positions_T[None]
         return seen_TT & (distance_TT >= 0) & (distance_TT < (window or FAR))
+
+    def positions(self, device: torch.device) -> Tensor:
+        """Each token's position in its rows [T]."""
+        runs = [torch.arange(depth, depth + node.stop - node.start) for node, depth in zip(self.nodes, self.depths, strict=True)]
+        return torch.cat(runs).to(device)
 
 
 def arguments(tree: Tree, device: torch.device) -> dict[str, Any]:
     """What the model's forward is given for a pack. A mask of four dimensions goes through transformers untouched, and is not looked at."""
+    positions = {"position_ids": tree.positions(device)[None]}
     if device.type == "cpu":
-        return {"tree": tree, "attention_mask": torch.zeros(1, 1, 1, 1)}
-    return {"attention_mask": _block_mask(tree, device)}
+        return {**positions, "tree": tree, "attention_mask": torch.zeros(1, 1, 1, 1)}
+    return {**positions, "attention_mask": _block_mask(tree, device)}
 
 
 def stacked(tree: Tree, num_heads: int, width_C: int, like: Tensor) -> Stacked:
@@ -113,7 +120,7 @@ def by_node(tree: Tree, tokens_TC: Tensor, num_heads: int) -> Stacked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
-    """Queries, keys and values of a pack, by node."""
+    """Queries, keys and values of a pack, or their gradients, by node."""
 
     tree: Tree
     queries: Stacked
@@ -129,7 +136,7 @@ def attend(heads: Heads, blocks: Sequence[Block], scale: float) -> tuple[Tensor,
     lse_HT = out_TC.new_empty(num_heads, tree.num_tokens, dtype=torch.float32)
     for block in blocks:
         keys_KLd, values_KLd = _first(keys, block), _first(values, block)
-        scores_KML = torch.bmm(_queries(tree, queries, block, len(keys_KLd)), keys_KLd.mT)
+        scores_KML = torch.bmm(_queries(queries, block, len(keys_KLd)), keys_KLd.mT)
         part_lse_HM = softmax_(scores_KML, scale, block.visible, num_heads)
         part_HMd = torch.bmm(scores_KML, values_KLd).view(num_heads, -1, values_KLd.shape[2])
         at, some = slice(block.start, block.stop), slice(block.stop - block.start)
@@ -142,30 +149,21 @@ def attend(heads: Heads, blocks: Sequence[Block], scale: float) -> tuple[Tensor,
     return out_TC, lse_HT
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeadGrads:
-    """Gradients of queries, keys and values, by node."""
-
-    queries: Stacked
-    keys: Stacked
-    values: Stacked
-
-
-def attend_backward(grad_TC: Tensor, heads: Heads, forward: tuple[Tensor, Tensor], blocks: Sequence[Block], scale: float) -> HeadGrads:
-    """The gradients, from that of the output and what `attend` returned."""
+def attend_backward(grad_TC: Tensor, heads: Heads, forward: tuple[Tensor, Tensor], blocks: Sequence[Block], scale: float) -> Heads:
+    """The gradients of queries, keys and values, from that of the output and what `attend` returned."""
     (out_TC, lse_HT), tree, num_heads = forward, heads.tree, heads.queries.num_heads
     grads = _chunks(tree, by_node(tree, grad_TC, num_heads))
     delta_HT = head_dots(grad_TC, out_TC, num_heads)
     queries, keys, values = (_chunks(tree, each) for each in (heads.queries, heads.keys, heads.values))
-    found = HeadGrads(queries=_zeros(heads.queries), keys=_zeros(heads.keys), values=_zeros(heads.values))
+    found = Heads(tree=tree, queries=_zeros(heads.queries), keys=_zeros(heads.keys), values=_zeros(heads.values))
     d_queries, d_keys, d_values = (_chunks(tree, each) for each in (found.queries, found.keys, found.values))
     for block in blocks:
         keys_KLd, values_KLd = _first(keys, block), _first(values, block)
-        q_KMd, g_KMd = (_queries(tree, chunks, block, len(keys_KLd)) for chunks in (queries, grads))
+        q_KMd, g_KMd = (_queries(chunks, block, len(keys_KLd)) for chunks in (queries, grads))
         scores_KML, d_scores_KML = torch.bmm(q_KMd, keys_KLd.mT), torch.bmm(g_KMd, values_KLd.mT)
         at = slice(block.start, block.stop)
         softmax_backward_(scores_KML, d_scores_KML, (lse_HT[:, at], delta_HT[:, at]), scale, block.visible)
-        _add_queries(tree, d_queries, block, torch.bmm(d_scores_KML, keys_KLd))
+        _add_queries(d_queries, block, torch.bmm(d_scores_KML, keys_KLd))
         _first(d_keys, block).baddbmm_(d_scores_KML.mT, q_KMd)
         _first(d_values, block).baddbmm_(scores_KML.mT, g_KMd)
     return found
@@ -247,13 +245,15 @@ def _blocks(tree: Tree, window: int) -> tuple[Block, ...]:
     for index, (node, depth) in enumerate(zip(tree.nodes, tree.depths, strict=True)):
         num_tokens = node.stop - node.start
         for start, stop in _divided(0, num_tokens, OWN):
-            span = (node.start + start, node.start + stop)
-            own.append(Block(node=index, start=span[0], stop=span[1], num_keys=stop, low=start - window + 1, high=start, own=True))
+            span, low = (node.start + start, node.start + stop), start - window + 1
+            held = ((index, slice(start, _rounded(stop))),)
+            own.append(Block(node=index, start=span[0], stop=span[1], num_keys=stop, low=low, high=start, own=True, parts=held))
         for begin, end, apart in _descendants(tree, index, depth, window):
             for start, stop in _divided(begin, end, ANCESTOR):
                 low = apart + start - begin - window + 1
                 if low < num_tokens:
-                    others.append(Block(node=index, start=start, stop=stop, num_keys=num_tokens, low=low, high=FAR, own=False))
+                    at, keys = _between(tree, start, stop), num_tokens
+                    others.append(Block(node=index, start=start, stop=stop, num_keys=keys, low=low, high=FAR, own=False, parts=at))
     return (*own, *others)
 
 
@@ -307,36 +307,33 @@ def _first(chunks: Sequence[Tensor], block: Block) -> Tensor:
     return chunks[block.node][:, : _rounded(block.num_keys)]
 
 
-def _queries(tree: Tree, chunks: Sequence[Tensor], block: Block, num_groups: int) -> Tensor:
+def _queries(chunks: Sequence[Tensor], block: Block, num_groups: int) -> Tensor:
     """The block's queries [K, H/K·M, d], those of heads that share keys one below the other; M is rounded up."""
     num_heads, _, size = chunks[0].shape
-    parts = [chunks[node][:, at] for node, at in _parts(tree, block)]
+    parts = [chunks[node][:, at] for node, at in block.parts]
     if block.own:
         return parts[0].reshape(num_groups, -1, size)
     surplus = _rounded(block.stop - block.start) - (block.stop - block.start)
     return torch.cat([*parts, parts[0].new_zeros(num_heads, surplus, size)], dim=1).view(num_groups, -1, size)
 
 
-def _add_queries(tree: Tree, chunks: Sequence[Tensor], block: Block, part_KMd: Tensor) -> None:
+def _add_queries(chunks: Sequence[Tensor], block: Block, part_KMd: Tensor) -> None:
     """Add what a block found for its queries to where they lie."""
     part_HMd = part_KMd.view(len(chunks[0]), -1, part_KMd.shape[2])
     start = 0
-    for node, at in _parts(tree, block):
+    for node, at in block.parts:
         num_queries = at.stop - at.start
         chunks[node][:, at] += part_HMd[:, start : start + num_queries]
         start += num_queries
 
 
-def _parts(tree: Tree, block: Block) -> list[tuple[int, slice]]:
-    """The nodes that hold a block's queries, and where; an own block's rounded up."""
-    if block.own:
-        start = tree.nodes[block.node].start
-        return [(block.node, slice(block.start - start, _rounded(block.stop - start)))]
-    return [
-        (index, slice(max(0, block.start - node.start), min(block.stop, node.stop) - node.start))
+def _between(tree: Tree, start: int, stop: int) -> tuple[tuple[int, slice], ...]:
+    """The nodes that hold the tokens [start, stop) of the stream, and where."""
+    return tuple(
+        (index, slice(max(0, start - node.start), min(stop, node.stop) - node.start))
         for index, node in enumerate(tree.nodes)
-        if node.start < block.stop and block.start < node.stop
-    ]
+        if node.start < stop and start < node.stop
+    )
 
 
 def _rounded(size: int) -> int:

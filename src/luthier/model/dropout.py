@@ -36,7 +36,7 @@ class TokenDropout(nn.Module):
         super().__init__()
         self.p = p
         self._draw = draw
-        self._number = _hash(name)
+        self._number = seed_of(name)
 
     def keys(self, num_tokens: int) -> Tensor | None:
         """Of the tokens that a layer sees: all of the micro batch, or those that predict a target; nothing where it is neither."""
@@ -98,8 +98,9 @@ def draw(model: nn.Module, keys_A: Tensor, needed_S: Tensor, seeds: tuple[int, i
     """Masks of (seed, step) for a micro batch's tokens, of which `needed_S` predict targets; nothing where the model has no dropout."""
     if model in _draws:
         drawn = _draws[model]
-        drawn.keys_A, drawn.needed_S, drawn.salt = keys_A, needed_S, _hash(f"{seeds[0]}/{seeds[1]}")
+        drawn.keys_A, drawn.needed_S, drawn.salt = keys_A, needed_S, seed_of(f"{seeds[0]}/{seeds[1]}")
 
 
-def _hash(text: str) -> int:
+def seed_of(text: str) -> int:
+    """63 bits that follow from a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest()) >> 1

@@ -7,7 +7,7 @@ import functools
 import weakref
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from luthier.data.pack import MIN_SHARED, Pack, bins, trees
 from luthier.data.store import TokenRow
 from luthier.model import attention, dropout
+from luthier.model.adapt import base_of
 from luthier.model.attention import Tree, Unfusable
 from luthier.model.head import PLAIN
 from luthier.model.layer import FusedLayer, fused_layer
@@ -64,7 +65,7 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
     longest row in tokens.
     """
     dropout.install(model)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base = base_of(model)
     if not pack:
         return Fusion(packs=False)
     obstacle = _obstacle(base, longest)
@@ -72,15 +73,16 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
         return Fusion(packs=False, reasons=(obstacle,))
     own, training = base.config._attn_implementation, model.training
     model.eval()
-    alone = _alone(base)
+    rows = _trial_rows(base.config.get_text_config().vocab_size)
+    alone = _alone(base, rows)
     base.set_attn_implementation(attention.NAME)
     fusion, patched = _patch(base)
-    difference = _difference(base, alone)
+    difference = _difference(base, rows, alone)
     if difference and patched:
         for module in patched:
             del module.forward
         fusion = Fusion(packs=True, reasons=(f"fused, this model gives other results: {difference}",))
-        difference = _difference(base, alone)
+        difference = _difference(base, rows, alone)
     if difference:
         base.set_attn_implementation(own)
         fusion = Fusion(packs=False, reasons=(f"rows cannot be packed for this model: {difference}",))
@@ -145,11 +147,8 @@ def _layer(
     The last gives the hidden states of the tokens that are needed only.
     """
     layer = held()
-    if tree is None:
-        plain: Tensor = type(layer).forward(layer, hidden_BTD, **options)
-        return plain
-    if any(module.disable_adapters or module.merged for module in layer.modules() if isinstance(module, LoraLinear)):
-        plain = type(layer).forward(layer, hidden_BTD, tree=tree, **options)
+    if tree is None or any(module.disable_adapters or module.merged for module in layer.modules() if isinstance(module, LoraLinear)):
+        plain: Tensor = type(layer).forward(layer, hidden_BTD, **options if tree is None else {**options, "tree": tree})
         return plain
     cos_Td2, sin_Td2 = (whole_1Td[0].chunk(2, dim=-1)[0].float().contiguous() for whole_1Td in options["position_embeddings"])
     inputs = (hidden_BTD[0], Angles(cos_Td2=cos_Td2, sin_Td2=sin_Td2), tree, needed_S if last else None)
@@ -171,17 +170,16 @@ def _linear(group: Group, held: Held, x: Tensor, *args: Any, **options: Any) -> 
     return group(flat.to(weight_OD.dtype)).view(*x.shape[:-1], len(weight_OD))
 
 
-def _alone(base: PreTrainedModel) -> list[Tensor]:
-    """Logits of each trial row by itself."""
+def _alone(base: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:
+    """Logits of each row by itself."""
     with torch.no_grad():
-        ids = [torch.from_numpy(row.ids.astype(np.int64)).to(base.device) for row in _trial_rows(base)]
+        ids = [torch.from_numpy(row.ids.astype(np.int64)).to(base.device) for row in rows]
         return [base(input_ids=row[None], use_cache=False).logits[0] for row in ids]
 
 
-def _difference(base: PreTrainedModel, alone: list[Tensor]) -> str:
+def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]) -> str:
     """What is wrong with the rows' logits if they stand in one pack, end to end or as a tree; empty where nothing is."""
-    rows = _trial_rows(base)
-    changed = [TokenRow(ids=(rows[0].ids + 1) % _vocabulary(base), supervised=rows[0].supervised), *rows[1:]]
+    changed = [replace(rows[0], ids=rows[0].ids[::-1]), *rows[1:]]
     (end_to_end,), (other,), (tree,) = (
         packed(some, range(len(rows)), sum(map(len, rows))) for packed, some in ((bins, rows), (bins, changed), (trees, rows))
     )
@@ -219,22 +217,15 @@ def _apart(logits_TV: Tensor, expected_TV: Tensor) -> Tensor:
 
 def _packed(base: PreTrainedModel, pack: Pack) -> Tensor:
     """Logits of a pack's tokens."""
-    ids_1T, positions_1T = (torch.from_numpy(array)[None].to(base.device) for array in (pack.ids_T, pack.positions_T))
+    ids_1T = torch.from_numpy(pack.ids_T)[None].to(base.device)
     with torch.no_grad():
-        logits_1TV: Tensor = base(
-            input_ids=ids_1T, position_ids=positions_1T, use_cache=False, **attention.arguments(Tree.of(pack), base.device)
-        ).logits
+        logits_1TV: Tensor = base(input_ids=ids_1T, use_cache=False, **attention.arguments(Tree.of(pack), base.device)).logits
     return logits_1TV[0]
 
 
-def _trial_rows(base: PreTrainedModel) -> list[TokenRow]:
+def _trial_rows(vocabulary: int) -> list[TokenRow]:
     """Three rows of random tokens, the longest first, as `bins` lays them; the last begins as the first does."""
     random = np.random.default_rng(0)
-    first, second, tail = (random.integers(0, _vocabulary(base), length, np.int32) for length in (24, 23, 6))
+    first, second, tail = (random.integers(0, vocabulary, length, np.int32) for length in (24, 23, 6))
     ids = (first, second, np.concatenate([first[:MIN_SHARED], tail]))
     return [TokenRow(ids=row, supervised=np.ones(len(row), np.bool_)) for row in ids]
-
-
-def _vocabulary(base: PreTrainedModel) -> int:
-    size: int = base.config.get_text_config().vocab_size
-    return size

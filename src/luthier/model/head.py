@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from luthier.model.adapt import base_of
 from luthier.model.pointwise import cross_entropy_
 
 CHUNK_BYTES = 64 << 20
@@ -31,8 +32,10 @@ class Halves:
 
 def halves(model: nn.Module) -> Halves | None:
     """The model's decoder and frozen head, where its logits are just their product; else nothing."""
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    head = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    if not isinstance(model, (PreTrainedModel, PeftModel)):
+        return None
+    base = base_of(model)
+    head = base.get_output_embeddings()
     known = type(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
     if not known or type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None

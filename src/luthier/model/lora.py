@@ -208,7 +208,7 @@ def _dropped(h: Tensor, adapter: Adapter) -> Tensor:
 def _keys(dropout: TokenDropout, h: Tensor) -> Tensor:
     keys_T = dropout.keys(len(h))
     if keys_T is None:
-        raise Unfusable(f"dropout by token knows no keys for a layer that sees {len(h)} tokens")
+        raise ValueError(f"dropout by token knows no keys for a layer that sees {len(h)} tokens: draw was not called for them")
     return keys_T
 
 

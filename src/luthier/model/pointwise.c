@@ -374,27 +374,27 @@ void NAMED(cross_entropy)(REAL *logits, long logits_row, const int64_t *targets,
     }
 }
 
-void NAMED(drop)(const REAL *x, long x_row, const int64_t *keys, REAL *out, long out_row, long rows, long width, int64_t salt,
-                 uint32_t threshold, float scale) {
-    Dropping dropping = {threshold, scale, salt};
+static inline void NAMED(dropped)(const REAL *x, long x_row, const int64_t *keys, REAL *out, long out_row, long rows, long width,
+                                  Dropping dropping, int add) {
     EACH_ROW(rows * width)
     for (long i = 0; i < rows; i++) {
         const REAL *a = x + i * x_row;
         REAL *o = out + i * out_row;
         uint32_t word = token_word(keys[i], dropping);
-        SIMD for (long j = 0; j < width; j++) o[j] = STORE(LOAD(a[j]) * drop_factor(word, j, dropping));
+        SIMD for (long j = 0; j < width; j++) {
+            float kept = LOAD(a[j]) * drop_factor(word, j, dropping);
+            o[j] = STORE(add ? LOAD(o[j]) + kept : kept);
+        }
     }
+}
+
+void NAMED(drop)(const REAL *x, long x_row, const int64_t *keys, REAL *out, long out_row, long rows, long width, int64_t salt,
+                 uint32_t threshold, float scale) {
+    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt}, 0);
 }
 
 void NAMED(drop_add)(REAL *out, long out_row, const REAL *x, long x_row, const int64_t *keys, long rows, long width, int64_t salt,
                      uint32_t threshold, float scale) {
-    Dropping dropping = {threshold, scale, salt};
-    EACH_ROW(rows * width)
-    for (long i = 0; i < rows; i++) {
-        const REAL *a = x + i * x_row;
-        REAL *o = out + i * out_row;
-        uint32_t word = token_word(keys[i], dropping);
-        SIMD for (long j = 0; j < width; j++) o[j] = STORE(LOAD(o[j]) + LOAD(a[j]) * drop_factor(word, j, dropping));
-    }
+    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt}, 1);
 }
 #endif

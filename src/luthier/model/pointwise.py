@@ -65,7 +65,7 @@ Result = TypeVar("Result")
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> Tensor:
     """Each row over its root mean square, times weight, into out; returns rstd_T, which the backward wants (Zhang and Sennrich 2019)."""
-    call = _call("rms_norm", x_TD)
+    call = _call("rms_norm", x_TD, out_TD)
     if not call:
         return _twin(twins.rms_norm, x_TD)(x_TD, weight_D, eps, out_TD)
     rstd_T = torch.empty(len(x_TD))
@@ -75,7 +75,7 @@ def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float, out_TD: Tensor) -> Tens
 
 def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Tensor, residual_TD: Tensor | None) -> Tensor:
     """The gradient of rms_norm's input, plus the residual's if there is one."""
-    call = _call("rms_norm_backward", x_TD)
+    call = _call("rms_norm_backward", dy_TD, x_TD)
     if not call:
         return _twin(twins.rms_norm_backward, x_TD)(dy_TD, x_TD, weight_D, rstd_T, residual_TD)
     dx_TD = torch.empty(x_TD.shape, dtype=x_TD.dtype)
@@ -86,7 +86,7 @@ def rms_norm_backward(dy_TD: Tensor, x_TD: Tensor, weight_D: Tensor, rstd_T: Ten
 
 def rotate(x_TC: Tensor, norm: HeadNorm | None, angles: Angles | None, out: Stacked) -> None:
     """Rows to heads by node, each normed if asked and turned by its token's angles if there are any (Su et al. 2021)."""
-    call = _call("rotate", x_TC)
+    call = _call("rotate", x_TC, out.flat_PC)
     if not call:
         return _twin(twins.rotate, x_TC)(x_TC, norm, angles, out)
     call(*_rows(x_TC), *_turning(norm, angles), out.places_P4.data_ptr(), out.flat_PC.data_ptr(), *_sizes(out))
@@ -94,7 +94,7 @@ def rotate(x_TC: Tensor, norm: HeadNorm | None, angles: Angles | None, out: Stac
 
 def rotate_backward(g: Stacked, x_TC: Tensor, norm: HeadNorm | None, angles: Angles | None, out_TC: Tensor) -> None:
     """The gradient of rotate's input, by rows, into out."""
-    call = _call("rotate_backward", x_TC)
+    call = _call("rotate_backward", x_TC, g.flat_PC, out_TC)
     if not call:
         return _twin(twins.rotate_backward, x_TC)(g, x_TC, norm, angles, out_TC)
     call(g.flat_PC.data_ptr(), g.places_P4.data_ptr(), *_rows(x_TC), *_turning(norm, angles), *_rows(out_TC), *_sizes(g))
@@ -102,7 +102,7 @@ def rotate_backward(g: Stacked, x_TC: Tensor, norm: HeadNorm | None, angles: Ang
 
 def gate(gate_up_T2F: Tensor, out_TF: Tensor, activation: Activation) -> None:
     """activation(gate) · up, into out (Shazeer 2020)."""
-    call = _call("gate", gate_up_T2F)
+    call = _call("gate", gate_up_T2F, out_TF)
     if not call:
         return _twin(twins.gate, gate_up_T2F)(gate_up_T2F, out_TF, activation)
     call(*_rows(gate_up_T2F), *_rows(out_TF), *out_TF.shape, activation == "gelu_tanh")
@@ -110,7 +110,7 @@ def gate(gate_up_T2F: Tensor, out_TF: Tensor, activation: Activation) -> None:
 
 def gate_backward(dh_TF: Tensor, gate_up_T2F: Tensor, d_gate_up_T2F: Tensor, hidden_TF: Tensor, activation: Activation) -> None:
     """The gradients of gate and up into d_gate_up; and activation(gate) · up once more, into hidden."""
-    call = _call("gate_backward", gate_up_T2F)
+    call = _call("gate_backward", dh_TF, gate_up_T2F, d_gate_up_T2F, hidden_TF)
     if not call:
         return _twin(twins.gate_backward, gate_up_T2F)(dh_TF, gate_up_T2F, d_gate_up_T2F, hidden_TF, activation)
     into = (*_rows(d_gate_up_T2F), *_rows(hidden_TF))
@@ -132,7 +132,7 @@ def softmax_(scores_KML: Tensor, scale: float, visible: Visible, num_heads: int)
 
 def softmax_backward_(scores_KML: Tensor, dp_KML: Tensor, stats: tuple[Tensor, Tensor], scale: float, visible: Visible) -> None:
     """Scores to probabilities P, and dP to the scores' gradient P · (dP - delta) · scale; stats are (lse_Hm, delta_Hm), m ≥ queries."""
-    call = _call("softmax_backward", scores_KML)
+    call = _call("softmax_backward", scores_KML, dp_KML)
     if not call:
         return _twin(twins.softmax_backward_, scores_KML)(scores_KML, dp_KML, stats, scale, visible)
     num_heads, width = len(stats[0]), scores_KML.shape[2]
@@ -142,7 +142,7 @@ def softmax_backward_(scores_KML: Tensor, dp_KML: Tensor, stats: tuple[Tensor, T
 
 def head_dots(a_TC: Tensor, b_TC: Tensor, num_heads: int) -> Tensor:
     """Each head's dot product of a and b, [H, T]: attention's delta, of the output and its gradient."""
-    call = _call("head_dots", a_TC)
+    call = _call("head_dots", a_TC, b_TC)
     if not call:
         return _twin(twins.head_dots, a_TC)(a_TC, b_TC, num_heads)
     num_tokens, width = a_TC.shape
@@ -153,7 +153,7 @@ def head_dots(a_TC: Tensor, b_TC: Tensor, num_heads: int) -> Tensor:
 
 def merge_(out_HMd: Tensor, lse_HM: Tensor, part_HMd: Tensor, part_lse_HM: Tensor) -> None:
     """Adds a partial attention to out and lse; what saw nothing (lse = -inf) may hold anything (Milakov and Gimelshein 2018)."""
-    call = _call("merge", out_HMd)
+    call = _call("merge", out_HMd, part_HMd)
     if not call:
         return _twin(twins.merge_, out_HMd)(out_HMd, lse_HM, part_HMd, part_lse_HM)
     call(*_heads(out_HMd), *_rows(lse_HM), *_heads(part_HMd), *_rows(part_lse_HM), *out_HMd.shape)
@@ -174,7 +174,8 @@ def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor) -> N
 
     Keys and salts should be hashes of 64 and 63 bits. p counts in steps of 2⁻³².
     """
-    call = _call("drop", x_TD)
+    _check_keys(keys_T, x_TD)
+    call = _call("drop", x_TD, out_TD)
     if not call:
         return _twin(twins.drop, x_TD)(x_TD, keys_T, salt, p, out_TD)
     call(*_rows(x_TD), keys_T.data_ptr(), *_rows(out_TD), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p))
@@ -182,15 +183,22 @@ def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor) -> N
 
 def drop_add_(out_TD: Tensor, x_TD: Tensor, keys_T: Tensor, salt: int, p: float) -> None:
     """Adds what drop would give to out."""
-    call = _call("drop_add", x_TD)
+    _check_keys(keys_T, x_TD)
+    call = _call("drop_add", out_TD, x_TD)
     if not call:
         return _twin(twins.drop_add_, x_TD)(out_TD, x_TD, keys_T, salt, p)
     call(*_rows(out_TD), *_rows(x_TD), keys_T.data_ptr(), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p))
 
 
-def _call(name: str, like: Tensor) -> Callable[..., None] | None:
+def _call(name: str, *matrices: Tensor) -> Callable[..., None] | None:
+    """The C function for these matrices; raises ValueError for what it would read as something else."""
+    like = matrices[0]
+    call = _calls().get((name, like.dtype)) if like.is_cpu else None
+    if call and any(matrix.dtype is not like.dtype or (matrix.stride(-1) != 1 and matrix.shape[-1] > 1) for matrix in matrices):
+        told = ", ".join(f"{matrix.dtype} with strides {matrix.stride()}" for matrix in matrices)
+        raise ValueError(f"{name} wants matrices of one type whose rows lie in one piece, not {told}")
     torch.get_num_threads()  # in a thread that torch has not worked in, this tells OpenMP what set_num_threads said
-    return _calls().get((name, like.dtype)) if like.is_cpu else None
+    return call
 
 
 @functools.cache
@@ -204,6 +212,11 @@ def _calls() -> dict[tuple[str, torch.dtype], Callable[..., None]]:
         call.argtypes = [C_TYPES[letter] for letter in parameters.replace(" ", "")]
         call.restype = None
     return calls
+
+
+def _check_keys(keys_T: Tensor, x_TD: Tensor) -> None:
+    if len(keys_T) != len(x_TD):
+        raise ValueError(f"dropout has keys for {len(keys_T)} tokens, not for {len(x_TD)}")
 
 
 def _twin(function: Callable[Given, Result], like: Tensor) -> Callable[Given, Result]:

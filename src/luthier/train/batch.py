@@ -18,21 +18,19 @@ from luthier.train.order import Indices, MicroBatchSize, padded_batches
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MicroBatch:
-    """Ids, and what the model must say where: after token `sources_N` of all A comes `targets_N`, for `counts_N` rows.
+    """Ids, and what the model must say where: after the token at `sources_N` of all A comes `targets_N`, for `counts_N` rows.
 
     Padded rows need neither a label at a padded position nor an attention mask. A causal model's real positions stand before the padding
     and never see it, and no target is drawn from it: padding is known by position, the pad token may be the end-of-turn token or any other.
     """
 
     ids_BT: Tensor
-    positions_BT: Tensor
-    sources_N: Tensor
+    needed_S: Tensor
+    """The tokens that targets are predicted from, each once: after the last layer's attention no other is looked at."""
+    places_N: Tensor
+    """From which of them each target is."""
     targets_N: Tensor
     counts_N: Tensor
-    needed_S: Tensor
-    """The sources, each once: after the last layer's attention nothing else is looked at."""
-    places_N: Tensor
-    """Where each of `sources_N` stands in them."""
     keys_A: Tensor
     """What each token is to dropout (`luthier.data.pack`)."""
     tree: Tree | None
@@ -42,12 +40,17 @@ class MicroBatch:
     num_targets: int
     """Supervised tokens of the rows."""
 
+    @property
+    def sources_N(self) -> Tensor:
+        """Where in A each target is predicted from."""
+        return self.needed_S[self.places_N]
+
     def inputs(self) -> dict[str, Any]:
         """What the model's forward is given."""
         inputs: dict[str, Any] = {"input_ids": self.ids_BT, "use_cache": False}
         if self.tree is None:
             return inputs
-        return {**inputs, "position_ids": self.positions_BT, **attention.arguments(self.tree, self.ids_BT.device)}
+        return {**inputs, **attention.arguments(self.tree, self.ids_BT.device)}
 
     def hints(self) -> dict[str, Any]:
         """What a fused last layer may be told: the tokens whose hidden states are asked for. It returns these only."""
@@ -72,11 +75,9 @@ def of_pack(pack: Pack, device: torch.device) -> MicroBatch:
     needed_S, places_N = np.unique(pack.sources_N, return_inverse=True)
     return MicroBatch(
         ids_BT=_on(device, pack.ids_T[None]),
-        positions_BT=_on(device, pack.positions_T[None]),
-        sources_N=_on(device, pack.sources_N),
-        targets_N=_on(device, pack.targets_N),
         needed_S=_on(device, needed_S),
         places_N=_on(device, places_N),
+        targets_N=_on(device, pack.targets_N),
         counts_N=_on(device, pack.counts_N),
         keys_A=_on(device, pack.keys_T),
         tree=Tree.of(pack),
@@ -94,13 +95,10 @@ def collate(rows: Sequence[TokenRow], numbers: Sequence[int], device: torch.devi
         ids_BT[index, : len(row)] = row.ids
         supervised_BT[index, : len(row)] = row.supervised
     rows_N, positions_N = np.nonzero(supervised_BT[:, 1:])  # token i is predicted at position i - 1
-    sources_N = rows_N * longest + positions_N
     return MicroBatch(
         ids_BT=_on(device, ids_BT),
-        positions_BT=_on(device, np.broadcast_to(np.arange(longest), ids_BT.shape).copy()),
-        sources_N=_on(device, sources_N),
-        needed_S=_on(device, sources_N),
-        places_N=_on(device, np.arange(len(sources_N))),
+        needed_S=_on(device, rows_N * longest + positions_N),
+        places_N=_on(device, np.arange(len(rows_N))),
         targets_N=_on(device, ids_BT[rows_N, positions_N + 1]),
         counts_N=_on(device, np.ones(len(rows_N), np.int64)),
         keys_A=_on(device, np.concatenate([row_keys(number, longest) for number in numbers])),

@@ -1,6 +1,5 @@
 """Which rows a step takes, and in which micro batches: functions of seed, step and micro batch size, which a run keeps in plan.json."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from luthier.data.store import TokenRows
+from luthier.model.dropout import seed_of
 from luthier.plan.steps import Steps
 
 Indices = npt.NDArray[np.int64]
@@ -58,7 +58,7 @@ def padded_batches(rows: Indices, lengths: npt.NDArray[np.int32], size: MicroBat
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     """What torch's generator starts from in one micro batch, for a model with dropout of its own; the adapter's goes by token."""
-    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}/{micro_batch}".encode(), digest_size=8).digest()) >> 1
+    return seed_of(f"{seed}/{step}/{micro_batch}")
 
 
 def origins_text(origins: Sequence[str]) -> str:

@@ -21,7 +21,6 @@ bfloat16, trees of 16 rows of 316 tokens): a step in packs of at most 1,024 toke
 is a guess."""
 MEMORY_SHARE = 0.6
 """Of the free memory, for activations; the rest is for gradients, optimizer, and what this estimate misses."""
-
 WORTH_A_TREE = 0.05
 """Share of a step's tokens that several rows begin with. Building the tree costs 2.4 ms for 16 rows; 5 % of a step of model S are 30 ms."""
 

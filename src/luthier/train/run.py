@@ -19,7 +19,7 @@ from luthier.data.pack import shared_share
 from luthier.data.store import Prepared, TokenRows
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
-from luthier.model.fuse import Fusion, fuse
+from luthier.model.fuse import fuse
 from luthier.model.head import PLAIN
 from luthier.model.load import SAID, Resolved, load_model, resolve_device, resolve_dtype
 from luthier.plan.steps import Steps
@@ -102,10 +102,14 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
     base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     workload = _workload(job, base, dtype, pack=pack)
-    sizes = _sizes(job, base, workload)
+    kept = _kept_sizes(job)
+    sizes = _sizes(job, resolve_sizes(base, recipe.training, workload), kept)
     model = _trainable(job, base, sizes.checkpoint_activations)
     fusion = fuse(model, pack=pack, longest=workload.longest)
-    sizes = _packed(job, sizes, fusion, functools.partial(_shared_share, rows, job.steps, recipe.seed))
+    if kept and (fusion.packs or kept.micro_batch.packing == "off"):
+        sizes = sizes.packed(kept.micro_batch.packing, "as when the run began, because dropout in trees is another")
+    else:
+        sizes = sizes.packed(*resolve_packing(recipe, fusion, functools.partial(_shared_share, rows, job.steps, recipe.seed)))
     resolved = (
         Resolved(
             path="model.attention",
@@ -143,34 +147,24 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Ending, tuple[Resolved, ...]]:
 def _workload(job: TrainingJob, base: PreTrainedModel, dtype: torch.dtype, *, pack: bool) -> Workload:
     """What the memory of a step depends on."""
     rows, lora = job.prepared.rows("train"), job.recipe.lora
-    plain = base.config.model_type in PLAIN and lora != "none"
+    known = base.config.model_type in PLAIN
     return Workload(
         longest=int(max(rows.lengths.max(), job.prepared.rows("validation").lengths.max(initial=0))),
         supervised_share=float(rows.num_supervised.sum() / rows.lengths.sum()),
         dtype=dtype,
-        fused=pack and plain and base.device.type == "cpu" and lora != "none" and not lora.use_dora,
-        logits_in_chunks=plain and lora != "none" and "lm_head" not in lora.target_modules,
+        fused=known and pack and base.device.type == "cpu" and lora != "none" and not lora.use_dora,
+        logits_in_chunks=known and lora != "none" and "lm_head" not in lora.target_modules,
     )
 
 
-def _sizes(job: TrainingJob, base: PreTrainedModel, workload: Workload) -> Sizes:
+def _sizes(job: TrainingJob, fitting: Sizes, kept: Sizes | None) -> Sizes:
     """What fits the free memory or, once there are checkpoints, what did when the run began: the order of its sums follows from it."""
-    fitting = resolve_sizes(base, job.recipe.training, workload)
-    kept = _kept_sizes(job)
     if kept is None:
         return fitting
     if kept.to_json() != {**fitting.to_json(), "packing": kept.micro_batch.packing}:
         job.folder.event("sizes_kept", kept=kept.to_json(), fitting_now=fitting.to_json())
         job.progress.say("micro batch and gradient checkpointing stay as they were when the run began, though the free memory has changed")
     return kept
-
-
-def _packed(job: TrainingJob, sizes: Sizes, fusion: Fusion, shared_share: Callable[[], float]) -> Sizes:
-    """With the packing that fits recipe, model and rows; that of a run which has begun stays, because dropout in trees is another."""
-    kept = _kept_sizes(job)
-    if kept and (fusion.packs or kept.micro_batch.packing == "off"):
-        return sizes.packed(kept.micro_batch.packing, "as when the run began")
-    return sizes.packed(*resolve_packing(job.recipe, fusion, shared_share))
 
 
 def _kept_sizes(job: TrainingJob) -> Sizes | None:
