@@ -31,6 +31,7 @@ check: install
 
 docs: install
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md
+	$(BIN)/python -m luthier.plan.check.reference docs/findings
 	$(BIN)/typer luthier.cli.main utils docs --name luthier --title "luthier: commands" --output docs/reference/commands.md
 
 bench-peers:

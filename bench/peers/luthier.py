@@ -42,12 +42,12 @@ class Held:
 
     def _order(self, first: int, last: int) -> list[list[int]]:
         """The rows of each step: which of them share a step decides what can be shared."""
-        from luthier.train.order import rows_of_step  # heavy, and loaded by now
+        from luthier.data.order import rows_of_step  # heavy, and loaded by now
 
         recipe = self._loaded.recipe
         prepared = flow.prepare(recipe)
         steps, rows = flow.steps(recipe, prepared), prepared.rows("train")
-        return [rows_of_step(step, steps, recipe.seed, rows).tolist() for step in range(first, last + 1)]
+        return [rows_of_step(step, steps.global_batch_size, recipe.seed, rows).tolist() for step in range(first, last + 1)]
 
     def _resolved(self) -> dict[str, object]:
         plan = json.loads(find(self._loaded.recipe.name).plan.read_text(encoding="utf-8"))

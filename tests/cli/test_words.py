@@ -14,6 +14,14 @@ def test_overrides_stand_before_and_after_the_recipe() -> None:
     assert words.overrides == ("training.epochs=1", "lora.r=8", "data.sources=[{path: a=b.jsonl}]")
 
 
+def test_a_file_to_lay_over_the_recipe_is_an_override_in_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = split_words(["recipes/coach.yaml", "@recipes/tiny/coach.yaml", "lora.r=8"], "recipe")
+    assert (words.subject, words.overrides) == ("recipes/coach.yaml", ("@recipes/tiny/coach.yaml", "lora.r=8"))
+    monkeypatch.chdir(tmp_path)
+    Path("@odd.yaml").touch()
+    assert split_words(["@odd.yaml"], "recipe").subject == "@odd.yaml"
+
+
 def test_a_file_with_an_equals_sign_in_its_name_is_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r=8.yaml").touch()

@@ -79,6 +79,9 @@ def test_every_row_is_kept_or_counted_with_its_reason_and_place(base: Path, log:
     assert summary.rows.dropped_examples["bad row"][2].startswith(f"{log}:60: not JSON")
     assert [len(examples) for examples in summary.rows.dropped_examples.values()] == [3, 3, 3, 2]
     assert dict(summary.groups) == {"coder": 33, "tester": 12}
+    assert sum(split.answers for split in summary.splits.values()) == 45
+    assert sum(split.over_length.examples for split in summary.splits.values()) == 2
+    assert sum(split.over_length.answers for split in summary.splits.values()) == 2
 
 
 def test_a_bad_row_stops_unless_the_recipe_skips_it(base: Path, log: Path) -> None:

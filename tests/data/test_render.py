@@ -57,6 +57,16 @@ def test_a_row_over_max_length_is_dropped_with_its_length() -> None:
     assert (rendered.rows, rendered.dropped, rendered.detail) == ((), "longer than max_length", f"{limit + 1} tokens")
 
 
+def test_answers_are_counted_where_they_are_trained_on_whole_and_where_they_are_lost_with_their_row() -> None:
+    dialogue = asked("Sure?", "yes", "Sure?", ASKED)
+    assert render(dialogue).answers == 2
+    assert render(dialogue, train_on="last_assistant").answers == 1
+    dropped = render(dialogue, max_length=50)
+    assert (dropped.dropped, dropped.answers) == ("longer than max_length", 2)
+    cut = render(dialogue, max_length=50, over_length="truncate")
+    assert (cut.answers, cut.cut.answers) == (1, 1)
+
+
 def test_refuse_names_the_row_and_both_lengths() -> None:
     length = len(render(asked("Sure?", "yes")).rows[0])
     with pytest.raises(DataError, match=rf"^log\.jsonl:7: the row has {length} tokens, data\.max_length is 5\n  raise data\.max_length"):
@@ -124,7 +134,7 @@ def test_tokens_and_answers_lost_in_a_dialogue_are_counted() -> None:
 def test_a_row_whose_prompt_alone_fills_max_length_is_dropped_for_want_of_a_target() -> None:
     system = Message(role="system", content=ASKED)
     rendered = render(example(system, *TWO_TURNS[:2]), max_length=40, over_length="truncate")
-    assert (rendered.rows, rendered.dropped) == ((), "no token to train on")
+    assert (rendered.rows, rendered.dropped, rendered.answers) == ((), "no token to train on", 1)
 
 
 def test_an_unstable_template_gives_a_row_for_each_answer() -> None:
@@ -133,7 +143,8 @@ def test_an_unstable_template_gives_a_row_for_each_answer() -> None:
 
 
 def test_an_answer_of_nothing_but_thinking_has_no_target_when_thinking_is_masked() -> None:
-    assert render(asked("Sure?", "<think>\nhm"), thinking="mask").dropped == "no token to train on"
+    rendered = render(asked("Sure?", "<think>\nhm"), thinking="mask")
+    assert (rendered.dropped, rendered.answers) == ("no token to train on", 0)  # not for its length
 
 
 def test_the_reference_of_a_tool_call_is_what_the_template_writes() -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from luthier.core import jsonl
-from luthier.train import resolve
+from luthier.plan import layout
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
-from luthier.train.order import MicroBatchSize
-from luthier.train.run import TrainingJob, _set_up, train
+from luthier.train.run import TrainingJob, _continued, _set_up, train
 from tests.train.workshop import Workshop
 
 TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
@@ -22,7 +22,7 @@ class Killed(Exception):
 
 def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
     """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
-    loop, _, _ = _set_up(job)
+    loop, _ = _set_up(job)
     updates = 0
 
     def die(*_: object) -> None:
@@ -39,7 +39,7 @@ def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
 
 def resolve_again(job: TrainingJob) -> dict[str, Any]:
     """What each `auto` becomes when the job is set up once more."""
-    return {item.path: item.value for item in _set_up(job)[2]}
+    return {item.path: item.value for item in _set_up(_continued(job))[1].resolved}
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
@@ -61,17 +61,14 @@ def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, s
     assert lines(whole) == lines(broken)
 
 
-def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    def with_memory(num_bytes: int) -> None:
-        monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: num_bytes)
-
+def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Workshop) -> None:
     auto = {"micro_batch_size": "auto"}
-    with_memory(1)  # one row at once
-    whole, broken = workshop.job("whole", training=auto), workshop.job("broken", training=auto)
+    one_row = {"training": auto, "free_bytes": 1}
+    whole, broken = workshop.job("whole", **one_row), workshop.job("broken", **one_row)
     train(whole)
     began_with = killed_in_step(broken, 9)
-    with_memory(10**10)
-    fresh = _set_up(workshop.job("fresh", training=auto))[0].micro_batch
+    broken = workshop.job("broken", training=auto)
+    fresh = broken.plan.setup.micro_batch
     assert fresh != began_with
     train(broken)
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
@@ -82,12 +79,10 @@ def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Wo
     assert resolve_again(broken)["training.gradient_checkpointing"] is True  # and once more: the first start's, not the last's
 
 
-def test_a_run_without_a_checkpoint_begins_with_what_fits_now(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    job = workshop.job(training={"micro_batch_size": "auto"})
-    monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: 10**10)
-    assert resolve_again(job)["training.gradient_checkpointing"] is False
-    monkeypatch.setattr(resolve, "free_memory_bytes", lambda device: 1)
-    assert resolve_again(job)["training.gradient_checkpointing"] is True
+def test_a_run_without_a_checkpoint_begins_with_what_fits_now(workshop: Workshop) -> None:
+    auto = {"micro_batch_size": "auto"}
+    assert resolve_again(workshop.job(training=auto))["training.gradient_checkpointing"] is False
+    assert resolve_again(workshop.job(training=auto, free_bytes=1))["training.gradient_checkpointing"] is True
 
 
 def test_dropout_has_an_effect(workshop: Workshop) -> None:
@@ -101,6 +96,6 @@ def test_a_run_that_has_begun_keeps_its_packing(workshop: Workshop, monkeypatch:
     job = workshop.job()
     began = killed_in_step(job, 9)
     assert began.packing == "tree"
-    monkeypatch.setattr(resolve, "WORTH_A_TREE", 2.0)
+    monkeypatch.setattr(layout, "WORTH_A_TREE", 2.0)
     assert _set_up(workshop.job("another"))[0].micro_batch.packing == "bins"
-    assert _set_up(job)[0].micro_batch == began
+    assert _set_up(_continued(workshop.job()))[0].micro_batch == began

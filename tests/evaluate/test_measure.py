@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from luthier.core.progress import Silent
-from luthier.evaluate.measure import latency_rows, measure_latency, peak_memory
+from luthier.evaluate.measure import latency_rows, measure_latency
+from luthier.model.peak import peak_memory
 from luthier.recipe.schema import Decision
 from tests.evaluate.test_task import EXAMPLES, Rule
 

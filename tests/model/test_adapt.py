@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from luthier.core.errors import ModelError, RecipeError
@@ -88,9 +90,18 @@ def test_experts_without_an_adapter_are_a_finding() -> None:
     assert finding.evidence["parameters"] == 4
 
 
-def test_dropout_on_fused_experts_is_refused() -> None:
-    with pytest.raises(RecipeError, match="lora_dropout"):
-        add_lora(mixture(), Lora(dropout=0.1), seed=0)
+def test_dropout_is_on_linear_layers_and_leaves_fused_experts_alone() -> None:
+    model = add_lora(mixture(), Lora(dropout=0.1), seed=0)
+    dropped = {name.split(".")[-1]: layer.lora_dropout["default"] for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    assert {name for name, dropout in dropped.items() if isinstance(dropout, nn.Dropout)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    assert "experts" in dropped
+    assert model.peft_config["default"].lora_dropout == 0.0  # or PEFT would not load the adapter again
+    assert add_lora(tiny_model(), Lora(dropout=0.1), seed=0).peft_config["default"].lora_dropout == 0.1
+
+
+def test_dora_on_fused_experts_is_refused() -> None:
+    with pytest.raises(RecipeError, match="use_dora"):
+        add_lora(mixture(), Lora(use_dora=True), seed=0)
 
 
 def test_a_saved_adapter_gives_the_same_answers(tmp_path: Path) -> None:

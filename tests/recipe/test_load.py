@@ -109,3 +109,10 @@ def test_loading_takes_less_than_a_quarter_second_beyond_pydantic_and_no_torch(t
     printed = [subprocess.run(command, capture_output=True, check=True, text=True, timeout=60).stdout.split() for _ in range(3)]
     assert min(float(seconds) for seconds, _ in printed) < 0.25
     assert printed[0][1] == "False"
+
+
+def test_paths_in_a_linked_recipe_are_relative_to_the_file_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "recipe.yaml").write_text(LEAST)
+    (tmp_path / "link.yaml").symlink_to("package/recipe.yaml")
+    assert load(tmp_path / "link.yaml").recipe.data.sources[0].path == f"{tmp_path}/package/rows.jsonl"

@@ -10,6 +10,7 @@ def summary(*, hash: str = "0" * 16, rows: int = 10) -> DataSummary:
         rows=rows,
         tokens=20 * rows,
         supervised_tokens=5 * rows,
+        answers=rows,
         wanted_share=1.0,
         obtained_share=1.0,
         groups={},

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from luthier.data.order import Indices
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.ahead import Ahead
 from luthier.train.batch import MicroBatch, micro_batches
-from luthier.train.order import Indices, MicroBatchSize
 from tests.train.workshop import CPU, ragged_rows, stored
 
 Made = tuple[Indices, list[MicroBatch]]

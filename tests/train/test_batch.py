@@ -8,8 +8,8 @@ import torch
 
 from luthier.data.pack import bins, row_keys, trees
 from luthier.data.store import TokenRow
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, collate, micro_batches, of_pack
-from luthier.train.order import MicroBatchSize
 from tests.train.workshop import CPU, VOCABULARY, ragged_rows, stored
 
 PROMPT = list(range(20, 40))

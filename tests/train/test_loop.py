@@ -95,7 +95,7 @@ def test_the_last_weights_become_the_adapter_where_the_recipe_says_so(workshop: 
 
 def poisoned(job: TrainingJob, at_step: int) -> Loop:
     """The job's loop over a model whose loss is not a number from this step on."""
-    loop, _, _ = _set_up(job)
+    loop, _ = _set_up(job)
     done = 0
 
     def count(*_: object) -> None:

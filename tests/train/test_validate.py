@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from luthier.model.fuse import fuse
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.objective import nll_sum
-from luthier.train.order import MicroBatchSize
 from luthier.train.validate import validation_loss
 from tests.model.zoo import LONGEST, adapted, shared_rows, tiny
 from tests.train.workshop import FLOAT32, in_batches, ragged_rows, stored, tiny_model

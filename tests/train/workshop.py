@@ -1,7 +1,8 @@
 """Tiny models, rows and jobs for the tests of training: nothing is mocked, everything is small."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,15 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from luthier.core import jsonl
+from luthier.core.hardware import this_machine
 from luthier.core.progress import Silent
 from luthier.data.prepare import prepare
-from luthier.data.store import RowWriter, TokenRow, TokenRows
-from luthier.plan.steps import count_steps
+from luthier.data.store import Prepared, RowWriter, TokenRow, TokenRows
+from luthier.data.survey import PreparedWorkload
+from luthier.plan.layout import Task, place_of
+from luthier.plan.plan import Facts, Plan, make
+from luthier.plan.shape import shape_of
+from luthier.plan.speed import Range, Rate
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train.batch import MicroBatch, collate
@@ -133,13 +139,30 @@ class Workshop:
             fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) and isinstance(fields.get(name), dict) else value
         return Recipe.model_validate(fields)
 
-    def job(self, name: str = "run", **sections: Any) -> TrainingJob:
+    def job(self, name: str = "run", *, free_bytes: int = 10**10, **sections: Any) -> TrainingJob:
         """A job in the run folder `name`, with the recipe that `sections` make."""
         recipe = self.recipe(**sections)
         prepared = prepare(recipe, Silent())
         run = RunFolder(self.folder / "runs" / name)
         run.path.mkdir(parents=True, exist_ok=True)
-        steps = count_steps(len(prepared.rows("train")), len(prepared.rows("validation")), recipe.training, recipe.checkpoints)
         return TrainingJob(
-            recipe=recipe, prepared=prepared, tokenizer=family("chatml"), folder=run, steps=steps, progress=Silent(), score=lambda model: {}
+            plan=plan_of(recipe, prepared, free_bytes),
+            prepared=prepared,
+            tokenizer=family("chatml"),
+            folder=run,
+            progress=Silent(),
+            score=lambda model: {},
         )
+
+
+def plan_of(recipe: Recipe, prepared: Prepared, free_bytes: int = 10**10) -> Plan:
+    """The plan of a job on this machine, with so much memory and at some rate."""
+    host = this_machine()
+    task = Task(
+        recipe=recipe,
+        shape=shape_of(json.loads((Path(recipe.model.base) / "config.json").read_text())),
+        workload=PreparedWorkload.of(prepared, recipe.seed, recipe.training.global_batch_size),
+        place=replace(place_of("here", host), free_bytes=free_bytes),
+    )
+    rate = Rate(flops=Range(low=1e9, mid=1e9, high=1e9), source="a test")
+    return make(Facts(task=task, data=prepared.summary, host=host, rate=lambda device, setup, survey: rate))

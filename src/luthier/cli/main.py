@@ -7,14 +7,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import data, proof, quickstart, training
+from luthier.cli import data, planning, proof, quickstart, training
 from luthier.cli.output import tell
 from luthier.core.errors import LuthierError
 
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended, and what typer makes of it
 
 app = typer.Typer(name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for verb in (quickstart.quickstart, data.prepare, data.inspect, training.train, proof.evaluate, proof.decide):
+for verb in (quickstart.quickstart, planning.init, data.prepare, data.inspect, planning.plan, training.train, proof.evaluate, proof.decide):
     app.command()(verb)
 
 

@@ -51,13 +51,13 @@ def print_steps(console: Console, steps: Steps) -> None:
 
 def print_scores(console: Console, scores: Scores) -> None:
     """Each task's score with its interval, overall and per group; loss, latency, speed, memory."""
-    table = _table("task", "metric", "score", "95 % interval", "rows", "cut")
+    page = table("task", "metric", "score", "95 % interval", "rows", "cut")
     for name, task in scores.tasks.items():
-        table.add_row(name, task.metric, f"{task.value:.1%}", f"{task.low:.1%} … {task.high:.1%}", f"{task.n:,}", f"{task.cut:,}")
+        page.add_row(name, task.metric, f"{task.value:.1%}", f"{task.low:.1%} … {task.high:.1%}", f"{task.n:,}", f"{task.cut:,}")
         for group, share in task.groups.items():
-            table.add_row(f"  {group}", "", f"{share.value:.1%}", f"{share.low:.1%} … {share.high:.1%}", f"{share.n:,}", "")
+            page.add_row(f"  {group}", "", f"{share.value:.1%}", f"{share.low:.1%} … {share.high:.1%}", f"{share.n:,}", "")
     console.print(f"{scores.subject}", style="bold", markup=False)
-    console.print(table)
+    console.print(page)
     if scores.loss:
         console.print(f"validation loss {scores.loss.value:.4f} over {scores.loss.tokens:,} tokens of {scores.loss.n:,} rows")
     if scores.latency:
@@ -109,9 +109,9 @@ def _falls(at: tuple[int, ...]) -> str:
 
 
 def _splits(summary: DataSummary) -> Table:
-    table = _table("split", "examples", "share", "wanted", "rows", "tokens", "trained on", "p50", "p95", "max")
+    page = table("split", "examples", "share", "wanted", "rows", "tokens", "trained on", "p50", "p95", "max")
     for name, split in summary.splits.items():
-        table.add_row(
+        page.add_row(
             name,
             f"{split.examples:,}",
             f"{split.obtained_share:.1%}",
@@ -119,17 +119,17 @@ def _splits(summary: DataSummary) -> Table:
             *(f"{number:,}" for number in (split.rows, split.tokens, split.supervised_tokens)),
             *(f"{length:,}" for length in (split.lengths.p50, split.lengths.p95, split.lengths.max)),
         )
-    return table
+    return page
 
 
 def _groups(summary: DataSummary) -> Table:
     """Examples and obtained share per group, under the wanted share: by hash they differ by chance; caps do not count."""
-    table = _table("group", "kept", *(f"{name} (wanted {split.wanted_share:.0%})" for name, split in summary.splits.items()))
+    page = table("group", "kept", *(f"{name} (wanted {split.wanted_share:.0%})" for name, split in summary.splits.items()))
     for group, kept in sorted(summary.groups.items(), key=lambda item: -item[1]):
         splits = summary.splits.values()
         cells = (f"{split.groups.get(group, 0):,} ({split.group_shares.get(group, 0.0):.0%})" for split in splits)
-        table.add_row(group, f"{kept:,}", *cells)
-    return table
+        page.add_row(group, f"{kept:,}", *cells)
+    return page
 
 
 def _histogram(lengths: Lengths) -> str:
@@ -141,7 +141,8 @@ def _histogram(lengths: Lengths) -> str:
     return "\n".join(lines)
 
 
-def _table(first: str, *numbers: str) -> Table:
+def table(first: str, *numbers: str) -> Table:
+    """A table without lines, its first column left, the others right."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(first)
     for name in numbers:

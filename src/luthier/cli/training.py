@@ -16,6 +16,7 @@ from luthier.core.errors import UsageError
 def train(
     words: RecipeWords,
     data: Annotated[Path | None, typer.Option("--data", help="Rows to train on, in place of the recipe's source.")] = None,
+    force: Annotated[list[str], typer.Option("--force", metavar="CODE", help="Let a finding pass that refuses the run.")] = [],  # noqa: B006
 ) -> None:
     """Train here, in the foreground; the same command again resumes."""
     given = split_words(words, "recipe")
@@ -24,5 +25,5 @@ def train(
         if len(loaded.recipe.data.sources) > 1:
             raise UsageError("--data takes the place of one source; the recipe has several", change="override data.sources instead")
         loaded = flow.load(Path(given.subject), (*given.overrides, f"data.sources.0.path={json.dumps(str(data))}"))
-    trained = flow.train(loaded, progress())
+    trained = flow.train(loaded, progress(), force)
     people(False).print(f"adapter: {trained.run.adapter}\nnext: luthier decide {trained.run.name}", soft_wrap=True)

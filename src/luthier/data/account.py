@@ -10,7 +10,7 @@ import numpy as np
 from luthier.data.render import Rendered
 from luthier.data.split import SplitName, shares
 from luthier.recipe.schema import Data
-from luthier.runs.summary import Cut, Lengths, SplitSummary
+from luthier.runs.summary import Cut, Lengths, OverLength, SplitSummary
 
 EDGES = tuple(2**power for power in range(3, 22))
 """Upper edges of the histogram's bins: 8 … 2,097,152 tokens."""
@@ -22,7 +22,9 @@ class Account:
 
     examples: int = 0
     supervised: int = 0
+    answers: int = 0
     cut: Cut = field(default_factory=Cut)
+    over_length: OverLength = field(default_factory=OverLength)
     groups: Counter[str] = field(default_factory=Counter)
     lengths: list[int] = field(default_factory=list)
 
@@ -31,11 +33,18 @@ class Account:
         lengths = [len(row) for row in rendered.rows]
         self.examples += 1
         self.supervised += sum(int(row.supervised.sum()) for row in rendered.rows)
+        self.answers += rendered.answers
         self.groups[group] += 1
         self.lengths += lengths
         cut, more = self.cut, rendered.cut
         self.cut = Cut(rows=cut.rows + more.rows, tokens=cut.tokens + more.tokens, answers=cut.answers + more.answers)
         return sum(lengths)
+
+    def lose(self, rendered: Rendered) -> None:
+        """Count one dropped example, where `max_length` is why."""
+        if rendered.answers:
+            lost = self.over_length
+            self.over_length = OverLength(examples=lost.examples + 1, answers=lost.answers + rendered.answers)
 
 
 def split_summaries(data: Data, accounts: Mapping[SplitName, Account], capped: Counter[str]) -> dict[SplitName, SplitSummary]:
@@ -55,12 +64,14 @@ def split_summaries(data: Data, accounts: Mapping[SplitName, Account], capped: C
             rows=len(account.lengths),
             tokens=sum(account.lengths),
             supervised_tokens=account.supervised,
+            answers=account.answers,
             wanted_share=float(wanted[split]) if split in wanted else obtained,
             obtained_share=obtained,
             groups=dict(sorted(account.groups.items())),
             group_shares={group: placed[split][group] / number for group, number in sorted(whole.items())},
             lengths=lengths_of(account.lengths),
             cut=account.cut,
+            over_length=account.over_length,
         )
     return found
 

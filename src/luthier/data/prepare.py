@@ -30,7 +30,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.store import prepared_root
 from luthier.runs.summary import DataSummary, Overlap, Template
 
-VERSION = 2
+VERSION = 3
 """Of the files' form and the rules behind them: raise it when the same recipe would give other rows."""
 
 CAPPED = "over max_per_group"
@@ -147,6 +147,7 @@ def _render(folder: Path, spool: _Spool, renderer: Renderer, tally: Tally, progr
                 example = example_from_json(line)
                 if rendered.dropped:
                     tally.drop(rendered.dropped, example.origin, rendered.detail)
+                    account.lose(rendered)
                 else:
                     writers[chunk.split].add(rendered.rows, account.examples)
                     kept[chunk.split].write(rendered.line)

@@ -29,6 +29,8 @@ class Rendered:
     detail: str = ""
     """The numbers behind `dropped`."""
     cut: Cut = field(default_factory=Cut)
+    answers: int = 0
+    """That are trained on whole; of an example that is dropped for its length, those that are lost with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Renderer:
             change = "change the row or data.system_prompts to what it takes, set model.chat_template, or set data.on_bad_row to skip"
             raise BadRowError(f"the chat template refuses the conversation: {error.what}", where=example.origin, change=change) from error
         if self.data.over_length == "drop":
-            return Rendered(dropped=TOO_LONG, detail=f"{longest} tokens")
+            return Rendered(dropped=TOO_LONG, detail=f"{longest} tokens", answers=_num_answers(drafts))
         change = "raise data.max_length, or set data.over_length to drop or truncate"
         raise DataError(f"the row has {longest} tokens, data.max_length is {self.data.max_length}", where=example.origin, change=change)
 
@@ -72,7 +74,8 @@ class Renderer:
         """The drafts' first `limit` tokens as rows, those without a target left out, and what they lost against the `whole` drafts."""
         rows = tuple(row for row in (draft.row(limit) for draft in drafts) if row.supervised.any())
         if not rows:
-            return Rendered(dropped=NO_TARGET, detail=f"{max(len(draft.ids) for draft in whole)} tokens")
+            longest = max(len(draft.ids) for draft in whole)
+            return Rendered(dropped=NO_TARGET, detail=f"{longest} tokens", answers=_num_answers(whole) if longest > limit else 0)
         kept = [min(len(draft.ids), limit) for draft in drafts]
         lost = sum(len(draft.ids) for draft in whole) - sum(kept)
         shortened = sum(len(before.ids) > length for before, length in zip(whole, kept, strict=True)) if lost else 0
@@ -80,7 +83,8 @@ class Renderer:
         if example.answer.tool_calls:
             example = replace(example, reference=self.tokenizer.spoken(example.conversation))
         line = (example_to_json(example) + "\n").encode()
-        return Rendered(rows=rows, line=line, cut=Cut(rows=shortened, tokens=lost, answers=answers))
+        cut = Cut(rows=shortened, tokens=lost, answers=answers)
+        return Rendered(rows=rows, line=line, cut=cut, answers=_num_answers(drafts) - answers)
 
 
 def shorten_user_texts(tokenizer: ChatTokenizer, conversation: Conversation, excess: int) -> Conversation:
@@ -97,6 +101,10 @@ def shorten_user_texts(tokenizer: ChatTokenizer, conversation: Conversation, exc
             for message, length in zip(conversation.messages, lengths, strict=True)
         ),
     )
+
+
+def _num_answers(drafts: list[Draft]) -> int:
+    return sum(len(draft.answers) for draft in drafts)
 
 
 def _level(lengths: list[int], excess: int) -> int:

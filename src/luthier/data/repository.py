@@ -33,11 +33,11 @@ class Repository:
 
     def json(self, name: str) -> dict[str, Any]:
         """One of its JSON files; empty where it has none."""
-        from transformers.utils import cached_file  # 0.7 s, which a base in a folder need not pay
-
         if self.is_folder:
             path = Path(self.location) / name
             return _read_json(path) if path.exists() else {}
+        from transformers.utils import cached_file  # 0.7 s, which a base in a folder need not pay
+
         found = cached_file(
             self.location, name, revision=self.revision, local_files_only=self.cached_only, _raise_exceptions_for_missing_entries=False
         )

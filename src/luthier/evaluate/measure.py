@@ -1,12 +1,6 @@
-"""What answers cost: seconds one row at a time, memory while it happens."""
+"""What answers cost: seconds, one row at a time."""
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-
-import psutil
-import torch
+from collections.abc import Sequence
 
 from luthier.core.chat import Completer
 from luthier.core.progress import Progress
@@ -19,14 +13,6 @@ from luthier.score.intervals import rows_for_quantile
 
 LATENCY_ROWS = 16  # each answered alone, so a few seconds on a small model, minutes on a large one
 WARM_UP_TOKENS = 4
-SAMPLE_SECONDS = 0.01  # between two looks at the process's resident memory
-
-
-@dataclass(slots=True)
-class Peak:
-    """The most memory in use while it was watched; `num_bytes` is final once the watching ends."""
-
-    num_bytes: int = 0
 
 
 def latency_rows(decision: Decision) -> int:
@@ -55,35 +41,6 @@ def measure_latency(
     return Latency(
         answer=_times("latency", times), first_token=_times("first_token", times), per_token=_times("per_token", times), rows=tuple(times)
     )
-
-
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Watch memory: what PyTorch allocated on a GPU, else the process's resident memory, looked at every 10 ms.
-
-    The kernel's own high-water mark of resident memory would count what training took before in the same process.
-    """
-    peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        yield peak
-        peak.num_bytes = torch.cuda.max_memory_allocated(device)
-        return
-    process, done = psutil.Process(), threading.Event()
-
-    def watch() -> None:
-        while True:
-            peak.num_bytes = max(peak.num_bytes, process.memory_info().rss)
-            if done.wait(SAMPLE_SECONDS):
-                return
-
-    watcher = threading.Thread(target=watch, name="peak memory", daemon=True)
-    watcher.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        watcher.join()
 
 
 def _times(name: str, rows: Sequence[AnswerTime]) -> Times:

@@ -8,14 +8,15 @@ from torch import nn
 from luthier.core.progress import Progress
 from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
-from luthier.evaluate.measure import latency_rows, measure_latency, peak_memory
+from luthier.evaluate.measure import latency_rows, measure_latency
 from luthier.evaluate.report import Latency, Loss, Report, Scores
 from luthier.evaluate.task import evaluate_task
 from luthier.model.adapt import check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import load_model, resolve_device, resolve_dtype
+from luthier.model.peak import peak_memory
 from luthier.recipe.schema import Model, Recipe
-from luthier.train.order import MicroBatchSize
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.step import Precision
 from luthier.train.validate import validation_loss
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -19,6 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from luthier.core.errors import ModelError, RecipeError
 from luthier.core.finding import Finding
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.dropout import ADAPTER
+from luthier.plan.check import adapter
 from luthier.recipe.schema import Lora, Model
 from luthier.runs.store import runs_root
 
@@ -48,7 +51,6 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
         target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
@@ -57,11 +59,13 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         with _quiet_peft(), torch.random.fork_rng(devices=[]):  # PEFT draws on the CPU, whatever device the model is on
             torch.manual_seed(seed)
             adapted = get_peft_model(model, config)
-    except ValueError as error:  # such as dropout or DoRA on fused experts
+    except ValueError as error:  # such as DoRA on fused experts
         change = "change lora.target_modules, or the option that it names"
         raise RecipeError(f"PEFT cannot adapt this model so: {error}", where="lora", change=change) from error
     if not isinstance(adapted, PeftModel):
         raise ModelError(f"PEFT made a {type(adapted).__name__} of the model, not a PeftModel")
+    if lora.dropout:
+        _add_dropout(adapted, lora.dropout)
     if lora.init_from:
         _start_from(adapted, adapter_folder(lora.init_from))
     return adapted
@@ -131,8 +135,7 @@ def missed_experts(model: PreTrainedModel, covered: tuple[str, ...]) -> tuple[Fi
         return ()
     total = sum(parameter.numel() for parameter in model.parameters())
     share = sum(parameter.numel() for parameter in missed.values()) / total
-    message = f"{len(missed)} fused expert weights ({share:.0%} of the model) have no adapter: target_modules reaches linear layers only"
-    return (Finding(code="experts-not-adapted", severity="warn", message=message, evidence={"parameters": len(missed), "share": share}),)
+    return (adapter.missed_experts(len(missed), share),)
 
 
 @contextmanager
@@ -148,6 +151,19 @@ def _fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
     """By the names that they have without an adapter around them."""
     named = model.named_parameters()
     return {name.replace(".base_layer", ""): parameter for name, parameter in named if parameter.ndim == 3 and ".experts." in name}
+
+
+def _add_dropout(model: PeftModel, p: float) -> None:
+    """Dropout on every adapted layer that has an input to drop: fused experts and routers add B·A to their weight instead (trap 18).
+
+    PEFT would refuse the whole adapter, when it is made and when it is loaded; so its config tells of no dropout where there are some.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        if not isinstance(layer, ParamWrapper):
+            layer.lora_dropout[ADAPTER] = nn.Dropout(p)
+    if not any(isinstance(layer, ParamWrapper) for layer in layers):
+        model.peft_config[ADAPTER].lora_dropout = p
 
 
 def _check_targets(model: PreTrainedModel, names: tuple[str, ...]) -> None:

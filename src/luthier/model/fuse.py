@@ -28,6 +28,7 @@ from luthier.model.layer import FusedLayer, fused_layer
 from luthier.model.lora import Group, member_of
 from luthier.model.native import native
 from luthier.model.pointwise import Angles
+from luthier.plan.setup import Engine
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 """Relative difference of logits, median over tokens, between two right ways to compute them; a wrong position or scale gives > 0.3."""
@@ -52,6 +53,11 @@ class Fusion:
     num_linear: int = 0
     """Adapted linear layers, outside of fused layers, that are one function each."""
     reasons: tuple[str, ...] = ()
+
+    @property
+    def engine(self) -> Engine:
+        """What computes the layers, as the plan names it."""
+        return "plain" if not self.packs else "fused" if self.num_layers else "packed"
 
     def __str__(self) -> str:
         fused = [f"{number} {what}" for number, what in ((self.num_layers, "layers"), (self.num_linear, "adapters")) if number]

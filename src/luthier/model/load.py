@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,19 +10,10 @@ from transformers.utils import logging
 
 from luthier.core.errors import ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
-from luthier.recipe.schema import Model, Scalar
+from luthier.plan.setup import SAID, Resolved
+from luthier.recipe.schema import Model
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-SAID = "the recipe says so"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resolved:
-    """What an `auto` of the recipe became on this machine, and why."""
-
-    path: str
-    value: Scalar
-    why: str
 
 
 def resolve_device() -> torch.device:

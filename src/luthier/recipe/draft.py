@@ -15,7 +15,9 @@ class Origin:
 
     where: str
     provenance: str
-    """What `LoadedRecipe.provenance` says: `recipe.yaml:12` without folders, or `override`."""
+    """What `LoadedRecipe.provenance` says: `recipe.yaml:12` without folders, `tiny/recipe.yaml:3` of a file laid over it, or `override`."""
+    folder: Path
+    """Relative paths that are written there begin here."""
     line: int = 0
     """Line in the file; 0 for an override."""
 
@@ -25,13 +27,14 @@ Locate = Callable[[int], Origin]
 
 
 def in_file(path: Path) -> Locate:
-    """Origins on the lines of a file."""
-    return lambda line: Origin(where=f"{path}:{line}", provenance=f"{path.name}:{line}", line=line)
+    """Origins on the lines of a file. Where that is a link, its relative paths begin beside the file it leads to: its rows lie there."""
+    folder = path.resolve().parent
+    return lambda line: Origin(where=f"{path}:{line}", provenance=f"{path.name}:{line}", folder=folder, line=line)
 
 
 def in_override(text: str) -> Locate:
     """The one origin of everything that `k=v` sets."""
-    return lambda line: Origin(where=f"override {text}", provenance="override")
+    return lambda line: Origin(where=f"override {text}", provenance="override", folder=Path())
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +53,11 @@ class Draft:
         """Whether a `k=v` set the value."""
         origin = self.origin(key)
         return origin is not None and origin.line == 0
+
+    def folder(self, key: Key) -> Path:
+        """Where a relative path that stands here begins."""
+        origin = self.origin(key)
+        return origin.folder if origin else self.file.resolve().parent
 
     def where(self, key: Key) -> str:
         """The value's place as errors name it: `recipe.yaml:12: lora.r`."""

@@ -46,34 +46,44 @@ class LoadedRecipe:
 
     recipe: Recipe
     provenance: Mapping[str, str]
-    """Dotted key → `recipe.yaml:12`, `override` or `default`, for every value in `text`."""
+    """Dotted key → `recipe.yaml:12`, `tiny/recipe.yaml:3` (of an `@FILE`), `override` or `default`, for every value in `text`."""
     source: Path
     text: str
     """The resolved recipe as YAML, which loads to the same recipe from any folder."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
-    """The recipe in a .yaml, .yml or .toml file, changed by `k=v` overrides; raises RecipeError naming all that is wrong with it.
+    """The recipe in a .yaml, .yml or .toml file, changed by overrides, `k=v` or `@FILE`; raises RecipeError with all that is wrong.
 
-    Relative paths are relative to the folder of the recipe (of the file, where it is a link); those of overrides, like any on a command
-    line, to the current one.
+    Relative paths are relative to the folder of the file they stand in (of the file, where it is a link); those of `k=v`, like any on a
+    command line, to the current one.
     """
     draft = parse(path)
     for text in overrides:
         override(draft, text)
+    return resolve(draft)
+
+
+def resolve(draft: Draft) -> LoadedRecipe:
+    """The recipe that a draft describes, its paths made absolute; raises RecipeError with all that is wrong."""
     _make_absolute(draft)
     recipe = check(draft)
     provenance = {dotted(key): _provenance(key, draft) for key, _ in _leaves(_plain(recipe), ())}
-    return LoadedRecipe(recipe=recipe, provenance=MappingProxyType(provenance), source=path, text=dump(recipe))
+    return LoadedRecipe(recipe=recipe, provenance=MappingProxyType(provenance), source=draft.file, text=dump(recipe))
 
 
 def dump(recipe: Recipe) -> str:
     """The recipe as YAML with every value explicit, always the same text for the same recipe; `load` reads it back equal."""
+    return written(_plain(recipe))
+
+
+def written(values: Mapping[str, Any]) -> str:
+    """Values as YAML, quoted where another reader than ours could misread them."""
     yaml = YAML()
     yaml.width = 2**31
     yaml.indent(mapping=2, sequence=4, offset=2)
     text = io.StringIO()
-    yaml.dump(_styled(_plain(recipe)), text)
+    yaml.dump(styled(values), text)
     return text.getvalue()
 
 
@@ -92,12 +102,12 @@ def _plain(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json", exclude_none=True)
 
 
-def _styled(value: Any) -> Any:
-    """Lists of words in one line, texts of several lines as they read."""
+def styled(value: Any) -> Any:
+    """Values as ruamel is to write them: lists of words in one line, texts of several lines as they read, quotes where they are needed."""
     if isinstance(value, dict):
-        return {_styled(name): _styled(inner) for name, inner in value.items()}
+        return {styled(name): styled(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        items = CommentedSeq(_styled(item) for item in value)
+        items = CommentedSeq(styled(item) for item in value)
         if not any(isinstance(item, dict) for item in value):
             items.fa.set_flow_style()
         return items
@@ -132,8 +142,7 @@ def _make_absolute(draft: Draft) -> None:
             text = draft.value(key)
             if not isinstance(text, str) or text in {"", WORDS.get(pattern, "")}:
                 continue
-            folder = os.curdir if draft.overridden(key) else draft.file.resolve().parent  # of a link, where its rows lie too
-            path = os.path.abspath(os.path.join(folder, os.path.expanduser(text)))
+            path = os.path.abspath(os.path.join(draft.folder(key), os.path.expanduser(text)))
             if pattern in FILES or text.startswith(("./", "../", "~/")) or PERHAPS_FILES[pattern](path):
                 draft.replace(key, path)
 

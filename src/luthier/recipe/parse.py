@@ -36,7 +36,11 @@ def parse(path: Path) -> Draft:
     """The file's values and lines; raises RecipeError with the line where it cannot be read."""
     if path.suffix not in SUFFIXES:
         raise RecipeError(f"a recipe ends in {', '.join(SUFFIXES)}", where=str(path))
-    text = _text(path)
+    return parse_text(text_of(path), path)
+
+
+def parse_text(text: str, path: Path) -> Draft:
+    """The values and lines of a text as if it stood in this file, whose suffix says which language it is."""
     draft = Draft(file=path, values={})
     values = _toml(text, draft) if path.suffix == ".toml" else yaml_value(text, (), draft.origins, in_file(path))
     if not isinstance(values, dict) or not values:
@@ -79,7 +83,8 @@ def yaml_scalar(text: str) -> Any:
     return text
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The file's text; raises RecipeError for what is not UTF-8, or too long to be a recipe."""
     try:
         data = path.read_bytes()
     except OSError as error:

@@ -38,6 +38,10 @@ class Model(Section):
     """Compute type. `auto`: bfloat16 where the device has it, else float32. float16 needs a GPU, whose loss scaler it uses."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """`auto`: Luthier's, which reads packs. Another is transformers' own: rows are padded then (`data.packing`), and layers not fused."""
+    quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Frozen weights in 8 bits (LLM.int8, arXiv:2208.07339) or 4 (QLoRA, arXiv:2305.14314), computed in `dtype`; needs `lora`."""
+    double_quant: bool = True
+    """Of nf4 and fp4: quantise the constants too, 0.37 bits a weight less."""
     chat_template: str = "auto"
     """`auto`: the tokenizer's own; else a file with a Jinja template, saved with the adapter."""
     trust_remote_code: bool = False
@@ -149,8 +153,9 @@ class Training(Section):
     """Share of all steps that climb from 0 to the peak (default 0.03). One of `warmup_ratio` and `warmup_steps`."""
     warmup_steps: Annotated[int, Field(ge=0)] | None = None
     """Steps of warm-up, instead of `warmup_ratio`."""
-    optimizer: Literal["adamw"] = "adamw"
-    """AdamW, decoupled weight decay (arXiv:1711.05101), β 0.9 and 0.999, ε 1e-8, state in float32."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw_8bit"] = "adamw"
+    """AdamW, decoupled weight decay (arXiv:1711.05101), β 0.9 and 0.999, ε 1e-8, state in float32; or in 8 bits (arXiv:2110.02861), `paged`
+    out to the host where a GPU's memory is short."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decay of matrices; vectors (norms, biases) have none."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -207,6 +212,21 @@ class Checkpoints(Section):
             if isinstance(text, str) and re.fullmatch(r"\d+(\.\d+)?\s*%", text):
                 filled[key] = float(text.rstrip("% ")) / 100
         return filled
+
+
+class Parallel(Section):
+    """Devices: data × tensor × pipeline of them, over all nodes. The global batch, and so the update, stays the same."""
+
+    data: PositiveInt | Literal["auto"] = "auto"
+    """Replicas that divide a step's rows; `auto`: as many as the devices of launch.gpu, or of this machine, leave."""
+    shard: Literal["none", "zero2", "zero3"] = "none"
+    """What replicas divide among them (arXiv:1910.02054): nothing, gradients and optimizer state, or the weights too."""
+    tensor: PositiveInt = 1
+    """Devices that divide every matrix."""
+    pipeline: PositiveInt = 1
+    """Devices that divide the layers."""
+    nodes: PositiveInt = 1
+    """Machines that the devices are spread over evenly."""
 
 
 class Task(Section):
@@ -268,6 +288,26 @@ class Decision(Section):
         return self
 
 
+class Serving(Section):
+    """What the adapter is for: the engine that will answer with it."""
+
+    engine: Literal["embedded", "vllm"] = "embedded"
+    """Luthier's own, or vLLM, which is faster and loads fewer kinds of adapters."""
+    max_model_len: PositiveInt | Literal["auto"] = "auto"
+    """Tokens of prompt and answer; `auto`: `data.max_length`, or the longest row, and the longest answer of a task."""
+
+
+class Launch(Section):
+    """Where it runs, and what that costs."""
+
+    gpu: str = "here"
+    """`here`: this machine; else what is rented, and how many: `L4`, `H200x4`. `luthier plan --gpu all` knows their names."""
+    timeout: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?\s*(s|min|h))$")] = "none"
+    """When the host ends the run: `60000 s`, `16 h`."""
+    price_per_hour: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
+    """US dollars for one device; `auto`: the hardware table's, 0 for this machine."""
+
+
 class Recipe(Section):
     """One run, whole. Required are only `name`, `model.base` and `data.sources`."""
 
@@ -285,10 +325,16 @@ class Recipe(Section):
     """The optimisation."""
     checkpoints: Checkpoints = Checkpoints()
     """Validation and saving."""
+    parallel: Parallel = Parallel()
+    """The devices."""
     evaluation: Evaluation = Evaluation()
     """The questions."""
     decision: Decision = Decision()
     """The rule."""
+    serving: Serving = Serving()
+    """What comes after."""
+    launch: Launch = Launch()
+    """The machine."""
 
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:

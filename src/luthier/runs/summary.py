@@ -45,15 +45,23 @@ class Lengths(Part):
 
 
 class Cut(Part):
-    """What `max_length` cost: rows shortened, tokens lost, answers cut (trained without an end-of-turn)."""
+    """What `max_length` cost rows that stay: rows shortened, tokens lost, answers cut (trained without an end-of-turn) or lost."""
 
     rows: int = 0
     tokens: int = 0
     answers: int = 0
 
 
+class OverLength(Part):
+    """What `max_length` took whole: examples, and the answers in them that would have been trained on."""
+
+    examples: int = 0
+    answers: int = 0
+
+
 class SplitSummary(Part):
-    """One split. `examples` are conversations, `rows` token rows: more where a template makes each turn a row of its own.
+    """One split. `examples` are conversations, `rows` token rows: more where a template makes each turn a row of its own; `answers`
+    are the assistant's that are trained on whole.
 
     `groups` are examples by group. `group_shares` are the obtained shares by group, to be held against `wanted_share`; shares
     count what `max_per_group` took from train, so that a cap does not look like a missed quota.
@@ -63,12 +71,14 @@ class SplitSummary(Part):
     rows: int
     tokens: int
     supervised_tokens: int
+    answers: int
     wanted_share: float
     obtained_share: float
     groups: Mapping[str, int]
     group_shares: Mapping[str, float] = {}
     lengths: Lengths
     cut: Cut
+    over_length: OverLength = OverLength()
 
 
 class Overlap(Part):

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from luthier.data.order import Indices
 from luthier.train.batch import MicroBatch
-from luthier.train.order import Indices
 
 
 @dataclass(slots=True)

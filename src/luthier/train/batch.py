@@ -9,11 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from luthier.data.order import Indices, padded_batches
 from luthier.data.pack import Pack, bins, row_keys, trees
 from luthier.data.store import TokenRow, TokenRows
 from luthier.model import attention
 from luthier.model.attention import Tree
-from luthier.train.order import Indices, MicroBatchSize, padded_batches
+from luthier.runs.workload import MicroBatchSize
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

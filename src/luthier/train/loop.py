@@ -10,15 +10,17 @@ from torch import nn
 
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.progress import Progress
+from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
+from luthier.runs.workload import MicroBatchSize
 from luthier.train import checkpoint
 from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
+from luthier.train.clock import Clock
 from luthier.train.optim import rate_at, set_rate
-from luthier.train.order import Indices, MicroBatchSize, origins_text
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
 from luthier.train.step import Precision, StepRecord, train_step
 from luthier.train.validate import validation_loss
@@ -42,6 +44,7 @@ class Loop:
     score: Callable[[nn.Module], Mapping[str, float]]
     origins: Callable[[Sequence[int]], list[str]]
     """Where training rows come from, for the report of a step that failed."""
+    clock: Clock
 
 
 def fit(loop: Loop, state: State) -> State:
@@ -74,6 +77,7 @@ def _take_step(loop: Loop, step: int) -> Line:
         loop.folder.event("overflow", step=step, times=done.num_overflows, scale=loop.precision.scaler.get_scale())
     if not done.finite:
         raise _not_finite(loop, step, rows, done)
+    loop.clock.note("step", step, line.seconds)
     return line
 
 
@@ -83,6 +87,7 @@ def _evaluate(loop: Loop, state: State) -> State:
     found = validation_loss(loop.model, loop.validation_rows, loop.micro_batch, loop.precision)
     loop.folder.metric(asdict(of_validation(found, watch, step=state.step, epoch=loop.steps.epoch_at(state.step))))
     value = _judged(loop, state.step, found.loss)
+    loop.clock.note("validation", state.step, watch.seconds)
     checkpoints = loop.recipe.checkpoints
     sign = 1 if checkpoints.best_by == "loss" else -1  # a loss is better when lower, a metric when higher
     best = state.best is None or sign * (state.best.value - value) > checkpoints.early_stopping_min_delta
@@ -120,7 +125,9 @@ def _save(loop: Loop, state: State) -> None:
     state = replace(state, scaler=loop.precision.scaler.state_dict())
     path = checkpoint.save(loop.folder, state, loop.model, loop.optimizer, keep=loop.recipe.checkpoints.keep)
     best = state.best is not None and state.best.step == state.step
-    loop.folder.event("saved", step=state.step, checkpoint=path.name, best=best, seconds=time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    loop.folder.event("saved", step=state.step, checkpoint=path.name, best=best, seconds=seconds)
+    loop.clock.note("save", state.step, seconds)
 
 
 def _not_finite(loop: Loop, step: int, rows: Indices, done: StepRecord) -> NonFiniteError:
@@ -129,6 +136,11 @@ def _not_finite(loop: Loop, step: int, rows: Indices, done: StepRecord) -> NonFi
     loop.folder.event("nonfinite", step=step, of="train", loss=done.loss, grad_norm=done.grad_norm, rows=indices, origins=origins)
     return NonFiniteError(
         f"loss {done.loss}, gradient norm {done.grad_norm}: the update was not applied",
-        where=f"step {step}, rows {origins_text(origins)}",
+        where=f"step {step}, rows {_origins_text(origins)}",
         change="look at these rows; lower training.learning_rate; or set model.dtype: float32 to see whether it is the precision",
     )
+
+
+def _origins_text(origins: Sequence[str]) -> str:
+    """`a.jsonl:3, a.jsonl:9 …`: the first few, for an error."""
+    return ", ".join(origins[:8]) + (" …" if len(origins) > 8 else "")

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from luthier.model.dropout import draw
+from luthier.model.dropout import draw, seed_of
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
 from luthier.train.optim import trained_parameters
-from luthier.train.order import dropout_seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +88,11 @@ def train_step(
         finite=finite,
         num_overflows=overflows,
     )
+
+
+def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
+    """What torch's generator starts from in one micro batch, for a model with dropout of its own; the adapter's goes by token."""
+    return seed_of(f"{seed}/{step}/{micro_batch}")
 
 
 def _accumulate(

@@ -2,18 +2,15 @@
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
+from luthier.data.order import validated_together
 from luthier.data.store import TokenRows
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import micro_batches
 from luthier.train.objective import nll_sum
-from luthier.train.order import MicroBatchSize
 from luthier.train.step import Precision
-
-ROWS_AT_ONCE = 256
-"""Are divided into micro batches together: enough to share prefixes, few enough to divide in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +28,7 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
     training = model.training
     model.eval()
     with torch.inference_mode(), precision.autocast():
-        for start in range(0, len(rows), ROWS_AT_ONCE):
-            part = np.arange(start, min(start + ROWS_AT_ONCE, len(rows)))
+        for part in validated_together(rows):
             for batch in micro_batches(rows, part, size, precision.device):
                 total += nll_sum(model, batch)
     model.train(training)

@@ -7,9 +7,11 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.data.order import epoch_order, padded_batches, rows_of_step
 from luthier.data.store import RowWriter, TokenRows
 from luthier.plan.steps import Steps
-from luthier.train.order import MicroBatchSize, dropout_seed, epoch_order, padded_batches, rows_of_step
+from luthier.runs.workload import MicroBatchSize
+from luthier.train.step import dropout_seed
 from tests.train.workshop import ragged_rows, stored
 
 
@@ -29,7 +31,7 @@ def rows_of_examples(folder: Path, counts: list[int]) -> TokenRows:
 def test_an_epoch_takes_every_row_once_and_the_next_in_another_order(tmp_path: Path) -> None:
     rows = stored(ragged_rows([2] * 10), tmp_path)
     steps = steps_of(rows=10, batch=4, per_epoch=3, total=6)
-    taken = [rows_of_step(step, steps, 1, rows).tolist() for step in range(1, 7)]
+    taken = [rows_of_step(step, steps.global_batch_size, 1, rows).tolist() for step in range(1, 7)]
     assert [len(step) for step in taken] == [4, 4, 2, 4, 4, 2]
     first, second = (list(chain(*epoch)) for epoch in (taken[:3], taken[3:]))
     assert sorted(first) == sorted(second) == list(range(10))

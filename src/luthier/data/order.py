@@ -1,28 +1,17 @@
-"""Which rows a step takes, and in which micro batches: functions of seed, step and micro batch size, which a run keeps in plan.json."""
+"""Which rows a step takes, and in which padded micro batches: functions of seed, step and micro batch size. numpy only."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import lru_cache
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from luthier.data.store import TokenRows
-from luthier.model.dropout import seed_of
-from luthier.plan.steps import Steps
+from luthier.runs.workload import MicroBatchSize
 
 Indices = npt.NDArray[np.int64]
-Packing = Literal["off", "bins", "tree"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MicroBatchSize:
-    """How a step's rows are divided: padded, at most so many rows and tokens; packed, at most so many tokens. Always one row."""
-
-    rows: int
-    tokens: int
-    packing: Packing = "off"
+VALIDATED_AT_ONCE = 256
 
 
 @lru_cache(maxsize=2)  # an epoch's steps ask for the same order: sorting 100,000 rows takes 8 ms
@@ -38,11 +27,17 @@ def epoch_order(seed: int, epoch: int, rows: TokenRows) -> Indices:
     return order
 
 
-def rows_of_step(step: int, steps: Steps, seed: int, rows: TokenRows) -> Indices:
+def rows_of_step(step: int, rows_per_step: int, seed: int, rows: TokenRows) -> Indices:
     """The rows of a step (from 1); an epoch's last step has what is left."""
-    epoch, step_of_epoch = divmod(step - 1, steps.per_epoch)
-    start = step_of_epoch * steps.global_batch_size
-    return epoch_order(seed, epoch, rows)[start : start + steps.global_batch_size]
+    epoch, step_of_epoch = divmod(step - 1, -(-len(rows) // rows_per_step))
+    start = step_of_epoch * rows_per_step
+    return epoch_order(seed, epoch, rows)[start : start + rows_per_step]
+
+
+def validated_together(rows: TokenRows) -> Iterator[Indices]:
+    """The rows of a split in parts that are divided into micro batches: enough to share prefixes, few enough to divide in milliseconds."""
+    for start in range(0, len(rows), VALIDATED_AT_ONCE):
+        yield np.arange(start, min(start + VALIDATED_AT_ONCE, len(rows)))
 
 
 def padded_batches(rows: Indices, lengths: npt.NDArray[np.int32], size: MicroBatchSize) -> list[Indices]:
@@ -54,13 +49,3 @@ def padded_batches(rows: Indices, lengths: npt.NDArray[np.int32], size: MicroBat
         batches.append(left[:num_rows])
         left = left[num_rows:]
     return batches
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """What torch's generator starts from in one micro batch, for a model with dropout of its own; the adapter's goes by token."""
-    return seed_of(f"{seed}/{step}/{micro_batch}")
-
-
-def origins_text(origins: Sequence[str]) -> str:
-    """`a.jsonl:3, a.jsonl:9 …`: the first few, for an error."""
-    return ", ".join(origins[:8]) + (" …" if len(origins) > 8 else "")

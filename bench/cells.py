@@ -1,0 +1,226 @@
+"""The cells of bench/plan_accuracy.py: small models, rows and training jobs, made here, each measured in a process of its own."""
+
+import gc
+import json
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, Qwen3ForCausalLM
+
+from bench.shapes import Shape, config_of, learn_tokenizer
+from luthier.core import jsonl
+from luthier.core.hardware import this_machine
+from luthier.core.progress import Silent
+from luthier.data.prepare import prepare
+from luthier.data.store import Prepared, RowWriter, TokenRow
+from luthier.data.survey import PreparedWorkload
+from luthier.data.tokenizer import load_tokenizer
+from luthier.model.load import load_model
+from luthier.plan.layout import Task, place_of
+from luthier.plan.plan import Facts, Plan, make
+from luthier.plan.shape import shape_of
+from luthier.plan.speed import Range, Rate
+from luthier.recipe.schema import Model, Recipe
+from luthier.runs.store import RunFolder
+from luthier.train import run
+from luthier.train.host import release_freed_memory
+from luthier.train.run import TrainingJob
+
+Lengths = Literal["even", "ragged", "shared"]
+
+SIZES = {
+    "256x4": Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_width=64, intermediate=1024, vocabulary=8_000, tied=True),
+    "512x8": Shape(hidden=512, layers=8, heads=8, kv_heads=4, head_width=128, intermediate=1536, vocabulary=32_000, tied=True),
+    "1024x6": Shape(hidden=1024, layers=6, heads=16, kv_heads=8, head_width=64, intermediate=3072, vocabulary=16_000, tied=False),
+}
+"""Decoders of Qwen3's kind with 5, 47 and 108 million parameters."""
+ROWS, VALIDATION_ROWS, STEPS, ROWS_PER_STEP = 64, 16, 4, 16
+SUPERVISED = 0.4
+"""Share of a row's tokens, at its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One way to train one model."""
+
+    size: str
+    rank: int
+    """Of the adapter; 0 trains the whole model."""
+    length: int
+    """Tokens of the longest row."""
+    rows: int
+    """Of the longest in a micro batch."""
+    dtype: Literal["bfloat16", "float32"]
+    checkpointing: bool
+    packing: Literal["off", "bins", "tree"]
+    lengths: Lengths = "ragged"
+
+    def __str__(self) -> str:
+        what = f"LoRA r {self.rank}" if self.rank else "full"
+        recompute = ", checkpointing" if self.checkpointing else ""
+        return f"{self.size} {what} {self.dtype} {self.packing} {self.rows} × {self.length} {self.lengths}{recompute}"
+
+
+def train_cell(cell: Cell, work: Path) -> dict[str, Any]:
+    """Train the cell here and now, in a process that has done nothing else; bytes of memory, and what the run resolved."""
+    job = make_job(cell, work)
+    marks: dict[str, int] = {}
+
+    def loaded(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        base = load_model(model, dtype, device)
+        for weight in base.parameters():
+            weight.sum()  # pages of a mapped file count once they are touched
+        gc.collect()
+        release_freed_memory()
+        marks["loaded"] = begin_peak(device)
+        return base
+
+    run.load_model = loaded  # type: ignore[assignment]  # between loading and the rest there is no other place to measure
+    run.train(job)
+    peak = peak_bytes(run.resolve_device())
+    plan = json.loads(job.folder.plan.read_text(encoding="utf-8"))
+    return {"cell": asdict(cell), "loaded": marks["loaded"], "peak": peak, "sizes": plan["sizes"], "engine": _engine(job)}
+
+
+def begin_peak(device: torch.device) -> int:
+    """Bytes resident now (on a GPU reserved), from where `peak_bytes` looks for more."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_reserved()
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _status("VmRSS")
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most since `begin_peak`."""
+    return torch.cuda.max_memory_reserved() if device.type == "cuda" else _status("VmHWM")
+
+
+def make_job(cell: Cell, work: Path) -> TrainingJob:
+    """A job of four steps, with a validation and a save at the end."""
+    recipe = recipe_of(cell, work)
+    prepared = _prepared(cell, recipe)
+    folder = RunFolder(work / "runs" / f"{os.getpid()}")
+    folder.path.mkdir(parents=True)
+    return TrainingJob(
+        plan=plan_of(recipe, prepared),
+        prepared=prepared,
+        tokenizer=load_tokenizer(recipe.model),
+        folder=folder,
+        progress=Silent(),
+        score=lambda model: {},
+    )
+
+
+def plan_of(recipe: Recipe, prepared: Prepared) -> Plan:
+    """The plan of the cell on this machine, at some rate."""
+    host = this_machine()
+    task = Task(
+        recipe=recipe,
+        shape=shape_of(json.loads((Path(recipe.model.base) / "config.json").read_text(encoding="utf-8"))),
+        workload=PreparedWorkload.of(prepared, recipe.seed, recipe.training.global_batch_size),
+        place=place_of("here", host),
+    )
+    rate = Rate(flops=Range(low=1e11, mid=1e11, high=1e11), source="any")
+    return make(Facts(task=task, data=prepared.summary, host=host, rate=lambda device, setup, survey: rate))
+
+
+def recipe_of(cell: Cell, work: Path) -> Recipe:
+    """The cell as a recipe, every `auto` that memory depends on said."""
+    return Recipe.model_validate(
+        {
+            "name": "cell",
+            "model": {"base": str(make_model(cell.size, work)), "dtype": cell.dtype},
+            "lora": {"r": cell.rank, "alpha": 2 * cell.rank} if cell.rank else "none",
+            "data": {
+                "sources": [{"path": str(_questions(work))}],
+                "split": {"train": 0.5, "validation": 0.5, "test": 0},
+                "split_method": "exact",
+                "packing": cell.packing,
+            },
+            "training": {
+                "max_steps": STEPS,
+                "global_batch_size": ROWS_PER_STEP,
+                "micro_batch_size": cell.rows,
+                "gradient_checkpointing": cell.checkpointing,
+                "learning_rate": 1e-5,
+            },
+            "checkpoints": {"eval_steps": STEPS // 2, "save_steps": STEPS // 2, "early_stopping_patience": "off"},
+        }
+    )
+
+
+def make_model(size: str, work: Path) -> Path:
+    """The folder of a model with random bfloat16 weights and a tokenizer, made once."""
+    folder = work / "models" / size
+    if not folder.exists():
+        torch.manual_seed(0)
+        model = Qwen3ForCausalLM(config_of(SIZES[size])).to(torch.bfloat16)
+        unfinished = folder.with_name(f"{size}.{os.getpid()}")
+        model.save_pretrained(unfinished)
+        learn_tokenizer(["the rows are numbers, so these words are few"], 300).save_pretrained(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+def row_lengths(cell: Cell, count: int, seed: int) -> list[int]:
+    """Tokens of each row: all the longest, or spread from an eighth of it, one of them the longest."""
+    if cell.lengths == "even":
+        return [cell.length] * count
+    spread = np.random.default_rng(seed).integers(cell.length // 8, cell.length + 1, count)
+    return [cell.length, *spread[1:].tolist()]
+
+
+def make_rows(cell: Cell, count: int, seed: int) -> list[TokenRow]:
+    """Rows of random ids; `shared` ones begin in groups of eight with the same half of the longest."""
+    random = np.random.default_rng(seed)
+    vocabulary, half = SIZES[cell.size].vocabulary, cell.length // 2
+    rows, prefix = [], np.empty(0, np.int32)
+    for place, length in enumerate(row_lengths(cell, count, seed)):
+        if place % 8 == 0:
+            prefix = random.integers(0, vocabulary, half, np.int32)
+        ids = random.integers(0, vocabulary, length, np.int32)
+        if cell.lengths == "shared":
+            ids[: min(half, length - 8)] = prefix[: length - 8]
+        supervised = np.zeros(length, np.bool_)
+        supervised[-max(1, round(SUPERVISED * length)) :] = True
+        rows.append(TokenRow(ids=ids, supervised=supervised))
+    return rows
+
+
+def _prepared(cell: Cell, recipe: Recipe) -> Prepared:
+    """Prepared data of that recipe, its rows replaced."""
+    prepared = prepare(recipe, Silent())
+    for split, count, seed in (("train", ROWS, 1), ("validation", VALIDATION_ROWS, 2)):
+        with RowWriter(prepared.folder, split) as writer:
+            for place, row in enumerate(make_rows(cell, count, seed)):
+                writer.add([row], place)
+    return prepared
+
+
+def _questions(work: Path) -> Path:
+    """A file to prepare; its rows give way to those of the cell."""
+    path = work / "rows.jsonl"
+    if not path.exists():
+        for number in range(8):
+            turns = [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": "a number"}]
+            jsonl.append(path, {"messages": turns})
+    return path
+
+
+def _engine(job: TrainingJob) -> str:
+    (told,) = (event for event in jsonl.records(job.folder.path / "events.jsonl") if event["event"] == "engine")
+    return json.dumps(told)
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    if not found:
+        raise OSError(f"/proc/self/status has no {field}")
+    return int(found[1]) * 1024

@@ -1,0 +1,239 @@
+"""The plan's time against real runs: the probe's prediction before the run, and the forecast after its first steps.
+
+    python bench/plan_accuracy.py --time --pairs 5 --json time.json
+
+Probe and run take turns, each in a process of its own, so that a machine that drifts drifts under both; its own drift, the spread of the
+same run, stands beside the errors. A run's seconds are those of its steps, validations and saves.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # a child's `python bench/plan_time.py` looks for modules in bench/ only
+
+import torch
+
+from bench.cells import ROWS, ROWS_PER_STEP, VALIDATION_ROWS, Cell, make_job
+from luthier.core import jsonl
+from luthier.core.hardware import this_machine
+from luthier.data.order import rows_of_step
+from luthier.data.survey import PreparedWorkload
+from luthier.plan.hardware import here
+from luthier.plan.rate import circumstances
+from luthier.plan.setup import Setup
+from luthier.plan.shape import shape_of
+from luthier.plan.speed import Range, Rate, Time, estimate
+from luthier.plan.steps import count_steps
+from luthier.runs.workload import MicroBatchSize
+from luthier.train.forecast import ENOUGH, Timing, forecast, schedule_of
+from luthier.train.probe import Trial, probe
+from luthier.train.run import TrainingJob, train
+
+STEPS = 40
+"""Of a run: enough for the first ten to be a forecast of something."""
+WITHIN_PROBE, WITHIN_FORECAST = 0.25, 0.05
+"""What is promised."""
+PATIENCE_SECONDS = 1200
+CELLS = (
+    Cell(size="512x8", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
+    Cell(size="512x8", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
+    Cell(size="512x8", rank=16, length=256, rows=4, dtype="float32", checkpointing=False, packing="off"),
+    Cell(size="512x8", rank=0, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
+    Cell(size="256x4", rank=16, length=512, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
+    Cell(size="256x4", rank=16, length=512, rows=8, dtype="float32", checkpointing=False, packing="bins"),
+    Cell(size="256x4", rank=0, length=512, rows=4, dtype="float32", checkpointing=False, packing="off"),
+    Cell(size="1024x6", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=True, packing="bins"),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """One probe and the run after it, in seconds."""
+
+    predicted: float
+    """Of the whole run, by the probe."""
+    forecast: float
+    """By its first ten steps."""
+    real: float
+    probe_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """All pairs of a cell."""
+
+    cell: Cell
+    pairs: tuple[Pair, ...]
+
+    @property
+    def probe_error(self) -> float:
+        """Of the prediction against its own run, relative; the median of the pairs."""
+        return statistics.median(pair.predicted / pair.real - 1 for pair in self.pairs)
+
+    @property
+    def forecast_error(self) -> float:
+        """Of the forecast, likewise."""
+        return statistics.median(pair.forecast / pair.real - 1 for pair in self.pairs)
+
+    @property
+    def drift(self) -> float:
+        """Of the same run on this machine: the longest against the shortest, in halves either way of the middle."""
+        real = [pair.real for pair in self.pairs]
+        return (max(real) - min(real)) / (max(real) + min(real))
+
+
+def main_time(options: argparse.Namespace) -> None:
+    """Measure every cell in `options.pairs` pairs under `options.work`, print the table, and keep it in `options.json`."""
+    results = []
+    for cell in CELLS:
+        pairs = []
+        for _ in range(options.pairs):
+            pairs.append(_pair(cell, options.work))
+            print(f"{time.strftime('%H:%M:%S')} {cell}: {_told(pairs[-1])}", file=sys.stderr, flush=True)
+        results.append(Result(cell=cell, pairs=tuple(pairs)))
+    print(table(results))
+    if options.json:
+        record = {"machine": _machine(), "steps": STEPS, "cells": [{"cell": str(result.cell), **asdict(result)} for result in results]}
+        options.json.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: each cell's run, the machine's drift, and both errors."""
+    lines = [
+        f"{_machine()}; runs of {STEPS} steps of {ROWS_PER_STEP} rows, {len(results[0].pairs)} pairs of probe and run. Errors are medians,",
+        "and in brackets the lowest and the highest.",
+        "",
+        "| cell | run, s | the same run drifts | the probe says, s | error | error after 10 steps |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        real, predicted = (statistics.median(getattr(pair, name) for pair in result.pairs) for name in ("real", "predicted"))
+        errors = (_spread([getattr(pair, name) / pair.real - 1 for pair in result.pairs]) for name in ("predicted", "forecast"))
+        lines.append(f"| {result.cell} | {real:.1f} | ± {result.drift:.0%} | {predicted:.1f} | {' | '.join(errors)} |")
+    near = sum(abs(result.probe_error) <= WITHIN_PROBE for result in results)
+    close = sum(abs(result.forecast_error) <= WITHIN_FORECAST for result in results)
+    told = f"{near} of {len(results)} within {WITHIN_PROBE:.0%} from the probe, {close} within {WITHIN_FORECAST:.0%} after {ENOUGH} steps."
+    return "\n".join([*lines, "", told])
+
+
+def _pair(cell: Cell, work: Path) -> Pair:
+    probed, ran = (_child(what, cell, work) for what in ("probe", "run"))
+    return Pair(predicted=probed["predicted"], forecast=ran["forecast"], real=ran["real"], probe_seconds=probed["seconds"])
+
+
+def _child(what: str, cell: Cell, work: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, what, json.dumps(asdict(cell)), str(work)]
+    environment = {**os.environ, "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000")}  # as luthier's command line does
+    answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True)
+    found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
+    return found
+
+
+def _predict(cell: Cell, work: Path) -> dict[str, float]:
+    """The whole run's seconds by a probe."""
+    job = _job(cell, work)
+    planned, seconds = _planned(job, cell, None)
+    return {"predicted": planned.total.mid, "seconds": seconds}
+
+
+def _run(cell: Cell, work: Path) -> dict[str, float]:
+    """The run's real seconds, and what its first steps forecast."""
+    job = _job(cell, work)
+    train(job)
+    timings = _timings(job)
+    known = [timing for timing in timings if timing.step <= ENOUGH]
+    planned, _ = _planned(job, cell, Rate(flops=Range(low=1e11, mid=1e11, high=1e11), source="any"))
+    found = forecast(schedule_of(job.prepared.rows("train"), job.steps, job.recipe.seed, planned), known)
+    return {"real": sum(timing.seconds for timing in timings), "forecast": found.total.mid}
+
+
+def _job(cell: Cell, work: Path) -> TrainingJob:
+    """The cell's job with STEPS steps, validated and saved twice."""
+    job = make_job(cell, work)
+    recipe = job.recipe.model_copy(
+        update={
+            "training": job.recipe.training.model_copy(update={"max_steps": STEPS}),
+            "checkpoints": job.recipe.checkpoints.model_copy(update={"eval_steps": STEPS // 2, "save_steps": STEPS // 2}),
+        }
+    )
+    return dataclasses.replace(job, recipe=recipe, steps=count_steps(ROWS, VALIDATION_ROWS, recipe.training, recipe.checkpoints))
+
+
+def _planned(job: TrainingJob, cell: Cell, rate: Rate | None) -> tuple[Time, float]:
+    """The plan's time at this rate, or at the probe's; and the probe's seconds."""
+    rows, recipe = job.prepared.rows("train"), job.recipe
+    workload = PreparedWorkload(train=rows, validation=job.prepared.rows("validation"), seed=recipe.seed, global_batch_size=ROWS_PER_STEP)
+    config = json.loads((Path(recipe.model.base) / "config.json").read_text(encoding="utf-8"))
+    setup, shape = _setup(job, cell, workload.longest), shape_of(config)
+    survey = workload.survey(setup.micro_batch, ROWS_PER_STEP)
+    seconds = 0.0
+    if rate is None:
+        began = time.perf_counter()
+        where = circumstances(here(dataclasses.replace(this_machine(), gpus=()))[0], torch.get_num_threads(), shape, setup, survey)
+        taken = rows_of_step(1, ROWS_PER_STEP, recipe.seed, rows)
+        flops = probe(Trial(config=config, setup=setup, rows=rows, taken=taken, circumstances=where)).flops
+        rate, seconds = Rate(flops=Range(low=flops, mid=flops, high=flops), source="probe"), time.perf_counter() - began
+    return estimate(shape, setup, survey, job.steps, rate), seconds
+
+
+def _setup(job: TrainingJob, cell: Cell, longest: int) -> Setup:
+    return Setup(
+        device="cpu",
+        dtype=cell.dtype,
+        quantization="none",
+        double_quant=False,
+        lora=job.recipe.lora,
+        optimizer="adamw",
+        engine="plain" if cell.packing == "off" else "fused" if cell.rank else "packed",
+        chunked_head=cell.rank > 0,
+        micro_batch=MicroBatchSize(rows=cell.rows, tokens=cell.rows * longest, packing=cell.packing),
+        checkpoint_activations=cell.checkpointing,
+    )
+
+
+def _timings(job: TrainingJob) -> list[Timing]:
+    """Steps, validations and saves in the order in which they were."""
+    lines = [
+        Timing(kind="step" if line["kind"] == "train" else "validation", step=line["step"], seconds=line["seconds"])
+        for line in jsonl.records(job.folder.metrics)
+    ]
+    saves = [
+        Timing(kind="save", step=event["step"], seconds=event["seconds"])
+        for event in jsonl.records(job.folder.events)
+        if event["event"] == "saved"
+    ]
+    return sorted([*lines, *saves], key=lambda timing: timing.step)
+
+
+def _spread(errors: Sequence[float]) -> str:
+    return f"{statistics.median(errors):+.1%} ({min(errors):+.1%} … {max(errors):+.1%})"
+
+
+def _told(pair: Pair) -> str:
+    probed, told = pair.predicted / pair.real - 1, pair.forecast / pair.real - 1
+    return f"{pair.real:.1f} s; the probe said {pair.predicted:.1f} ({probed:+.1%}), ten steps {pair.forecast:.1f} ({told:+.1%})"
+
+
+def _machine() -> str:
+    machine = this_machine()
+    return f"{time.strftime('%Y-%m-%d')}, {machine.processor}, {machine.cores} cores, {torch.get_num_threads()} threads"
+
+
+def _cell(text: str) -> Cell:
+    fields: dict[str, Any] = json.loads(text)
+    return Cell(**fields)
+
+
+if __name__ == "__main__":
+    do = {"probe": _predict, "run": _run}[sys.argv[1]]
+    print(json.dumps(do(_cell(sys.argv[2]), Path(sys.argv[3]))))

@@ -1,0 +1,111 @@
+"""The page that `luthier plan` prints: steps, memory, time, money, what `auto` became, findings; and the page of all GPUs."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from luthier.cli.show import print_steps, table
+from luthier.core.finding import Finding
+from luthier.plan.memory import Memory
+from luthier.plan.offers import Offer, cheapest, fastest
+from luthier.plan.plan import Plan
+from luthier.plan.setup import SAID
+from luthier.plan.speed import Range
+
+STYLES = {"refuse": "bold red", "warn": "yellow", "note": "cyan"}
+
+
+def print_plan(console: Console, plan: Plan) -> None:
+    """One page."""
+    task, survey, setup = plan.facts.task, plan.chosen.survey, plan.setup
+    devices = f"{setup.layout.devices} × " if setup.layout.devices > 1 else ""
+    console.print(f"{task.recipe.name}: {task.shape.parameters / 1e9:.2f} G parameters on {devices}{task.place.device.name}", style="bold")
+    print_steps(console, plan.steps)
+    replicas = setup.layout.data
+    tokens, places = survey.mean("tokens"), survey.mean("places")
+    saved = f"{1 - places / tokens:.0%} of them shared" if places < tokens else f"{places / tokens - 1:.0%} padding"
+    console.print(
+        f"a step: {tokens * replicas:,.0f} tokens, {survey.mean('supervised') * replicas:,.0f} trained on, {saved}; "
+        f"{survey.micro_batches:.1f} micro batches" + (f" on each of {replicas} replicas" if replicas > 1 else ""),
+        soft_wrap=True,
+    )
+    _print_memory(console, plan.chosen.memory)
+    time = plan.time
+    console.print(
+        f"time {_hours(time.total)}: {_seconds(time.step)} a step, validations {_seconds(time.validation)}, saves {_seconds(time.saves)} "
+        f"({time.rate.source})",
+        markup=False,
+        soft_wrap=True,
+    )
+    if plan.cost and plan.cost.high:
+        console.print(f"cost ${plan.cost.mid:,.2f} (${plan.cost.low:,.2f} … ${plan.cost.high:,.2f})", markup=False)
+    for item in plan.resolved:
+        if item.why != SAID:
+            console.print(f"{item.path} = {item.value}: {item.why}", markup=False, soft_wrap=True)
+    for other in plan.chosen.rejected:
+        console.print(f"  rejected {other.value}: {other.why}", markup=False, soft_wrap=True)
+    print_findings(console, plan.findings)
+
+
+def print_offers(console: Console, offers: Sequence[Offer]) -> None:
+    """Fits or not, hours, cost on every GPU, and what serving takes there; the cheapest and the fastest by name."""
+    count = offers[0].plan.facts.task.place.count
+    columns = ("memory GB", "needs", "fits", "time", "cost", "$ an hour", "serve GB", "tokens/s")
+    page = table("GPU" if count == 1 else f"{count} GPUs", *columns)
+    for column in page.columns:
+        column.no_wrap = True
+    for offer in offers:
+        memory, cost, price = offer.plan.chosen.memory, offer.plan.cost, offer.device.price_per_hour
+        page.add_row(
+            offer.device.id,
+            f"{memory.device_bytes / 1e9:.1f}",
+            f"{memory.peak_bytes / 1e9:.1f}",
+            "yes" if memory.fits else "no",
+            _seconds(offer.plan.time.total.mid) if memory.fits else "",
+            f"${cost.mid:,.2f}" if cost and memory.fits else "" if memory.fits is False else "no price",
+            f"{price:.2f}" if price is not None else "",
+            f"{offer.serving.total_bytes / 1e9:.1f}",
+            f"{offer.serving.tokens_per_second(offer.device.bandwidth):,.0f}",
+        )
+    console.print(page)
+    best, quickest = cheapest(offers), fastest(offers)
+    if best and best.plan.cost:
+        console.print(f"cheapest: {best.device.id}, ${best.plan.cost.mid:,.2f}", style="bold")
+    dates = sorted({offer.device.price_date for offer in offers if offer.device.price_per_hour is not None})
+    console.print(f"prices of {dates[0]} to {dates[-1]}; --json names their sources", markup=False)
+    if quickest:
+        console.print(f"fastest: {quickest.device.id}, {_hours(quickest.plan.time.total)}", style="bold")
+    if not quickest:
+        console.print("it fits on none of them", style="bold red")
+
+
+def print_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Each with its severity, code and the changes that would mend it."""
+    for finding in findings:
+        console.print(
+            f"{finding.severity}: {finding.message} [{finding.code}]", style=STYLES[finding.severity], markup=False, soft_wrap=True
+        )
+        for change in finding.changes:
+            console.print(f"    {change.path}={change.value}: {change.why}", markup=False, soft_wrap=True)
+    if not findings:
+        console.print("no findings", style="green")
+
+
+def _print_memory(console: Console, memory: Memory) -> None:
+    console.print(f"memory {_gigabytes(memory.peak_bytes)} of {_gigabytes(memory.device_bytes)}, at the peak: {memory.peak_at}")
+    for line in memory.lines:
+        console.print(f"  {line.bytes / 1e9:7.2f} GB  {line.name:<24} {line.formula}", markup=False, soft_wrap=True)
+
+
+def _gigabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB"
+
+
+def _hours(total: Range) -> str:
+    return f"{_seconds(total.mid)} ({_seconds(total.low)} … {_seconds(total.high)})"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

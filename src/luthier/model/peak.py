@@ -1,0 +1,47 @@
+"""The most memory in use while something runs."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+SAMPLE_SECONDS = 0.01  # between two looks at the process's resident memory
+
+
+@dataclass(slots=True)
+class Peak:
+    """The most memory in use while it was watched; `num_bytes` is final once the watching ends."""
+
+    num_bytes: int = 0
+
+
+@contextmanager
+def peak_memory(device: torch.device) -> Iterator[Peak]:
+    """Watch memory: what PyTorch reserved on a GPU, else the process's resident memory, looked at every 10 ms.
+
+    The kernel's own high-water mark of resident memory would count what the process took before.
+    """
+    peak = Peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield peak
+        peak.num_bytes = torch.cuda.max_memory_reserved(device)
+        return
+    process, done = psutil.Process(), threading.Event()
+
+    def watch() -> None:
+        while True:
+            peak.num_bytes = max(peak.num_bytes, process.memory_info().rss)
+            if done.wait(SAMPLE_SECONDS):
+                return
+
+    watcher = threading.Thread(target=watch, name="peak memory", daemon=True)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()

@@ -1,0 +1,20 @@
+"""What is wrong with a recipe, found before it runs. A check's docstring is its page in docs/findings/.
+
+`check` gives all findings of a Case; CHECKS lists the checks, one code each. The changes that a finding names belong together, but those
+of does-not-fit, each of which is enough.
+"""
+
+from luthier.core.finding import Finding, Severity
+from luthier.plan.check import adapter, compute, data, device, proof, steps
+from luthier.plan.check.case import Case, Check
+
+CHECKS: tuple[Check, ...] = (*steps.CHECKS, *data.CHECKS, *adapter.CHECKS, *compute.CHECKS, *device.CHECKS, *proof.CHECKS)
+ALTERNATIVES = frozenset({"does-not-fit"})
+"""Codes whose changes are ways to choose from, the first the cheapest; those of the others belong together."""
+GRAVITY: tuple[Severity, ...] = ("refuse", "warn", "note")
+
+
+def check(case: Case) -> tuple[Finding, ...]:
+    """Everything that is found, the gravest first."""
+    found = [finding for each in CHECKS for finding in each(case)]
+    return tuple(sorted(found, key=lambda finding: GRAVITY.index(finding.severity)))

@@ -1,0 +1,335 @@
+"""Findings about how it is computed: number formats, the fast path, and how devices divide the model."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Literal
+
+from luthier.core.finding import Change, Finding
+from luthier.plan.check.case import Case, Check
+from luthier.plan.check.words import count, gigabytes, percent
+from luthier.plan.weights import everything_quantized, optimizer_bytes, stages
+from luthier.recipe.schema import Lora
+
+SMALL_SAVING = 0.05
+"""Of the peak: less than what the ledger may err by."""
+SLOWER = {"packed": 1.8, "plain": 4.8}
+"""On a CPU, against fused layers over prefix trees: 1.75 / 0.96 and 4.6 / 0.96 seconds in the ablation of engine.md (2026-11-20)."""
+IDLE = 0.2
+
+
+def fast_path_off(case: Case) -> Iterator[Finding]:
+    """The run does not take the fast path: rows are padded, or layers are not fused.
+
+    Severity: warn where packing is switched off, note where DoRA or the model is the reason.
+
+    On a CPU, Luthier computes the layers of Llama, Mistral, Qwen2, Qwen3, Qwen3-MoE and Gemma itself, over packs without padding in which
+    shared beginnings stand once; on a GPU it packs through transformers' layers. `attention: eager` or `sdpa` and `packing: off` pad
+    rows; DoRA and quantised weights keep PEFT's layers. LoRA dropout does *not* turn the fast path off: the mask is computed inside.
+
+    Arithmetic: model S on a CPU, 16 rows: 4.6 s padded, 1.75 s in prefix trees through transformers' layers, 0.96 s fused: 4.8 × and
+    1.8 × the fastest.
+
+    What to do: leave `model.attention` and `data.packing` to `auto`. Packing is tried on the model first and is exact where it is used.
+
+    Source: engine.md (ablation, 2026-11-20); docs/performance.md; seed 000 (docs/notes/seeds.md), whose packs were slow for another
+    reason: int8 products of changing lengths.
+    """
+    recipe, engine = case.recipe, case.setup.engine
+    best = "packed" if case.on_gpu or recipe.lora == "none" else "fused"
+    if engine in (best, "fused"):
+        return
+    reasons, changes = [], []
+    if recipe.model.attention != "auto":
+        reasons.append(f"model.attention is {recipe.model.attention}")
+        changes.append(Change(path="model.attention", value="auto", why="Luthier's own, which keeps the rows of a pack apart"))
+    if recipe.data.packing == "off":
+        reasons.append("data.packing is off")
+        changes.append(Change(path="data.packing", value="auto", why="no place is computed for padding"))
+    padded = bool(reasons)
+    if isinstance(recipe.lora, Lora) and recipe.lora.use_dora and best == "fused":
+        reasons.append("lora.use_dora is set")
+        changes.append(Change(path="lora.use_dora", value=False, why="plain LoRA, tuned, is within 1 to 2 % of it (arXiv:2602.04998)"))
+    waste = case.survey.mean("places") / case.survey.mean("tokens")
+    padding = f"{waste:.2f} places are computed for each token" if waste > 1 else "rows are padded to the longest beside them"
+    cost = padding if case.on_gpu else f"about {SLOWER[engine]} × the time"
+    yield Finding(
+        code="fast-path-off",
+        severity="warn" if padded else "note",
+        message=f"Layers are not computed the fastest way, because {'; '.join(reasons) or _of_the_model(case)}: {cost}",
+        evidence={"engine": engine, "best": best, "places_per_token": round(waste, 3)},
+        changes=tuple(changes),
+    )
+
+
+def bfloat16_emulated(case: Case) -> Iterator[Finding]:
+    """The recipe computes in bfloat16 on a device that has no instructions for it.
+
+    Severity: warn.
+
+    Before Ampere (2020), NVIDIA's GPUs have none: T4 and V100 convert to float32 and back, at a fraction of the speed, or fail where a
+    kernel wants them. CPUs have them since Cooper Lake, Zen 4 and Armv8.6.
+
+    Arithmetic: a T4 computes 65 TFLOP/s in float16 and 8 in float32, and bfloat16 goes by way of float32.
+
+    What to do: `model.dtype: float16` on such a GPU (Luthier scales the loss), float32 on such a CPU; `auto` never takes bfloat16 there.
+
+    Source: seed 002 (docs/notes/seeds.md); NVIDIA's Turing whitepaper.
+    """
+    if case.setup.dtype != "bfloat16" or case.device.bfloat16:
+        return
+    value: Literal["float16", "float32"] = "float16" if case.on_gpu else "float32"
+    yield Finding(
+        code="bfloat16-emulated",
+        severity="warn",
+        message=f"{case.device.name} does not compute bfloat16: it is emulated, slowly; {value} is what it computes",
+        evidence={"device": case.device.id, "operations_per_second": case.device.rates.get(value, 0.0)},
+        changes=(Change(path="model.dtype", value=value, why=f"{case.device.id} computes it"),),
+    )
+
+
+def float16_on_cpu(case: Case) -> Iterator[Finding]:
+    """The recipe computes in float16 on a CPU, where nothing scales the loss.
+
+    Severity: refuse.
+
+    float16 ends at 6e-5 (6e-8 with few digits): gradients below that become 0. On a GPU Luthier lifts them out of there by scaling the
+    loss; on a CPU it does not, for products in float16 are slower there than in float32. transformers' Trainer ignores `fp16` on a CPU
+    without a word.
+
+    Arithmetic: a gradient of 1e-8 is 0 in float16, and 1.0e-8 in bfloat16, whose range is float32's.
+
+    What to do: `model.dtype: auto`.
+
+    Source: Micikevicius et al. 2018 (arXiv:1710.03740); engine.md on the Trainer.
+    """
+    if case.setup.dtype != "float16" or case.on_gpu:
+        return
+    yield Finding(
+        code="float16-on-cpu",
+        severity="refuse",
+        message="float16 on a CPU loses small gradients, because nothing scales the loss there, and is slower than float32",
+        evidence={"device": case.device.id},
+        changes=(Change(path="model.dtype", value="auto", why="bfloat16 where the CPU computes it, else float32"),),
+    )
+
+
+def optimizer_8bit_pointless(case: Case) -> Iterator[Finding]:
+    """An 8-bit optimizer saves next to nothing, because only the adapter is trained.
+
+    Severity: note.
+
+    Adam keeps two numbers for each trained parameter: 8 bytes, in 8 bits about 2. That is much where every weight is trained, and little
+    beside the frozen weights where an adapter is. It costs a little exactness, and a dependency.
+
+    Arithmetic: r 64 on all linear layers of Qwen3-4B are 132 M parameters: 1.06 GB of state, 0.26 GB in 8 bits: 0.8 of 28 GB, 3 %. Of
+    the whole 4.02 G: 32 against 8 GB.
+
+    What to do: `optimizer: adamw`.
+
+    Source: Dettmers et al. 2022 (arXiv:2110.02861); seed 000 (docs/notes/seeds.md).
+    """
+    if case.recipe.lora == "none" or case.setup.optimizer == "adamw":
+        return
+    adamw = replace(case.setup, optimizer="adamw")
+    plain = case.memory_of(adamw)
+    stage = stages(case.shape, case.setup)[0]
+    saved = (
+        optimizer_bytes(case.shape, replace(case.setup, optimizer="adamw"), stage)[0] - optimizer_bytes(case.shape, case.setup, stage)[0]
+    )
+    if saved >= SMALL_SAVING * plain.peak_bytes or not plain.fits:
+        return
+    yield Finding(
+        code="optimizer-8bit-pointless",
+        severity="note",
+        message=f"{case.setup.optimizer} saves {gigabytes(saved)} of {gigabytes(plain.peak_bytes)} ({percent(saved / plain.peak_bytes)}), "
+        "because only the adapter is trained",
+        evidence={"saved_bytes": saved, "peak_bytes": plain.peak_bytes, "device_bytes": plain.device_bytes},
+        changes=(Change(path="training.optimizer", value="adamw", why="exact, and it fits"),),
+    )
+
+
+def int8_slower(case: Case) -> Iterator[Finding]:
+    """The base is quantised to int8, where plain weights or nf4 would fit and be faster.
+
+    Severity: warn.
+
+    LLM.int8 takes every product apart: features with large values in 16 bits, the rest in 8, with a scale for each row and column. That
+    saves half of the weights' memory and costs time, most of all where rows change in length. nf4 is smaller still, and only unpacked
+    before an ordinary product.
+
+    Arithmetic: 4.02 G parameters are 8.0 GB in bf16, about 4.4 GB in int8 and 2.7 GB in nf4 (head and embedding stay as they are). On a
+    T4, a 0.5B answered in 12.7 ms with int8, 7.9 with nf4 and 5.1 unquantised.
+
+    What to do: no quantization where it fits; else nf4.
+
+    Source: Dettmers et al. 2022 (arXiv:2208.07339, appendix on run times: slower below 13B); measurement on a T4:
+    earino.github.io, "Your int8 quantization is 2.5 × slower than fp16"; seed 000 (docs/notes/seeds.md).
+    """
+    if case.setup.quantization != "int8":
+        return
+    plain, nf4 = (case.memory_of(replace(case.setup, quantization=kind)) for kind in ("none", "nf4"))
+    if not (plain.fits or nf4.fits):
+        return
+    value, fitting = ("none", plain) if plain.fits else ("nf4", nf4)
+    which = f"plain {case.setup.dtype}" if plain.fits else "nf4"
+    peaks = f"{gigabytes(fitting.peak_bytes)} at the peak of {gigabytes(fitting.device_bytes)}"
+    yield Finding(
+        code="int8-slower",
+        severity="warn",
+        message=f"int8 is the slowest of the formats that fit: {which} takes {peaks} (int8 {gigabytes(case.memory.peak_bytes)})",
+        evidence={
+            "int8_bytes": case.memory.peak_bytes,
+            "plain_bytes": plain.peak_bytes,
+            "nf4_bytes": nf4.peak_bytes,
+            "device_bytes": case.memory.device_bytes,
+        },
+        changes=(Change(path="model.quantization", value=value, why=f"{peaks}, and faster"),),
+    )
+
+
+def experts_not_quantized(case: Case) -> Iterator[Finding]:
+    """Quantization leaves a mixture's fused experts, most of the model, as they are.
+
+    Severity: warn.
+
+    bitsandbytes quantises linear layers. transformers 5 keeps the experts of a layer in one three-dimensional parameter, which is none;
+    it is loaded in the compute type, and nothing says so.
+
+    Arithmetic: Qwen3-30B-A3B in nf4: 29.0 G expert parameters × 2 bytes = 58 GB, and 1.0 GB for what is quantised; not 17 GB for all.
+
+    What to do: plan with the bytes of this ledger; where they do not fit, divide the model among devices.
+
+    Source: trap 20 (axolotl's documentation); engine.md, tried with bitsandbytes 0.50.2.
+    """
+    fused = sum(linear.parameters for linear in case.shape.linears if linear.fused)
+    if case.setup.quantization == "none" or not fused:
+        return
+    share = fused / case.shape.parameters
+    weights, whole = case.memory.bytes_of("weights"), everything_quantized(case.shape, case.setup)
+    yield Finding(
+        code="experts-not-quantized",
+        severity="warn",
+        message=f"{case.setup.quantization} does not reach the fused experts, {percent(share)} of the model: weights take "
+        f"{gigabytes(weights)} of each device, and the whole model would be {gigabytes(whole)} if it did",
+        evidence={"expert_parameters": fused, "share": round(share, 4), "weight_bytes": weights, "all_quantized_bytes": whole},
+    )
+
+
+def quantization_unplanned(case: Case) -> Iterator[Finding]:
+    """The base is quantised, and yet divided among devices as if it were not.
+
+    Severity: warn.
+
+    Tensor and pipeline parallelism are for models that one device cannot hold; they cost an exchange in every layer, or idle time.
+    Quantised, this one fits a single device, and the devices would do more as replicas that divide the rows.
+
+    Arithmetic: 30.5 G parameters are 61 GB in bf16: divided by 2, 30.5 GB a device, not 70. If all of it were in 4 bits it would be 17 GB.
+
+    What to do: `tensor: 1`, `pipeline: 1`, and as many replicas as there are devices.
+
+    Source: seed 001 (docs/notes/seeds.md), which claims 4 bits and plans 70 GB a device.
+    """
+    layout = case.setup.layout
+    parts = layout.tensor * layout.pipeline
+    if case.setup.quantization == "none" or parts == 1:
+        return
+    whole = case.memory_of(replace(case.setup, layout=replace(layout, tensor=1, pipeline=1, data=layout.data * parts)))
+    if not whole.fits:
+        return
+    changes = [Change(path=f"parallel.{name}", value=1, why="one device holds the model") for name in ("tensor", "pipeline")]
+    if case.recipe.parallel.data != "auto":
+        changes.append(Change(path="parallel.data", value=layout.data * parts, why="all devices divide the rows"))
+    yield Finding(
+        code="quantization-unplanned",
+        severity="warn",
+        message=f"In {case.setup.quantization}, the whole model trains on one device ({gigabytes(whole.peak_bytes)} of "
+        f"{gigabytes(whole.device_bytes)}), and yet it is divided among {parts}",
+        evidence={"peak_bytes": whole.peak_bytes, "device_bytes": whole.device_bytes, "tensor": layout.tensor, "pipeline": layout.pipeline},
+        changes=tuple(changes),
+    )
+
+
+def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
+    """The recipe's replicas and divisions need more devices than there are.
+
+    Severity: refuse on this machine; warn where devices are rented, which can be more.
+
+    data × tensor × pipeline ranks each need a device of their own: NCCL refuses two ranks on one GPU, and they would share its memory.
+
+    Arithmetic: data 4 × tensor 2 are 8 ranks; `H200x4` are 4 devices.
+
+    What to do: `parallel.data: auto` takes as many replicas as there are devices for.
+
+    Source: NCCL ("Duplicate GPU detected").
+    """
+    layout, there = case.setup.layout, case.num_devices
+    if not case.on_gpu or layout.devices <= there:
+        return
+    parts = layout.tensor * layout.pipeline
+    changes = [Change(path="parallel.data", value=max(1, there // parts), why=f"{count(there, 'device')}, {parts} for each replica")]
+    if parts > there:
+        changes += [Change(path=f"parallel.{name}", value=1, why="there are not so many") for name in ("tensor", "pipeline")]
+    if case.host == "elsewhere":
+        changes = [Change(path="launch.gpu", value=f"{case.device.id}x{layout.devices}", why="a device for each rank")]
+    yield Finding(
+        code="more-ranks-than-devices",
+        severity="warn" if case.host == "elsewhere" else "refuse",
+        message=f"data {layout.data} × tensor {layout.tensor} × pipeline {layout.pipeline} are {layout.devices} ranks, and there "
+        f"{'is' if there == 1 else 'are'} {count(there, 'device')}",
+        evidence={"ranks": layout.devices, "devices": there},
+        changes=tuple(changes),
+    )
+
+
+def pipeline_bubble(case: Case) -> Iterator[Finding]:
+    """Devices of a pipeline wait for more than a fifth of each step.
+
+    Severity: warn.
+
+    The first micro batch reaches the last of p devices after p − 1 others have had it; with m micro batches a step, each device is idle
+    for (p − 1) / (m + p − 1) of it. With one micro batch, as `device_map` does it, devices take turns.
+
+    Arithmetic: p = 2: m = 1 → 50 %, m = 4 → 20 %, m = 16 → 6 %.
+
+    What to do: smaller micro batches, or a larger global batch; or replicas, where one device holds the model.
+
+    Source: GPipe (arXiv:1811.06965), section 2; seed 000 (docs/notes/seeds.md): "GPUs take turns".
+    """
+    stages, micro_batches = case.setup.layout.pipeline, case.survey.micro_batches
+    idle = (stages - 1) / (micro_batches + stages - 1)
+    if stages == 1 or idle <= IDLE:
+        return
+    wanted = 4 * (stages - 1)
+    longest = max(extent.longest for extent in case.survey.heaviest)
+    padded = case.setup.micro_batch.packing == "off"
+    rows = case.rows_per_rank // wanted if padded else int(case.survey.mean("places") / wanted / longest)
+    change = Change(path="training.micro_batch_size", value=rows, why=f"{wanted} micro batches: 20 % idle at most")
+    yield Finding(
+        code="pipeline-bubble",
+        severity="warn",
+        message=f"With {micro_batches:.3g} micro batches a step, each of {stages} pipeline stages is idle for {percent(idle)} of it",
+        evidence={"stages": stages, "micro_batches": round(micro_batches, 2), "idle_share": round(idle, 3)},
+        changes=(change,) if rows else (),
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    fast_path_off,
+    bfloat16_emulated,
+    float16_on_cpu,
+    optimizer_8bit_pointless,
+    int8_slower,
+    experts_not_quantized,
+    quantization_unplanned,
+    more_ranks_than_devices,
+    pipeline_bubble,
+)
+
+
+def _of_the_model(case: Case) -> str:
+    """Why this model or its format keeps transformers' own layers."""
+    if case.shape.linear_attention_layers:
+        return f"rows of a pack would leak through {case.shape.linear_attention_layers} layers with a state"
+    if case.setup.quantization != "none":
+        return "quantised weights are unpacked by bitsandbytes' own layers"
+    return f"{case.shape.model_type} is not among the models whose layers Luthier knows"

@@ -1,0 +1,256 @@
+"""The memory ledger: bytes per consumer and device, each with its formula, and the peak over the instants of a run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from luthier.plan import activations
+from luthier.plan.activations import Layer, PerToken, chunk_rows, layer_of
+from luthier.plan.host import allocator, libraries, process
+from luthier.plan.lines import Kind, Line
+from luthier.plan.setup import Setup
+from luthier.plan.shape import ModelShape
+from luthier.plan.weights import (
+    Stage,
+    gathered_bytes,
+    largest_trained,
+    loading,
+    optimizer_bytes,
+    products_numbers,
+    stages,
+    stored_weights,
+    trained_numbers,
+)
+from luthier.runs.workload import Extent, Survey
+
+__all__ = ["Kind", "Line", "Memory", "ledger"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """The ledger of one device. `instants` are bytes in all at each instant that could be the peak; `lines` add up to the largest."""
+
+    device_bytes: int
+    lines: tuple[Line, ...]
+    instants: dict[str, int]
+    peak_at: str
+
+    @property
+    def peak_bytes(self) -> int:
+        """At the worst instant."""
+        return self.instants[self.peak_at]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has it."""
+        return self.peak_bytes <= self.device_bytes
+
+    def bytes_of(self, *kinds: Kind) -> int:
+        """Of the lines of these kinds."""
+        return sum(line.bytes for line in self.lines if line.kind in kinds)
+
+
+def ledger(shape: ModelShape, setup: Setup, survey: Survey, device_bytes: int) -> Memory:
+    """Memory of the device that needs most: of a pipeline the first or the last stage, at the instant when it holds most."""
+    found = []
+    for stage in stages(shape, setup):
+        instants: dict[str, tuple[Line, ...]] = {}
+        for name, lines in _Ledger(shape=shape, setup=setup, survey=survey, stage=stage, layer=layer_of(shape, setup)).instants():
+            if name not in instants or _sum(lines) > _sum(instants[name]):
+                instants[name] = tuple(line for line in lines if line.bytes)
+        totals = {name: _sum(lines) for name, lines in instants.items()}
+        at = max(totals, key=lambda name: totals[name])
+        found.append(Memory(device_bytes=device_bytes, lines=instants[at], instants=totals, peak_at=at))
+    return max(found, key=lambda memory: memory.peak_bytes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ledger:
+    """One stage's part."""
+
+    shape: ModelShape
+    setup: Setup
+    survey: Survey
+    stage: Stage
+    layer: Layer
+
+    def instants(self) -> Iterator[tuple[str, tuple[Line, ...]]]:
+        """Each moment that could be the peak, with all that is there then."""
+        weights = (*stored_weights(self.shape, self.setup, self.stage), *self._adapter(), process(self.setup))
+        yield "loading", (*weights, loading(self.shape, self.setup))
+        resident = (*weights, libraries(self.setup, self.survey), self._optimizer())
+        moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation()]
+        for extent, later in self._micro_batches():
+            moments += self._step(extent, later)
+        for name, lines in moments:
+            live = _sum(line for line in (*resident, *lines) if line.kind not in ("weights", "context"))
+            yield name, (*resident, *lines, allocator(self.setup, live))
+
+    def _adapter(self) -> tuple[Line, ...]:
+        if self.setup.lora == "none":
+            return ()
+        numbers = trained_numbers(self.shape, self.setup, self.stage)
+        return (Line(name="adapter", kind="adapters", bytes=4 * numbers, formula=f"r {self.setup.lora.r}: {numbers:,} × 4 B"),)
+
+    def _optimizer(self) -> Line:
+        size, formula = optimizer_bytes(self.shape, self.setup, self.stage)
+        return self._divided(Line(name=self.setup.optimizer, kind="optimizer", bytes=size, formula=formula))
+
+    def _gradients(self) -> Line:
+        numbers = trained_numbers(self.shape, self.setup, self.stage)
+        return self._divided(Line(name="gradients", kind="gradients", bytes=4 * numbers, formula=f"{numbers:,} × 4 B"))
+
+    def _divided(self, line: Line) -> Line:
+        """Among the replicas, where they are sharded."""
+        layout = self.setup.layout
+        if layout.shard == "none" or layout.data == 1:
+            return line
+        formula = f"{line.formula} / {layout.data} replicas"
+        return Line(name=line.name, kind=line.kind, bytes=line.bytes // layout.data, formula=formula)
+
+    def _checked(self) -> Line:
+        """safetensors 0.8 writes tensors from where they lie; before, each is checked: its absolute values and three masks."""
+        numbers = largest_trained(self.shape, self.setup)
+        return Line(name="check of values", kind="transient", bytes=7 * numbers, formula=f"{numbers:,} of the largest tensor × 7 B")
+
+    def _micro_batches(self) -> Iterator[tuple[Extent, bool]]:
+        """Those that can have the peak, and whether gradients of an earlier one are there: a step's largest comes first."""
+        first = {max(self.survey.heaviest, key=lambda extent: extent.places), max(self.survey.heaviest, key=lambda extent: extent.targets)}
+        yield from ((extent, False) for extent in first)
+        later = [extent for step in self.survey.steps for extent in step[1:]]
+        if later:
+            yield from ((extent, True) for extent in {max(later, key=lambda e: e.places), max(later, key=lambda e: e.targets)})
+
+    def _step(self, extent: Extent, later: bool) -> Iterator[tuple[str, tuple[Line, ...]]]:
+        """The instants of one micro batch."""
+        base = (*self._gathered(), *((self._gradients(),) if later else ()))
+        kept = self._kept(extent, several=False)
+        rows = extent.needed if self.setup.engine == "fused" else extent.places
+        if self.stage.last:
+            final = self._row("final norm", "activations", rows, (("its input", self.layer.hidden, 4), self._trained("normalised", 4)))
+            forward = self._kept(extent, several=self.survey.micro_batches > 1)
+            yield "loss", (*base, *forward, *self._casts(everything=True), final, *self._loss(extent, rows))
+            backward = self._casts(everything=not self.setup.checkpoint_activations)
+            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows))
+        for name, lines in self._layer_backward(extent, kept):
+            yield name, (*base, *lines)
+        if self.setup.lora == "none":
+            yield "end of backward", (*self._gathered(), self._gradients(), self._tables(2 if self.shape.tied else 1))
+
+    def _kept(self, extent: Extent, *, several: bool) -> tuple[Line, ...]:
+        """What all layers keep, of all micro batches in flight; `several`: with what an earlier one has left."""
+        recomputed = self.setup.checkpoint_activations
+        before, after = activations.kept_before(self.layer, self.setup, several), activations.kept_after(self.layer, self.setup)
+        each = activations.layer_input(self.layer, self.setup, several) if recomputed else before + after
+        stage, fused_last = self.stage, self.setup.engine == "fused" and self.stage.last and not recomputed
+        whole = stage.layers - 1 if fused_last else stage.layers
+        flying = f"{stage.in_flight} micro batches × " if stage.in_flight > 1 else ""
+        lines = [
+            Line(
+                name="inputs of layers" if recomputed else "activations of layers",
+                kind="activations",
+                bytes=stage.in_flight * whole * extent.places * each.bytes,
+                formula=f"{flying}{whole} layers × {extent.places:,} tokens × {each}",
+            )
+        ]
+        if fused_last:  # after its attention only tokens that predict a target are computed
+            picked = PerToken(terms=(("picked", self.layer.queries, self.layer.size),)) + after
+            lines += [
+                self._row("last layer's attention", "activations", extent.places, before.terms),
+                self._row("last layer's MLP", "activations", extent.needed, picked.terms),
+            ]
+        return tuple(lines)
+
+    def _layer_backward(self, extent: Extent, kept: tuple[Line, ...]) -> Iterator[tuple[str, tuple[Line, ...]]]:
+        """In the last layer that is computed for all tokens: its MLP, then the attention of packs."""
+        before, after = activations.kept_before(self.layer, self.setup, False), activations.kept_after(self.layer, self.setup)
+        places, recomputed = extent.places, self.setup.checkpoint_activations
+        if recomputed:
+            before = activations.without_input(before, self.layer, self.setup)
+            mlp = (*kept, self._row("a layer computed again", "activations", places, (before + after).terms))
+            attention = (*kept, self._row("attention computed again", "activations", places, before.terms))
+        else:
+            mlp = kept[:1] if len(kept) > 1 else kept
+            lost = places * after.bytes * self.stage.in_flight
+            attention = (Line(name=mlp[0].name, kind="activations", bytes=mlp[0].bytes - lost, formula=f"{mlp[0].formula} less one MLP"),)
+        casts = (*self._casts(everything=not recomputed), *self._head_gradient())
+        gradients = activations.mlp_backward(self.layer, self.setup)
+        yield "an MLP's backward", (*mlp, *casts, self._row("backward", "transient", places, gradients.terms), *self._weight_gradient())
+        if self.setup.device == "cpu" and self.setup.engine != "plain":
+            heads = activations.attention_backward(self.layer)
+            blocks = activations.score_blocks(self.layer, extent, self.setup.micro_batch.packing)
+            scores = Line(name="scores", kind="transient", bytes=blocks, formula=f"{self.layer.heads} heads, a block")
+            yield "an attention's backward", (*attention, *casts, self._row("backward", "transient", places, heads.terms), scores)
+
+    def _loss(self, extent: Extent, rows: int) -> tuple[Line, ...]:
+        vocabulary, layer = self.shape.vocabulary // self.setup.layout.tensor, self.layer
+        if not self.setup.chunked_head:
+            return (self._row("logits, their softmax", "transient", extent.targets, (("in float32", 2 * vocabulary, 4),)),)
+        chunk = chunk_rows(vocabulary, layer.size, extent.targets)
+        return (
+            self._row("final hidden states", "transient", rows, (("", layer.hidden, layer.size),)),
+            self._row("targets' hidden states, their gradient", "transient", extent.targets, (("", 2 * layer.hidden, layer.size),)),
+            self._row("chunks of logits", "transient", chunk, (("", vocabulary, layer.size),)),
+        )
+
+    def _loss_backward(self, extent: Extent, rows: int) -> Line:
+        vocabulary, layer = self.shape.vocabulary // self.setup.layout.tensor, self.layer
+        if not self.setup.chunked_head:
+            return self._row("logits, their softmax, its gradient", "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
+        return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
+
+    def _casts(self, *, everything: bool) -> tuple[Line, ...]:
+        """The copies in the compute type that autocast makes of float32 parameters; the fused layers make theirs for a moment."""
+        if self.layer.size == 4 or self.setup.engine == "fused" or (self.setup.lora != "none" and self.setup.engine == "packed"):
+            return ()
+        numbers = trained_numbers(self.shape, self.setup, self.stage)
+        if self.setup.lora == "none":
+            numbers = products_numbers(self.shape, self.setup, self.stage, everything=everything)
+        formula = f"{numbers:,} × {self.layer.size} B"
+        return (Line(name="autocast's copies", kind="transient", bytes=numbers * self.layer.size, formula=formula),)
+
+    def _head_gradient(self) -> tuple[Line, ...]:
+        """Of a trained matrix that is also the embedding: it waits for the embedding's own."""
+        return (self._tables(1),) if self.setup.lora == "none" and self.shape.tied and self.stage.last and self.stage.first else ()
+
+    def _tables(self, number: int) -> Line:
+        size = number * 4 * self.shape.embedding_parameters // self.setup.layout.tensor
+        formula = f"{number} × {self.shape.vocabulary:,} × {self.shape.hidden:,} × 4 B"
+        return Line(name="gradient of head and embedding", kind="transient", bytes=size, formula=formula)
+
+    def _weight_gradient(self) -> tuple[Line, ...]:
+        if self.setup.lora != "none":
+            return ()
+        numbers = max(item.d_in * item.d_out for item in self.shape.linears if item.role != "head") // self.setup.layout.tensor
+        size = 4 + (self.layer.size if self.layer.size < 4 else 0)
+        return (Line(name="a matrix's gradient", kind="transient", bytes=numbers * size, formula=f"{numbers:,} × {size} B"),)
+
+    def _validation(self) -> Iterator[tuple[str, tuple[Line, ...]]]:
+        """Its largest micro batches: nothing is kept but a layer's own."""
+        layer, rows_of = self.layer, self.survey.validation
+        if not rows_of:
+            return
+        extent = max(rows_of, key=lambda extent: (extent.places, extent.targets))
+        hidden = ("hidden states", 3 * layer.hidden, layer.stream)
+        mlp = self._row("a layer", "transient", extent.places, (hidden, ("MLP", 3 * layer.gated, layer.size)))
+        yield "validation", (*self._gathered(), mlp)
+        if self.stage.last:
+            most = max(rows_of, key=lambda extent: extent.targets)
+            rows = most.needed if self.setup.engine == "fused" else most.places
+            yield "validation's loss", (*self._gathered(), *self._loss(most, rows))
+
+    def _gathered(self) -> tuple[Line, ...]:
+        if self.setup.layout.shard != "zero3" or self.setup.layout.data == 1:
+            return ()
+        size, formula = gathered_bytes(self.shape, self.setup)
+        return (Line(name="gathered weights", kind="transient", bytes=size, formula=formula),)
+
+    def _trained(self, name: str, size: int) -> tuple[str, int, int]:
+        return name, self.layer.hidden if self.setup.lora == "none" else 0, size
+
+    def _row(self, name: str, kind: Kind, tokens: int, terms: tuple[tuple[str, int, int], ...]) -> Line:
+        each = PerToken(terms=terms)
+        return Line(name=name, kind=kind, bytes=tokens * each.bytes, formula=f"{tokens:,} tokens × {each}")
+
+
+def _sum(lines: "tuple[Line, ...] | Iterator[Line]") -> int:
+    return sum(line.bytes for line in lines)

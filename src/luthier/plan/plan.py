@@ -1,0 +1,167 @@
+"""Plan: what a recipe will take on a device — steps, memory, time, money — and what is wrong with it."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from luthier.core.errors import RunError
+from luthier.core.finding import Finding
+from luthier.core.hardware import Hardware, free_disk_bytes, free_memory_bytes
+from luthier.plan.check import check
+from luthier.plan.check.case import Case
+from luthier.plan.ending import Ending, resolve_ending
+from luthier.plan.hardware import Device
+from luthier.plan.layout import Chosen, Task, choose, remedies
+from luthier.plan.rate import circumstances
+from luthier.plan.setup import Engine, Resolved, Setup, Sizes
+from luthier.plan.speed import Range, Rate, Time, cost, estimate
+from luthier.plan.steps import Steps, count_steps
+from luthier.runs.rates import Circumstances
+from luthier.runs.store import RunFolder, runs_root
+from luthier.runs.summary import DataSummary
+from luthier.runs.workload import Survey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """All that a plan follows from."""
+
+    task: Task
+    data: DataSummary | Literal["stated"]
+    host: Hardware
+    rate: Callable[[Device, Setup, Survey], Rate]
+    """Operations a second that one device will reach."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything that is known before the run."""
+
+    facts: Facts
+    chosen: Chosen
+    steps: Steps
+    ending: Ending
+    time: Time
+    cost: Range | None
+    """US dollars of all devices; None where the price of one is not known."""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def setup(self) -> Setup:
+        """How it is computed."""
+        return self.chosen.setup
+
+    @property
+    def resolved(self) -> tuple[Resolved, ...]:
+        """What every `auto` became."""
+        return (*self.chosen.resolved, *self.ending.resolved)
+
+    @property
+    def refused(self) -> tuple[Finding, ...]:
+        """What makes the run impossible."""
+        return tuple(finding for finding in self.findings if finding.severity == "refuse")
+
+    def circumstances(self, threads: int) -> Circumstances:
+        """What its rate depends on."""
+        return circumstances(self.facts.task.place.device, threads, self.facts.task.shape, self.setup, self.chosen.survey)
+
+    def going_on(self, sizes: Sizes) -> "Plan":
+        """The plan of a run that began with these."""
+        return make(replace(self.facts, task=replace(self.facts.task, begun=sizes)))
+
+    def with_engine(self, engine: Engine) -> "Plan":
+        """The plan now that the loaded model is known to be computed so."""
+        return make(replace(self.facts, task=replace(self.facts.task, engine=engine)))
+
+    def after_failure(self) -> "Plan":
+        """The plan with the next smaller micro batch, or gradient checkpointing: this one's was tried, and was out of memory.
+
+        Raises PlanRefused where none is left.
+        """
+        task = self.facts.task
+        return make(replace(self.facts, task=replace(task, begun="none", failed=(*task.failed, self.setup.sizes))))
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in plan.json."""
+        place, memory, time = self.facts.task.place, self.chosen.memory, self.time
+        return {
+            "device": {"id": place.device.id, "name": place.device.name, "count": place.count, "free_bytes": place.free_bytes},
+            "steps": {**self.steps.to_json(), **self._per_step()},
+            "sizes": self.setup.sizes.to_json(),
+            "memory": {
+                "peak_bytes": memory.peak_bytes,
+                "device_bytes": memory.device_bytes,
+                "peak_at": memory.peak_at,
+                "instants": dict(memory.instants),
+                "lines": [asdict(line) for line in memory.lines],
+            },
+            "time": {
+                **asdict(time.total),
+                "step": time.step,
+                "validation": time.validation,
+                "saves": time.saves,
+                "rate": asdict(time.rate),
+            },
+            "cost": asdict(self.cost) if self.cost else None,
+            "setup": {key: value for key, value in asdict(self.setup).items() if key in ("dtype", "quantization", "engine", "layout")},
+            "resolved": [asdict(item) for item in self.resolved],
+            "rejected": [asdict(item) for item in self.chosen.rejected],
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+    def _per_step(self) -> Mapping[str, float | int]:
+        """Tokens of a mean step, and what packing makes of them."""
+        survey, layout = self.chosen.survey, self.setup.layout
+        tokens, places = survey.mean("tokens"), survey.mean("places")
+        return {
+            "last_save_before_the_end": max((step for step in self.steps.saves if step < self.steps.total), default=0),
+            "tokens_per_step": tokens * layout.data,
+            "supervised_tokens_per_step": survey.mean("supervised") * layout.data,
+            "micro_batches_per_step": survey.micro_batches,
+            "packs_per_epoch": survey.micro_batches * self.steps.per_epoch,
+            "replicas": layout.data,
+            "computed_share": places / tokens,
+        }
+
+
+def make(facts: Facts) -> Plan:
+    """The plan that follows from the facts, with its findings; raises PlanRefused and RecipeError for what has no plan at all."""
+    task = facts.task
+    recipe, workload, place = task.recipe, task.workload, task.place
+    local = place.device.local
+    steps = count_steps(workload.rows, workload.validation_rows, recipe.training, recipe.checkpoints)
+    ending = resolve_ending(recipe.checkpoints, workload.validation_rows)
+    chosen = choose(task)
+    time = estimate(task.shape, chosen.setup, chosen.survey, steps, facts.rate(place.device, chosen.setup, chosen.survey))
+    price = place.device.price_per_hour if recipe.launch.price_per_hour == "auto" else recipe.launch.price_per_hour
+    dollars = None if price is None else cost(time, chosen.setup.layout, price)
+    case = Case(
+        recipe=recipe,
+        shape=task.shape,
+        setup=chosen.setup,
+        device=place.device,
+        num_devices=place.count,
+        steps=steps,
+        survey=chosen.survey,
+        memory=chosen.memory,
+        time=time,
+        cost=dollars,
+        data=facts.data,
+        host=facts.host if local else "elsewhere",
+        host_free_bytes=free_memory_bytes() if local else "unknown",
+        disk_free_bytes=free_disk_bytes(runs_root()) if local else "unknown",
+        remedies=() if chosen.memory.fits else remedies(task),
+    )
+    return Plan(facts=facts, chosen=chosen, steps=steps, ending=ending, time=time, cost=dollars, findings=check(case))
+
+
+def begun(run: RunFolder) -> Sizes | Literal["none"]:
+    """The sizes that a run with checkpoints began with; raises RunError for one of a version that drew dropout otherwise."""
+    if not (run.plan.exists() and any(run.checkpoints.glob("step-*"))):
+        return "none"
+    sizes = json.loads(run.plan.read_text(encoding="utf-8"))["sizes"]
+    if "packing" not in sizes:
+        change = "finish it with that version, or give the recipe another name"
+        raise RunError("the run was begun by a version that drew dropout otherwise", where=str(run.path), change=change)
+    return Sizes.of_json(sizes)

@@ -1,0 +1,201 @@
+"""Operations, time and money of a run.
+
+A product of T rows with a matrix [d_out, d_in] is 2·T·d_in·d_out operations; N are the numbers of all matrices below the head that a token
+is multiplied with (an expert only if the token is sent to it). Then, for each token that is computed:
+
+    forward 2N · gradient of the inputs 2N · gradient of the weights 2N where they are trained
+    frozen with LoRA 4N, all trained 6N; an adapter's P numbers, whatever their rank, 6P (forward, its input's gradient, its own)
+    recomputing activations: 2N and 2P once more
+
+Qwen2.5-7B, N = 6.53 G, r 16 on all of it (P = 40 M): 4 · 6.53 + 6 · 0.04 = 26.3 GFLOP a token. Not computed is the gradient of what enters
+the first layer where the embedding is frozen, and after the last layer's attention Luthier's own layers compute only the tokens that a
+target is predicted from (`tests/plan/test_speed.py` compares with torch's own count). Sums, norms and the optimizer multiply no matrices.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.plan.setup import Layout, Setup
+from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+from luthier.plan.steps import Steps
+from luthier.runs.workload import Extent, Survey
+
+ATTENTION_FORWARD, ATTENTION_BACKWARD = 4, 10
+"""Operations for each pair of a query and a key that it sees, and each number of a query's heads: scores and values, 2 products; backward
+the scores again and 4 gradients, 5 products, as FlashAttention does (arXiv:2307.08691). Qwen3-4B, a row of 1,000: 500,500 pairs · 4,096
+numbers · 36 layers · 14 = 1.0 TFLOP, beside 14.5 for its matrices."""
+CHUNK = 64
+"""Tokens that linear attention takes together."""
+AFTER_ATTENTION = frozenset({"o_proj", "out_proj"})
+"""What reads attention's output; the other matrices of attention read the layer's input."""
+TENSOR_EFFICIENCY = {1: 1.0, 2: 0.907, 4: 0.865, 8: 0.796}
+"""Of so many devices that divide each matrix, over NVLink: Megatron-LM on a DGX-2H (nv-adlr.github.io/MegatronLMV1, table 1)."""
+DATA_EFFICIENCY = 0.95
+"""Of replicas: they wait for the slowest of them and add up gradients. A guess; adapters are small."""
+SHARDED_EFFICIENCY = 0.85
+"""Of replicas that fetch weights from each other (zero3). A guess for NVLink; over PCIe it is far less."""
+SAVE_SECONDS, SAVE_BYTES_PER_SECOND = 0.03, 250e6
+"""Of one checkpoint: flushes to disk, and writing and hashing its bytes. 17 MB took 0.04–0.13 s (2026-11-20, one virtual disk); others are
+5 × faster or slower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Low, mid, high."""
+
+    low: float
+    mid: float
+    high: float
+
+    def times(self, factor: float) -> "Range":
+        """Each of them."""
+        return Range(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """Operations a second that a device reaches, and where the number is from."""
+
+    flops: Range
+    source: str
+    """`earlier runs (3)`, `probe`, or `H100: 30–55 % of 989 TFLOP/s`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Time:
+    """Seconds of a whole run, from its first step on: loading and preparing come before."""
+
+    total: Range
+    step: float
+    """Seconds of a step, mid."""
+    validation: float
+    """Of all validations together, mid."""
+    saves: float
+    """Of all saves together, mid."""
+    operations_per_step: float
+    """Of one replica."""
+    rate: Rate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """Operations of all layers."""
+
+    forward: float
+    backward: float
+
+
+def operations(shape: ModelShape, setup: Setup, extent: Extent) -> float:
+    """Of training on one micro batch, forward and backward."""
+    layers = _layers(shape, setup, extent)
+    again = layers.forward if setup.checkpoint_activations else 0.0
+    return layers.forward + again + layers.backward + _head(shape, setup, extent, directions=3 if setup.lora == "none" else 2)
+
+
+def validation_operations(shape: ModelShape, setup: Setup, extent: Extent) -> float:
+    """Of one micro batch without gradients."""
+    return _layers(shape, setup, extent).forward + _head(shape, setup, extent, directions=1)
+
+
+def operations_per_step(shape: ModelShape, setup: Setup, survey: Survey) -> float:
+    """Of one replica's micro batches, on average over the steps that were surveyed."""
+    return sum(operations(shape, setup, extent) for step in survey.steps for extent in step) / len(survey.steps)
+
+
+def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate: Rate) -> Time:
+    """How long a run takes from its first step to its last, validations and saves with it, where one device reaches `rate`.
+
+    Replicas divide a step's rows, which the survey has done; tensor and pipeline parallelism divide a micro batch's work, at the
+    efficiency of `layout_efficiency`. 879 steps of 21 s are 5.1 h (seed 000 wrote 7).
+    """
+    per_step = operations_per_step(shape, setup, survey)
+    validation = sum(validation_operations(shape, setup, extent) for extent in survey.validation) / survey.validation_share
+    gain = layout_efficiency(setup.layout, survey.micro_batches) * setup.layout.tensor * setup.layout.pipeline
+    work = (per_step * steps.total + validation / setup.layout.data * len(steps.evaluations)) / gain
+    saves = len(steps_saved(steps)) * save_seconds(shape, setup)
+    return Time(
+        total=Range(low=work / rate.flops.high + saves, mid=work / rate.flops.mid + saves, high=work / rate.flops.low + saves),
+        step=per_step / gain / rate.flops.mid,
+        validation=validation / setup.layout.data * len(steps.evaluations) / gain / rate.flops.mid,
+        saves=saves,
+        operations_per_step=per_step,
+        rate=rate,
+    )
+
+
+def steps_saved(steps: Steps) -> tuple[int, ...]:
+    """Those that are saved as planned, and those with a validation, each of which may find a new best and save it."""
+    return tuple(sorted({*steps.saves, *steps.evaluations}))
+
+
+def cost(time: Time, layout: Layout, price_per_hour: float) -> Range:
+    """US dollars of all devices: 5.1 h of two at 0.91 are 9.28."""
+    return time.total.times(price_per_hour / 3600 * layout.devices)
+
+
+def layout_efficiency(layout: Layout, micro_batches: float) -> float:
+    """What share of its devices' work a layout gets done, 0 to 1. A pipeline of p stages and m micro batches idles for (p-1)/(m+p-1) of the
+    time (GPipe, arXiv:1811.06965): 2 stages and 8 micro batches 11 %."""
+    known = [size for size in TENSOR_EFFICIENCY if size <= layout.tensor]
+    replicas = SHARDED_EFFICIENCY if layout.shard == "zero3" else DATA_EFFICIENCY
+    bubble = micro_batches / (micro_batches + layout.pipeline - 1)
+    return TENSOR_EFFICIENCY[max(known)] * bubble * (replicas if layout.data > 1 else 1.0)
+
+
+def save_seconds(shape: ModelShape, setup: Setup) -> float:
+    """Of one checkpoint: what is trained in float32, and the optimizer's two numbers for each of them. r 16 on all of Qwen2.5-7B: 40 M
+    · 12 B = 0.48 GB, 2 s."""
+    trained = shape.parameters if setup.lora == "none" else adapter_parameters(shape, setup.lora)
+    state = 8 if setup.optimizer == "adamw" else 2
+    return SAVE_SECONDS + trained * (4 + state) / SAVE_BYTES_PER_SECOND
+
+
+def _layers(shape: ModelShape, setup: Setup, extent: Extent) -> _Work:
+    forward = backward = 0.0
+    with_adapter = set(adapted(shape, setup.lora)) if setup.lora != "none" else set()
+    for linear in shape.linears:
+        if linear.role == "head":
+            continue
+        places = _places(linear, shape, setup, extent)
+        product = 2.0 * places * linear.active * linear.d_in * linear.d_out
+        into_input = _share_with_input_gradient(linear, shape, setup)
+        forward += product
+        backward += product * into_input + (product if setup.lora == "none" else 0.0)
+        if setup.lora != "none" and linear in with_adapter:
+            wide = 2.0 * places * linear.active * setup.lora.r
+            forward += wide * (linear.d_in + linear.d_out)
+            backward += wide * (linear.d_in + 2 * linear.d_out + into_input * linear.d_in)
+    mixed = _mixing(shape, extent)
+    return _Work(forward=forward + ATTENTION_FORWARD * mixed, backward=backward + ATTENTION_BACKWARD * mixed)
+
+
+def _places(linear: Linear, shape: ModelShape, setup: Setup, extent: Extent) -> float:
+    """Rows of this matrix' products, on average over the layers: those of the last are fewer."""
+    if setup.engine != "fused" or (linear.role == "attention" and linear.name not in AFTER_ATTENTION):
+        return extent.places
+    return extent.places - (extent.places - extent.needed) / shape.num_layers
+
+
+def _share_with_input_gradient(linear: Linear, shape: ModelShape, setup: Setup) -> float:
+    """Of the layers: the first one's input is the frozen embedding, whose gradient nobody needs; PEFT asks for it under checkpointing."""
+    first: Literal["attention", "linear_attention"] = "linear_attention" if shape.linear_attention_layers else "attention"
+    if setup.lora == "none" or setup.checkpoint_activations or linear.role != first or linear.name in AFTER_ATTENTION:
+        return 1.0
+    return 1 - 1 / (shape.linear_attention_layers or shape.num_layers)
+
+
+def _mixing(shape: ModelShape, extent: Extent) -> float:
+    """What attention mixes: pairs times a query's numbers over all layers. A sliding layer sees at most `window` keys, and linear attention
+    costs about as much as CHUNK keys and its state's numbers for each token."""
+    seen = extent.pairs if shape.window is None or extent.longest <= shape.window else min(extent.pairs, extent.places * shape.window)
+    mixed = float(shape.query_width) * (extent.pairs * shape.full_attention_layers + seen * shape.sliding_layers)
+    if delta := shape.linear_attention:
+        states = delta.value_heads * delta.value_width * (delta.key_width + CHUNK)
+        mixed += float(extent.places) * states * shape.linear_attention_layers
+    return mixed
+
+
+def _head(shape: ModelShape, setup: Setup, extent: Extent, directions: Literal[1, 2, 3]) -> float:
+    """Logits where a target is: 2·hidden·vocabulary in each direction. Qwen3's 1,024 · 151,936: 0.31 GFLOP a row forward."""
+    rows = extent.targets if setup.chunked_head else extent.needed
+    return 2.0 * directions * rows * shape.hidden * shape.vocabulary

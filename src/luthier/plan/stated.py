@@ -1,0 +1,81 @@
+"""Rows that are only stated, before there is data: so many, so long."""
+
+import re
+from dataclasses import dataclass
+from typing import Self
+
+from luthier.core.errors import UsageError
+from luthier.recipe.schema import Recipe
+from luthier.runs.workload import Extent, MicroBatchSize, Survey
+
+SUPERVISED = 0.5
+"""Share of a row's tokens that are trained on, where nobody knows it yet: a guess, between dialogues (0.8) and classification (0.05)."""
+
+FILE_SHARE = 0.1
+"""Validation rows for a training row, where they are a file that nobody has counted."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatedWorkload:
+    """`--rows N --tokens MEAN:MAX`: one row of a step has MAX tokens, the others MEAN; no prefixes are shared."""
+
+    rows: int
+    validation_rows: int
+    mean: int
+    longest: int
+    supervised_share: float = SUPERVISED
+
+    @classmethod
+    def read(cls, recipe: Recipe, rows: str, tokens: str) -> Self:
+        """From `--rows N[:VALIDATION]` and `--tokens MEAN[:MAX]`; what is left out follows from the recipe. Raises UsageError."""
+        data = recipe.data
+        if tokens == "max_length":
+            if data.max_length == "fit":
+                change = "give --tokens MEAN:MAX, or a number as data.max_length"
+                raise UsageError("how long the rows are is not known: data.max_length is `fit`", where="--rows", change=change)
+            tokens = str(data.max_length)
+        train, validation = _numbers("--rows", rows)
+        mean, longest = _numbers("--tokens", tokens)
+        if validation is None:
+            share = data.split.validation
+            validation = round(train * (FILE_SHARE if isinstance(share, str) else share / data.split.train))
+        return cls(rows=train, validation_rows=validation, mean=mean, longest=mean if longest is None else longest)
+
+    def survey(self, size: MicroBatchSize, rows_per_step: int) -> Survey:
+        """Micro batches of rows of the mean length; the heaviest is of the longest rows."""
+        return Survey(
+            steps=(self._divided(min(rows_per_step, self.rows), self.mean, size),),
+            heaviest=self._divided(rows_per_step, self.longest, size)[:1],
+            validation=self._divided(self.validation_rows, self.mean, size),
+        )
+
+    def shared_share(self) -> float:
+        """None is known."""
+        return 0.0
+
+    def _divided(self, rows: int, length: int, size: MicroBatchSize) -> tuple[Extent, ...]:
+        at_once = max(1, size.tokens // length)
+        if size.packing == "off":
+            at_once = min(at_once, size.rows)
+        full, rest = divmod(rows, at_once)
+        return tuple(self._extent(number, length) for number in (*[at_once] * full, *([rest] if rest else [])))
+
+    def _extent(self, rows: int, length: int) -> Extent:
+        targets = round(rows * length * self.supervised_share)
+        return Extent(
+            rows=rows,
+            tokens=rows * length,
+            supervised=targets,
+            places=rows * length,
+            needed=targets,
+            targets=targets,
+            pairs=rows * length * (length + 1) // 2,
+            longest=length,
+        )
+
+
+def _numbers(option: str, text: str) -> tuple[int, int | None]:
+    found = re.fullmatch(r"([1-9][\d_]*)(?::(\d[\d_]*))?", text)
+    if not found:
+        raise UsageError(f"{option} {text!r} is not a number, or two with a colon", change=f"write {option} 2000 or {option} 2000:4096")
+    return int(found[1]), int(found[2]) if found[2] else None

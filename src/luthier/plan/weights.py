@@ -1,0 +1,170 @@
+"""What lies in a device's memory from load to end: weights by storage format, the adapter, gradients and optimizer state."""
+
+from dataclasses import dataclass
+
+from luthier.plan.lines import Line
+from luthier.plan.setup import DTYPE_BYTES, Quantization, Setup
+from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+
+BLOCK, NESTED_BLOCK = 64, 256
+"""bitsandbytes 0.48: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
+EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
+"""bitsandbytes' 8-bit optimizers: numbers of a state that share a float32 constant; smaller tensors keep their state in float32."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """The part of the model that one device of a pipeline has; without a pipeline it is the first and the last at once."""
+
+    layers: int
+    num_layers: int
+    """Of the model."""
+    first: bool
+    """It has the embedding."""
+    last: bool
+    """It has the head."""
+    in_flight: int
+    """Micro batches whose activations it keeps at once: 1F1B's first stage as many as there are stages, the last one."""
+
+
+def stages(shape: ModelShape, setup: Setup) -> tuple[Stage, ...]:
+    """The stages that can have the peak: the first and the last."""
+    depth = setup.layout.pipeline
+    if depth == 1:
+        return (Stage(layers=shape.num_layers, num_layers=shape.num_layers, first=True, last=True, in_flight=1),)
+    layers = -(-shape.num_layers // depth)
+    return (
+        Stage(layers=layers, num_layers=shape.num_layers, first=True, last=False, in_flight=depth),
+        Stage(layers=layers, num_layers=shape.num_layers, first=False, last=True, in_flight=1),
+    )
+
+
+def bytes_per_weight(quantization: Quantization, double_quant: bool, dtype_bytes: int) -> float:
+    """Of a matrix that is quantised, its constants included, but for int8's row scales.
+
+    nf4: 0.5 + 4/64 = 0.5625; with double quantisation 0.5 + 1/64 + 4/(64·256) = 0.5159 (QLoRA, arXiv:2305.14314: 0.127 bits a weight).
+    """
+    match quantization:
+        case "none":
+            return dtype_bytes
+        case "int8":
+            return 1.0
+        case "nf4" | "fp4":
+            return 0.5 + (1 / BLOCK + 4 / (BLOCK * NESTED_BLOCK) if double_quant else 4 / BLOCK)
+
+
+def everything_quantized(shape: ModelShape, setup: Setup) -> int:
+    """Bytes if all matrices below the head were quantised, fused experts too, as no loader does: Qwen3-Coder-30B in nf4 16.4 GB."""
+    size = DTYPE_BYTES[setup.dtype]
+    below = shape.multiplied_parameters if not shape.experts else sum(item.parameters for item in shape.linears if item.role != "head")
+    return round(below * bytes_per_weight(setup.quantization, setup.double_quant, size)) + size * (shape.parameters - below)
+
+
+def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line, ...]:
+    """A stage's weights on one device, format by format. bitsandbytes quantises nn.Linear but the head; the rest stays in `dtype`.
+
+    Trained weights are float32. Qwen2.5-7B, 7.62 G: 30.5 GB in float32, 15.2 GB in bfloat16, 5.6 GB in nf4 with double quantisation.
+    """
+    lora, layout = setup.lora != "none", setup.layout
+    size = DTYPE_BYTES[setup.dtype] if lora else 4
+    share = stage.layers / stage.num_layers
+    below = [item for item in shape.linears if item.role != "head" and (item.role != "vision" or stage.first)]
+    modules = [item for item in below if item.is_module]
+    experts = [item for item in below if not item.is_module]
+    divided = layout.tensor * (layout.data if layout.shard == "zero3" else 1)
+    over = f" / {divided} devices" if divided > 1 else ""
+    found = [_matrices(modules, setup, size, share / divided, over)]
+    if experts:
+        number = round(share * sum(item.parameters for item in experts))
+        told = f"{number:,} × {size} B{over}"
+        if setup.quantization != "none":
+            whole = everything_quantized(shape, setup) / 1e9
+            told += f": bitsandbytes leaves fused experts as they are (with them the model would have {whole:.1f} GB)"
+        found.append(Line(kind="weights", name="experts and routers", bytes=round(number * size / divided), formula=told))
+    tables = (1 if stage.first else 0) + (1 if stage.last and not (shape.tied and stage.first) else 0)
+    if tables:
+        name = "embedding and head" if stage.first and stage.last else "embedding" if stage.first else "head"
+        told = f"{tables} × {shape.vocabulary:,} × {shape.hidden:,} × {size} B{over}" + (", tied" if shape.tied else "")
+        found.append(Line(kind="weights", name=name, bytes=round(tables * shape.embedding_parameters * size / divided), formula=told))
+    other = round(share * shape.other_parameters)
+    shards = layout.data if layout.shard == "zero3" else 1
+    found.append(Line(kind="weights", name="norms, biases", bytes=round(other * size / shards), formula=f"{other:,} × {size} B"))
+    return tuple(item for item in found if item.bytes)
+
+
+def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, over: str) -> Line:
+    """nn.Linear below the head. `share` is this device's."""
+    number = sum(item.parameters for item in modules)
+    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
+    total, told = number * each, f"{number:,} × {each:.6g} B"
+    if setup.quantization == "int8":
+        rows = sum(item.count * item.d_out for item in modules)
+        total, told = total + 4 * rows, f"{told} + {rows:,} rows × 4 B"
+    name = "matrices" if setup.quantization == "none" else f"matrices in {setup.quantization}"
+    return Line(kind="weights", name=name, bytes=round(total * share), formula=told + over)
+
+
+def trained_numbers(shape: ModelShape, setup: Setup, stage: Stage) -> int:
+    """Numbers that one device trains, before gradients and optimizer are divided among replicas: the adapter's, or its part of the model.
+
+    Under tensor parallelism one half of each adapter (A where the outputs are divided, B where the inputs are) is whole on every device;
+    taken as whole here.
+    """
+    if setup.lora != "none":
+        return round(adapter_parameters(shape, setup.lora) * stage.layers / stage.num_layers)
+    tables = shape.embedding_parameters * ((1 if stage.first else 0) + (1 if stage.last and not (shape.tied and stage.first) else 0))
+    below = sum(item.parameters for item in shape.linears if item.role != "head")
+    return round((below + shape.other_parameters) * stage.layers / stage.num_layers / setup.layout.tensor + tables / setup.layout.tensor)
+
+
+def largest_trained(shape: ModelShape, setup: Setup) -> int:
+    """Numbers of the largest tensor that is trained: what a check of all values, or a gradient on its way, takes at once."""
+    if setup.lora == "none":
+        return max(shape.embedding_parameters, *(item.d_in * item.d_out for item in shape.linears))
+    return max(setup.lora.r * max(item.d_in, item.d_out) for item in adapted(shape, setup.lora))
+
+
+def optimizer_bytes(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[int, str]:
+    """AdamW's two moments, and their formula: 8 B a number in float32, or 2 B and constants in 8 bits."""
+    numbers = trained_numbers(shape, setup, stage)
+    if setup.optimizer == "adamw":
+        return 8 * numbers, f"{numbers:,} × 8 B"
+    each = 2 + 8 / EIGHT_BIT_BLOCK
+    small = _small(shape, setup) if setup.lora != "none" else round(shape.other_parameters * stage.layers / stage.num_layers)
+    large = numbers - small
+    return round(large * each + small * 8), f"{large:,} × {each:.5g} B + {small:,} in tensors of less than {EIGHT_BIT_LEAST:,} × 8 B"
+
+
+def _small(shape: ModelShape, setup: Setup) -> int:
+    """Numbers of the adapter in tensors that 8-bit optimizers leave in float32."""
+    if setup.lora == "none":
+        return shape.other_parameters
+    rank = setup.lora.r
+    halves = [(item.count, rank * width) for item in adapted(shape, setup.lora) for width in (item.d_in, item.d_out)]
+    return sum(count * numbers for count, numbers in halves if numbers < EIGHT_BIT_LEAST)
+
+
+def products_numbers(shape: ModelShape, setup: Setup, stage: Stage, *, everything: bool) -> int:
+    """Numbers of the matrices that are multiplied with: all of the stage's, or one layer's and the head's."""
+    below = sum(item.parameters for item in shape.linears if item.role not in ("head", "vision"))
+    head = shape.embedding_parameters if stage.last else 0
+    layers = stage.layers if everything else 1
+    return round((below * layers / stage.num_layers + head) / setup.layout.tensor)
+
+
+def gathered_bytes(shape: ModelShape, setup: Setup) -> tuple[int, str]:
+    """Under zero3: the layer that is computed and the next one, whole."""
+    numbers = sum(item.parameters for item in shape.linears if item.role not in ("head", "vision")) // shape.num_layers
+    size = DTYPE_BYTES[setup.dtype]
+    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
+    return round(2 * numbers * each / setup.layout.tensor), f"2 layers × {numbers:,} × {each:.4g} B"
+
+
+def loading(shape: ModelShape, setup: Setup) -> Line:
+    """What loading needs besides the weights: the file's own bfloat16 while it becomes float32; a matrix on its way to a GPU."""
+    if setup.device == "cpu" and (setup.lora == "none" or setup.dtype == "float32"):
+        return Line(name="the file, mapped", kind="transient", bytes=2 * shape.parameters, formula=f"{shape.parameters:,} × 2 B")
+    if setup.device == "cpu":  # the file's pages become the weights
+        return Line(name="the file, mapped", kind="transient", bytes=0, formula="the weights themselves")
+    largest = max(item.d_in * item.d_out for item in shape.linears)
+    return Line(name="a matrix on its way", kind="transient", bytes=2 * largest, formula=f"{largest:,} × 2 B")

@@ -1,0 +1,93 @@
+"""rates.jsonl: operations a second that earlier runs and probes on this machine reached, one line each, beside the runs."""
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+from luthier.core import jsonl
+from luthier.core.hardware import Hardware
+from luthier.runs.store import runs_root
+
+FEWEST_STEPS = 20
+"""Of a run whose rate is kept: its first ones are slower, and a few seconds are not a rate."""
+ALIKE = 2.0
+"""Factor between widths, and between places of a micro batch, up to which a rate holds for another run."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What a rate depends on."""
+
+    processor: str
+    """The GPU's name, or the processor's."""
+    threads: int
+    """Of a processor; 0 for a GPU."""
+    dtype: str
+    quantization: str
+    engine: str
+    trained: Literal["adapter", "all"]
+    hidden: int
+    """Of the model."""
+    places: float
+    """Of a micro batch, on average."""
+
+    def allow(self, other: "Circumstances") -> bool:
+        """Whether a rate that was reached under `other` holds here."""
+        same = all(
+            getattr(self, name) == getattr(other, name) for name in ("processor", "threads", "dtype", "quantization", "engine", "trained")
+        )
+        return same and _alike(self.hidden, other.hidden) and _alike(self.places, other.places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One measurement."""
+
+    source: Literal["run", "probe"]
+    name: str
+    """Of the run, or of the model that was probed."""
+    circumstances: Circumstances
+    flops: float
+    """Operations a second, counted as `luthier.plan.speed` counts them."""
+    seconds: float
+    """That were measured."""
+
+
+def threads_here(hardware: Hardware) -> int:
+    """Threads that a run on this processor will have, in so far as they are known without starting it."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    return int(said) if said.isdecimal() and int(said) > 0 else hardware.cores
+
+
+def keep(measured: Measured) -> None:
+    """Add a line."""
+    path = rates_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    jsonl.append(path, {"time": time.time(), **asdict(measured)})
+
+
+def known(circumstances: Circumstances) -> tuple[Measured, ...]:
+    """The measurements that hold here, the newest first: those of runs, or where there are none those of probes."""
+    fitting = [measured for measured in _all() if circumstances.allow(measured.circumstances)]
+    fitting.reverse()
+    return tuple(measured for measured in fitting if measured.source == "run") or tuple(fitting)
+
+
+def rates_file() -> Path:
+    """Where they are kept: runs with the folder of all runs, so that another folder has its own."""
+    return runs_root() / "rates.jsonl"
+
+
+def _all() -> Iterator[Measured]:
+    if not rates_file().exists():
+        return
+    for record in jsonl.records(rates_file()):
+        fields = {name: record[name] for name in ("source", "name", "flops", "seconds")}
+        yield Measured(circumstances=Circumstances(**record["circumstances"]), **fields)
+
+
+def _alike(one: float, other: float) -> bool:
+    return one <= ALIKE * other and other <= ALIKE * one

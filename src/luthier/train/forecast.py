@@ -1,0 +1,120 @@
+"""When a run will end, by what its first steps took: the plan's estimate, refined."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from luthier.data.order import Indices, epoch_order
+from luthier.data.store import TokenRows
+from luthier.plan.speed import Range, Time, steps_saved
+from luthier.plan.steps import Steps
+from luthier.runs.rates import FEWEST_STEPS, Circumstances, Measured
+
+ENOUGH = 10
+"""Steps after which a run is forecast; the first of them, in which memory is new and shapes are unseen, does not count."""
+LEAST_SPREAD = 0.03
+"""Of a forecast, either way: a quiet machine's own drift over minutes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """What is known of a run before it begins."""
+
+    tokens: Sequence[int] | Indices
+    """Of each step's rows, from step 1."""
+    evaluations: Sequence[int]
+    """Steps that are followed by a validation."""
+    saves: Sequence[int]
+    """Steps that are followed by a save."""
+    step_seconds: float
+    """As planned, on average."""
+    validation_seconds: float
+    """As planned, of one."""
+    save_seconds: float
+    """As planned, of one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """What this process took for one thing, and at which step."""
+
+    kind: Literal["step", "validation", "save"]
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """Seconds from the run's first step to its last, and those of it that are left."""
+
+    total: Range
+    left: Range
+    step: float
+    """Of a step, on average."""
+
+
+def schedule_of(rows: TokenRows, steps: Steps, seed: int, planned: Time) -> Schedule:
+    """The schedule of a run over these rows, with the plan's times until there are measured ones."""
+    saves = steps_saved(steps)
+    return Schedule(
+        tokens=step_tokens(rows, steps, seed),
+        evaluations=steps.evaluations,
+        saves=saves,
+        step_seconds=planned.step,
+        validation_seconds=planned.validation / max(1, len(steps.evaluations)),
+        save_seconds=planned.saves / len(saves),
+    )
+
+
+def step_tokens(rows: TokenRows, steps: Steps, seed: int) -> Indices:
+    """Tokens of each step's rows, from step 1."""
+    starts = np.arange(0, len(rows), steps.global_batch_size)
+    epochs = range(math.ceil(steps.total / len(starts)))
+    tokens = [np.add.reduceat(rows.lengths[epoch_order(seed, epoch, rows)].astype(np.int64), starts) for epoch in epochs]
+    return np.concatenate(tokens)[: steps.total]
+
+
+def forecast(schedule: Schedule, timings: Sequence[Timing]) -> Forecast:
+    """How long the run takes in all, from what this process has taken since it started or resumed; two steps are the least.
+
+    A token's seconds are the steps' mean without the fastest and the slowest; the first step never counts. A validation or save that has
+    not come yet takes what was planned, validations times what the steps take of their plan.
+    """
+    steps = [timing for timing in timings if timing.kind == "step"][1:]
+    paces = sorted(timing.seconds / int(schedule.tokens[timing.step - 1]) for timing in steps)
+    pace = statistics.fmean(paces[1:-1] or paces)
+    mean = pace * float(np.mean(schedule.tokens))
+    slower = mean / schedule.step_seconds if schedule.step_seconds else 1.0
+    validation = _median(timings, "validation", schedule.validation_seconds * slower)
+    save = _median(timings, "save", schedule.save_seconds)
+    done = max(timing.step for timing in timings)
+
+    def seconds(after: int) -> float:
+        """Of what comes after this step."""
+        validations, saves = (sum(step > after for step in found) for found in (schedule.evaluations, schedule.saves))
+        return pace * float(np.sum(schedule.tokens[after:])) + validation * validations + save * saves
+
+    spread = max(LEAST_SPREAD, 2 * statistics.pstdev(paces) / math.sqrt(len(paces)) / pace)  # two standard errors of a mean
+    return Forecast(total=_around(seconds(0), spread), left=_around(seconds(done), spread), step=mean)
+
+
+def run_rate(name: str, here: Circumstances, operations_per_token: float, schedule: Schedule, timings: Sequence[Timing]) -> Measured | None:
+    """What a run reached in all its steps but the first, for the plans of later ones; None of a run too short to tell."""
+    steps = [timing for timing in timings if timing.kind == "step"][1:]
+    if len(steps) + 1 < FEWEST_STEPS:
+        return None
+    tokens, seconds = sum(int(schedule.tokens[timing.step - 1]) for timing in steps), sum(timing.seconds for timing in steps)
+    return Measured(source="run", name=name, circumstances=here, flops=operations_per_token * tokens / seconds, seconds=seconds)
+
+
+def _median(timings: Sequence[Timing], kind: Literal["validation", "save"], planned: float) -> float:
+    found = [timing.seconds for timing in timings if timing.kind == kind]
+    return statistics.median(found) if found else planned
+
+
+def _around(seconds: float, spread: float) -> Range:
+    return Range(low=seconds * (1 - spread), mid=seconds, high=seconds * (1 + spread))

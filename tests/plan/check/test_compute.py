@@ -1,0 +1,95 @@
+"""Number formats, the fast path, and how devices divide the model: each mistake, and what just is none."""
+
+import pytest
+
+from tests.plan.check.cases import World, found, gpu, host, only
+
+HERE = "launch.gpu=here"
+MIXTURE = ("model.base=Qwen/Qwen3-30B-A3B", "launch.gpu=H200")
+DIVIDED = ("model.base=Qwen/Qwen3-4B", "launch.gpu=H200x4", "parallel.tensor=2")
+
+
+def test_padded_rows_leave_the_fast_path() -> None:
+    finding = only("fast-path-off", HERE, "data.packing=off", "model.attention=sdpa")
+    assert (finding.severity, len(finding.changes)) == ("warn", 2)
+    assert finding.message.endswith("because model.attention is sdpa; data.packing is off: about 4.8 × the time")
+
+
+def test_dora_keeps_pefts_layers_on_a_cpu() -> None:
+    assert only("fast-path-off", HERE, "lora.use_dora=true").severity == "note"
+
+
+def test_a_model_that_is_not_known_is_not_fused() -> None:
+    finding = found(HERE, "model.base=google/gemma-3-4b-it")["fast-path-off"]
+    assert (finding.severity, finding.changes) == ("note", ())
+
+
+def test_bfloat16_on_a_t4_is_emulated() -> None:
+    assert only("bfloat16-emulated", "launch.gpu=T4", "model.dtype=bfloat16").changes[0].value == "float16"
+
+
+def test_float16_on_a_cpu_is_refused() -> None:
+    assert only("float16-on-cpu", HERE, "model.dtype=float16").severity == "refuse"
+
+
+def test_an_8_bit_optimizer_saves_nothing_beside_frozen_weights() -> None:
+    finding = only("optimizer-8bit-pointless", "training.optimizer=adamw_8bit")
+    assert 0.7 < float(finding.evidence["saved_bytes"]) / (6 * 10_092_544) < 1.1
+
+
+def test_int8_is_slower_than_what_fits_as_well() -> None:
+    finding = only("int8-slower", "model.quantization=int8")
+    assert finding.changes[0].value == "none"
+
+
+def test_where_plain_weights_do_not_fit_nf4_does() -> None:
+    recipe = ("model.base=Qwen/Qwen2.5-7B-Instruct", "launch.gpu=T4", "model.dtype=float16", "model.quantization=int8")
+    assert only("int8-slower", *recipe, "training.gradient_checkpointing=true").changes[0].value == "nf4"
+
+
+def test_quantization_does_not_reach_fused_experts() -> None:
+    finding = only("experts-not-quantized", *MIXTURE, "model.quantization=nf4")
+    assert float(finding.evidence["weight_bytes"]) > 58e9
+
+
+def test_a_quantised_model_that_fits_one_device_need_not_be_divided() -> None:
+    finding = only("quantization-unplanned", *DIVIDED, "model.quantization=nf4", "parallel.data=2")
+    assert [(change.path, change.value) for change in finding.changes] == [
+        ("parallel.tensor", 1),
+        ("parallel.pipeline", 1),
+        ("parallel.data", 4),
+    ]
+
+
+def test_more_ranks_than_devices_are_refused_here_and_rented_elsewhere() -> None:
+    assert only("more-ranks-than-devices", HERE, "parallel.data=2", world=World(host=host(gpu()))).severity == "refuse"
+    finding = only("more-ranks-than-devices", "launch.gpu=H100", "parallel.data=2")
+    assert (finding.severity, finding.changes[0].value) == ("warn", "H100x2")
+
+
+def test_a_pipeline_of_one_micro_batch_takes_turns() -> None:
+    finding = only("pipeline-bubble", "launch.gpu=H100x2", "parallel.pipeline=2")
+    assert finding.evidence == {"stages": 2, "micro_batches": 1.0, "idle_share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("fast-path-off", [HERE]),
+        ("fast-path-off", [HERE, "lora.dropout=0.1"]),
+        ("fast-path-off", ["lora.use_dora=true"]),  # on a GPU, layers are transformers' in any case
+        ("bfloat16-emulated", ["launch.gpu=T4"]),
+        ("bfloat16-emulated", ["launch.gpu=L4", "model.dtype=bfloat16"]),
+        ("float16-on-cpu", ["launch.gpu=T4", "model.dtype=float16"]),
+        ("optimizer-8bit-pointless", ["training.optimizer=adamw_8bit", "lora=none", "training.learning_rate=3e-5"]),
+        ("int8-slower", ["model.quantization=nf4"]),
+        ("experts-not-quantized", [*MIXTURE]),
+        ("experts-not-quantized", ["model.quantization=nf4"]),
+        ("quantization-unplanned", [*DIVIDED]),
+        ("more-ranks-than-devices", ["launch.gpu=H100x2", "parallel.data=2"]),
+        ("more-ranks-than-devices", [HERE, "parallel.data=2"]),  # processes share a CPU
+        ("pipeline-bubble", ["launch.gpu=H100x2", "parallel.pipeline=2", "training.micro_batch_size=1"]),
+    ],
+)
+def test_what_just_is_no_mistake_is_not_found(code: str, changes: list[str]) -> None:
+    assert code not in found(*changes)

@@ -1,0 +1,163 @@
+"""What `auto` becomes: the fastest that fits, and why the rest was rejected."""
+
+from dataclasses import replace
+
+import pytest
+
+from luthier.core.errors import PlanRefused
+from luthier.core.hardware import Hardware
+from luthier.plan.hardware import device_of
+from luthier.plan.layout import HEADROOM, Place, Task, choose, place_of, remedies
+from luthier.plan.setup import Sizes
+from luthier.plan.shape import known_config, shape_of
+from luthier.plan.stated import StatedWorkload
+from luthier.recipe.schema import Recipe
+from luthier.runs.workload import MicroBatchSize
+
+PROCESSOR = Hardware(processor="EPYC", cores=2, memory_bytes=24 * 2**30, bfloat16=True, gpus=())
+
+
+class Shared(StatedWorkload):
+    """Rows of which half the tokens are shared."""
+
+    def shared_share(self) -> float:
+        return 0.5
+
+
+def task(base: str = "Qwen/Qwen3-0.6B", gpu: str = "A100-80GB", **sections: object) -> Task:
+    fields = {"name": "plan", "model": {"base": base}, "data": {"sources": [{"path": "rows.jsonl"}]}, "launch": {"gpu": gpu}}
+    recipe = Recipe.model_validate({**fields, **sections})
+    config = known_config(base)
+    assert config
+    workload = StatedWorkload(rows=2000, validation_rows=200, mean=300, longest=1000)
+    return Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place_of(gpu, PROCESSOR))
+
+
+def with_free(given: Task, free_bytes: int) -> Task:
+    return replace(given, place=replace(given.place, free_bytes=free_bytes))
+
+
+def told(given: Task) -> dict[str, object]:
+    return {item.path: item.value for item in choose(given).resolved}
+
+
+def test_what_fits_is_taken_whole() -> None:
+    chosen = choose(task())
+    assert chosen.setup.micro_batch == MicroBatchSize(rows=16, tokens=16000, packing="bins")
+    assert not chosen.setup.checkpoint_activations
+    assert chosen.rejected == ()
+    assert told(task()) == {
+        "model.attention": "luthier",
+        "model.dtype": "bfloat16",
+        "data.packing": "bins",
+        "parallel.data": 1,
+        "training.micro_batch_size": 16,
+        "training.gradient_checkpointing": False,
+    }
+
+
+def test_where_memory_is_short_the_micro_batch_goes_before_recomputing() -> None:
+    large = choose(task())
+    needed = {False: large.memory.peak_bytes}
+    short = choose(with_free(task(), int(large.memory.peak_bytes * 0.8)))
+    assert (short.setup.micro_batch.tokens, short.setup.checkpoint_activations) == (8000, False)
+    assert [(item.path, item.value) for item in short.rejected] == [("training.micro_batch_size", "16000 tokens")]
+    assert f"{needed[False] / 1e9:.3g}" in short.rejected[0].why
+    one_row = choose(with_free(task(training={"gradient_checkpointing": False}), 1))
+    assert one_row.setup.micro_batch.tokens == 1000
+    shortest = choose(with_free(task(), int(one_row.memory.peak_bytes / HEADROOM * 0.99)))
+    assert shortest.setup.checkpoint_activations
+    assert shortest.memory.fits
+
+
+def test_what_the_recipe_says_is_taken_also_where_it_does_not_fit() -> None:
+    said = with_free(task(training={"micro_batch_size": 4, "gradient_checkpointing": False}), 1)
+    chosen = choose(said)
+    assert chosen.setup.micro_batch == MicroBatchSize(rows=4, tokens=4000, packing="bins")
+    assert not chosen.memory.fits
+    assert {item.why for item in chosen.resolved if item.path.startswith("training")} == {"the recipe says so"}
+
+
+def test_sizes_that_were_tried_and_failed_are_not_tried_again() -> None:
+    first = choose(task(training={"micro_batch_size": 4}))
+    second = choose(replace(task(training={"micro_batch_size": 4}), failed=(first.setup.sizes,)))
+    assert second.setup.micro_batch == MicroBatchSize(rows=4, tokens=2000, packing="bins")
+    assert second.rejected[-1].why == "tried, and out of memory"
+    every = [
+        Sizes(micro_batch=MicroBatchSize(rows=16, tokens=tokens, packing="bins"), checkpoint_activations=on)
+        for on in (False, True)
+        for tokens in (16000, 8000, 4000, 2000, 1000)
+    ]
+    with pytest.raises(PlanRefused, match="one row of 1000 tokens, was tried and is out of memory"):
+        choose(replace(task(), failed=tuple(every)))
+
+
+def test_a_run_that_goes_on_keeps_its_sizes() -> None:
+    begun = Sizes(micro_batch=MicroBatchSize(rows=3, tokens=777, packing="tree"), checkpoint_activations=True)
+    chosen = choose(replace(task(), begun=begun))
+    assert chosen.setup.sizes == begun
+    assert {item.why for item in chosen.resolved if item.path.startswith("training")} == {"as when the run began"}
+
+
+@pytest.mark.parametrize(
+    ("sections", "engine"),
+    [
+        ({}, "fused"),
+        ({"lora": "none"}, "packed"),
+        ({"lora": {"use_dora": True}}, "packed"),
+        ({"data": {"sources": [{"path": "rows.jsonl"}], "packing": "off"}}, "plain"),
+        ({"model": {"base": "Qwen/Qwen3-0.6B", "attention": "sdpa"}}, "plain"),
+        ({"model": {"base": "Qwen/Qwen3-0.6B", "quantization": "nf4"}}, "packed"),
+    ],
+)
+def test_the_engine_on_a_processor_follows_from_the_recipe(sections: dict[str, object], engine: str) -> None:
+    here = replace(task(**sections), place=Place(device=place_of("here", PROCESSOR).device, count=1, free_bytes=10**11))
+    assert choose(here).setup.engine == engine
+    assert choose(task(**sections)).setup.engine == ("packed" if engine == "fused" else engine)
+
+
+def test_rows_are_packed_as_a_tree_where_enough_is_shared() -> None:
+    given = task()
+    shared = Shared(rows=2000, validation_rows=200, mean=300, longest=1000)
+    assert told(replace(given, workload=shared))["data.packing"] == "tree"
+    assert told(given)["data.packing"] == "bins"
+
+
+def test_packs_that_cannot_be_are_refused_only_where_the_recipe_wants_them() -> None:
+    model = {"base": "Qwen/Qwen3-0.6B", "attention": "sdpa"}
+    assert told(task(model=model))["data.packing"] == "off"
+    with pytest.raises(PlanRefused, match=r"(?s)model\.attention is sdpa.*data\.packing: off"):
+        choose(task(model=model, data={"sources": [{"path": "rows.jsonl"}], "packing": "tree"}))
+
+
+def test_a_gpu_without_bfloat16_computes_in_float32() -> None:
+    assert told(task(gpu="T4"))["model.dtype"] == "float32"
+    assert told(task(gpu="T4", model={"base": "Qwen/Qwen3-0.6B", "dtype": "bfloat16"}))["model.dtype"] == "bfloat16"
+
+
+def test_replicas_are_what_the_devices_leave() -> None:
+    assert told(task(gpu="H200x4"))["parallel.data"] == 4
+    split = task(gpu="H200x4", parallel={"tensor": 2})
+    assert told(split)["parallel.data"] == 2
+    assert split.rows_per_step == 8
+
+
+def test_remedies_are_changes_after_which_it_fits_the_cheapest_first() -> None:
+    seven = task("Qwen/Qwen2.5-7B-Instruct", "T4", model={"base": "Qwen/Qwen2.5-7B-Instruct", "dtype": "float32"})
+    assert not choose(seven).memory.fits
+    changes = remedies(seven)
+    assert changes
+    assert len(changes) <= 3
+    for change in changes:
+        section, _, field = change.path.partition(".")
+        recipe = seven.recipe.model_copy(update={section: getattr(seven.recipe, section).model_copy(update={field: change.value})})
+        place = place_of(recipe.launch.gpu, PROCESSOR)
+        assert choose(replace(seven, recipe=recipe, place=place)).memory.fits
+        assert "GB" in change.why
+
+
+def test_a_device_is_found_by_its_name() -> None:
+    place = place_of("H200x4", PROCESSOR)
+    assert (place.device, place.count) == device_of("H200x4")
+    assert place.free_bytes == place.device.memory_bytes
+    assert place_of("here", PROCESSOR).device.name == "EPYC"

@@ -1,0 +1,101 @@
+"""The recipes in `recipes/` can be taken as they are: they load, and with their tiny file they run here in a few steps."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from luthier.core.errors import DataError
+from luthier.data.read import files_of
+from luthier.plan.hardware import device_of
+from luthier.recipe.load import LoadedRecipe, load
+from luthier.recipe.schema import Recipe
+
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted((*FOLDER.glob("*.yaml"), *FOLDER.glob("*.toml")))
+SEEDS = [
+    *("chess-coach-4b.yaml", "chess-coach-35b.yaml", "crafter-30b.toml", "nothing-gpt-3b.yaml"),
+    *("qwen3-guide-0.6b.yaml", "qwen3-guide-1.7b.yaml", "cpu-coder-7b.yaml"),
+]
+"""Recipes out of users' notes, whose rows they have and we have not."""
+TINY_ITSELF = "quickstart.yaml"
+WITH_TINY = [recipe for recipe in RECIPES if recipe.name != TINY_ITSELF]
+TWO_MINUTES = 120
+
+recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+recipes_with_tiny = pytest.mark.parametrize("recipe", WITH_TINY, ids=lambda recipe: recipe.name)
+
+
+def tiny_of(recipe: Path) -> Path:
+    return FOLDER / "tiny" / f"{recipe.stem}.yaml"
+
+
+def tiny(recipe: Path) -> LoadedRecipe:
+    return load(recipe, [f"@{tiny_of(recipe)}"])
+
+
+def values(recipe: Recipe) -> dict[str, object]:
+    """Dotted key → value, down to lists and texts."""
+
+    def below(value: object, key: str) -> dict[str, object]:
+        if not isinstance(value, dict):
+            return {key: value}
+        return {name: leaf for inner in value for name, leaf in below(value[inner], f"{key}.{inner}".lstrip(".")).items()}
+
+    return below(recipe.model_dump(exclude_none=True), "")
+
+
+def test_all_of_the_designs_recipes_are_there() -> None:
+    assert {*SEEDS, "debian-sections.yaml", TINY_ITSELF} <= {recipe.name for recipe in RECIPES}
+
+
+@recipes
+def test_a_recipe_loads_and_its_rows_are_there_or_named(recipe: Path) -> None:
+    for source in load(recipe).recipe.data.sources:
+        if recipe.name == TINY_ITSELF:
+            assert all(file.is_file() for file in files_of(source))
+        elif not Path(source.path).exists():
+            with pytest.raises(DataError, match=Path(source.path).name):
+                files_of(source)
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_a_seeds_recipe_keeps_its_rows_beside_itself_and_names_a_device_that_is_known(name: str) -> None:
+    recipe = load(FOLDER / name).recipe
+    assert all(Path(source.path).is_relative_to(FOLDER / "data") for source in recipe.data.sources)
+    if recipe.launch.gpu != "here":
+        _, number = device_of(recipe.launch.gpu)
+        data = recipe.parallel.data if recipe.parallel.data != "auto" else 1
+        assert number == data * recipe.parallel.tensor * recipe.parallel.pipeline
+
+
+@recipes_with_tiny
+def test_a_tiny_file_brings_base_and_rows_and_names_the_run_apart(recipe: Path) -> None:
+    loaded = tiny(recipe).recipe
+    assert loaded.name == f"{recipe.stem}-tiny"
+    assert loaded.model.base == "demo" and loaded.model.quantization == "none"
+    assert all(file.is_file() for source in loaded.data.sources for file in files_of(source))
+    assert loaded.training.max_steps in range(4, 11)
+
+
+@recipes_with_tiny
+def test_a_tiny_file_says_only_what_changes(recipe: Path) -> None:
+    before, after = values(load(recipe).recipe), tiny(recipe)
+    said = {key for key, place in after.provenance.items() if place.startswith("tiny/") and not key.startswith("data.sources")}
+    assert len(said) >= 3
+    assert {key for key in said if key in before and values(after.recipe)[key] == before[key]} == set()
+
+
+@pytest.mark.slow
+@recipes_with_tiny
+def test_a_recipe_with_its_tiny_file_trains_to_the_end(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    place = tmp_path_factory.getbasetemp() / "recipes"  # one for all: the same rows are prepared once
+    environment = os.environ | {"LUTHIER_RUNS": str(place / "runs")}
+    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), f"@{tiny_of(recipe)}"]
+    ended = subprocess.run(
+        command, env=environment, cwd=tmp_path_factory.getbasetemp(), capture_output=True, text=True, timeout=TWO_MINUTES
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (place / "runs" / f"{recipe.stem}-tiny" / "adapter" / "adapter_model.safetensors").is_file()

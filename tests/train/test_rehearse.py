@@ -1,0 +1,80 @@
+"""The worst case is tried before step 1, and leaves nothing behind."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from luthier.core import jsonl
+from luthier.core.errors import PlanRefused
+from luthier.train.rehearse import rehearse
+from luthier.train.run import _fullest, _set_up, train
+from tests.train.workshop import Workshop
+
+
+@pytest.mark.parametrize("lora", [{"r": 4, "dropout": 0.1}, "none"])
+def test_a_rehearsal_teaches_nothing_and_leaves_nothing(workshop: Workshop, lora: object) -> None:
+    job = workshop.job(lora=lora)
+    loop, _ = _set_up(job)
+    before = {name: weight.clone() for name, weight in loop.model.state_dict().items()}
+    done = rehearse(loop, job.prepared.rows("train"), _fullest(job))
+    assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
+    assert not loop.optimizer.state
+    assert all(parameter.grad is None for parameter in loop.model.parameters())
+    assert loop.model.training
+    assert not (job.folder.path / "rehearsal").exists()
+    assert done.peak_bytes > 10**8
+    assert min(done.micro_batch_seconds, done.validation_seconds, done.save_seconds) > 0
+
+
+def test_the_run_tells_what_the_worst_case_took_beside_what_was_planned(workshop: Workshop) -> None:
+    job = workshop.job(training={"max_steps": 1})
+    train(job)
+    (rehearsed,) = [record for record in jsonl.records(job.folder.events) if record["event"] == "rehearsed"]
+    assert rehearsed["planned_bytes"] == json.loads(job.folder.plan.read_text())["memory"]["peak_bytes"]
+    assert rehearsed["peak_bytes"] > 0
+
+
+@contextmanager
+def memory_for(tokens: int) -> Iterator[None]:
+    """A machine on which a larger micro batch is out of memory: an embedding of more tokens asks torch for an exabyte besides."""
+
+    def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if torch.is_grad_enabled() and isinstance(module, nn.Embedding) and inputs[0].numel() > tokens:
+            torch.empty(2**60, dtype=torch.uint8)
+
+    handle = register_module_forward_pre_hook(embed)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("micro_batch_size", ["auto", 4])
+def test_out_of_memory_leads_to_smaller_micro_batches_and_the_same_update(workshop: Workshop, micro_batch_size: int | str) -> None:
+    sections: dict[str, Any] = {"training": {"micro_batch_size": micro_batch_size, "max_steps": 3}, "data": {"packing": "bins"}}
+    whole, short = workshop.job("whole", **sections), workshop.job("short", **sections)
+    longest = whole.plan.facts.task.workload.longest
+    train(whole)
+    with memory_for(longest + 5):
+        train(short)
+    (retried,) = [record for record in jsonl.records(short.folder.events) if record["event"] == "out_of_memory"][-1:]
+    assert "can't allocate memory" in retried["reason"]
+    assert retried["next"]["tokens"] <= longest + 5
+    assert json.loads(short.folder.plan.read_text())["sizes"]["tokens"] == retried["next"]["tokens"]
+    weights = [load_file(job.folder.adapter / "adapter_model.safetensors") for job in (whole, short)]
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_where_one_row_is_too_much_the_run_is_refused(workshop: Workshop) -> None:
+    job = workshop.job()
+    with memory_for(2), pytest.raises(PlanRefused, match="was tried and is out of memory"):
+        train(job)
+    assert not job.folder.adapter.exists()
