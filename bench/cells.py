@@ -4,7 +4,7 @@ import gc
 import json
 import os
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,12 @@ from luthier.data.prepare import prepare
 from luthier.data.store import Prepared, RowWriter, TokenRow
 from luthier.data.survey import PreparedWorkload
 from luthier.data.tokenizer import load_tokenizer
-from luthier.model.load import load_model
+from luthier.model.load import load_model, resolve_device
 from luthier.plan.layout import Task, place_of
 from luthier.plan.plan import Facts, Plan, make
 from luthier.plan.shape import shape_of
 from luthier.plan.speed import Range, Rate
-from luthier.recipe.schema import Model, Recipe
+from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train import run
 from luthier.train.host import release_freed_memory
@@ -66,25 +66,52 @@ class Cell:
         return f"{self.size} {what} {self.dtype} {self.packing} {self.rows} × {self.length} {self.lengths}{recompute}"
 
 
-def train_cell(cell: Cell, work: Path) -> dict[str, Any]:
-    """Train the cell here and now, in a process that has done nothing else; bytes of memory, and what the run resolved."""
-    job = make_job(cell, work)
-    marks: dict[str, int] = {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """Memory of a cell's run above what the loaded model takes, in bytes."""
 
-    def loaded(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        base = load_model(model, dtype, device)
+    cell: Cell
+    engine: str
+    peak_at: str
+    loaded: int
+    """The whole process with the model loaded; on a GPU what torch has reserved."""
+    measured: int
+    planned: int
+    lines: tuple[tuple[str, str, int], ...]
+    """Name, kind and bytes of the ledger's lines."""
+
+    @property
+    def error(self) -> float:
+        """Of the plan, relative; below 0 it said too little."""
+        return self.planned / self.measured - 1
+
+
+def measure(cell: Cell, work: Path) -> Measured:
+    """Train the cell here and now, in a process that has done nothing else."""
+    job, device = make_job(cell, work), resolve_device()
+    loaded: list[int] = []
+
+    def load_and_begin(*asked: Any) -> PreTrainedModel:
+        base: PreTrainedModel = load_model(*asked)
         for weight in base.parameters():
             weight.sum()  # pages of a mapped file count once they are touched
         gc.collect()
         release_freed_memory()
-        marks["loaded"] = begin_peak(device)
+        loaded.append(begin_peak(device))
         return base
 
-    run.load_model = loaded  # type: ignore[assignment]  # between loading and the rest there is no other place to measure
-    run.train(job)
-    peak = peak_bytes(run.resolve_device())
-    plan = json.loads(job.folder.plan.read_text(encoding="utf-8"))
-    return {"cell": asdict(cell), "loaded": marks["loaded"], "peak": peak, "sizes": plan["sizes"], "engine": _engine(job)}
+    run.load_model = load_and_begin  # between loading and the rest there is no other place to begin
+    memory = run.train(job).plan.chosen.memory
+    peak = peak_bytes(device)
+    return Measured(
+        cell=cell,
+        engine=job.plan.setup.engine,
+        peak_at=memory.peak_at,
+        loaded=loaded[0],
+        measured=peak - loaded[0],
+        planned=memory.peak_bytes - sum(line.bytes for line in memory.lines if line.kind == "weights" or line.name == "process"),
+        lines=tuple((line.name, line.kind, line.bytes) for line in memory.lines),
+    )
 
 
 def begin_peak(device: torch.device) -> int:
@@ -212,11 +239,6 @@ def _questions(work: Path) -> Path:
             turns = [{"role": "user", "content": f"What is {number}?"}, {"role": "assistant", "content": "a number"}]
             jsonl.append(path, {"messages": turns})
     return path
-
-
-def _engine(job: TrainingJob) -> str:
-    (told,) = (event for event in jsonl.records(job.folder.path / "events.jsonl") if event["event"] == "engine")
-    return json.dumps(told)
 
 
 def _status(field: str) -> int:

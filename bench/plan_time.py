@@ -7,15 +7,15 @@ same run, stands beside the errors. A run's seconds are those of its steps, vali
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +23,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # a child's `python bench/pl
 
 import torch
 
-from bench.cells import ROWS, ROWS_PER_STEP, VALIDATION_ROWS, Cell, make_job
+from bench.cells import ROWS_PER_STEP, Cell, make_job, plan_of
 from luthier.core import jsonl
 from luthier.core.hardware import this_machine
-from luthier.data.order import rows_of_step
-from luthier.data.survey import PreparedWorkload
-from luthier.plan.hardware import here
-from luthier.plan.rate import circumstances
-from luthier.plan.setup import Setup
-from luthier.plan.shape import shape_of
-from luthier.plan.speed import Range, Rate, Time, estimate
-from luthier.plan.steps import count_steps
-from luthier.runs.workload import MicroBatchSize
-from luthier.train.forecast import ENOUGH, Timing, forecast, schedule_of
-from luthier.train.probe import Trial, probe
+from luthier.core.progress import Silent
+from luthier.plan.plan import make
+from luthier.train.forecast import ENOUGH
+from luthier.train.rate import RateHere
 from luthier.train.run import TrainingJob, train
 
 STEPS = 40
@@ -132,87 +125,44 @@ def _pair(cell: Cell, work: Path) -> Pair:
 
 
 def _child(what: str, cell: Cell, work: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, what, json.dumps(asdict(cell)), str(work)]
-    environment = {**os.environ, "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000")}  # as luthier's command line does
-    answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True)
+    """A process that knows of no earlier run, with the waiting of threads that luthier's command line asks for."""
+    with tempfile.TemporaryDirectory() as runs:
+        environment = {"GOMP_SPINCOUNT": "20000", **os.environ, "LUTHIER_RUNS": runs}
+        command = [sys.executable, __file__, what, json.dumps(asdict(cell)), str(work)]
+        answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True)
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])
     return found
 
 
-def _predict(cell: Cell, work: Path) -> dict[str, float]:
-    """The whole run's seconds by a probe."""
-    job = _job(cell, work)
-    planned, seconds = _planned(job, cell, None)
-    return {"predicted": planned.total.mid, "seconds": seconds}
+def _probe(cell: Cell, work: Path) -> dict[str, float]:
+    """The whole run's seconds, as a plan says that makes a probe."""
+    facts = _job(cell, work).plan.facts
+    config = json.loads((Path(facts.task.recipe.model.base) / "config.json").read_text(encoding="utf-8"))
+    began = time.perf_counter()
+    rate = RateHere(task=facts.task, config=config, host=facts.host, progress=Silent(), probe=True)
+    planned = make(replace(facts, rate=rate)).time
+    if planned.rate.source != "probe":
+        raise SystemExit(f"the rate is not from a probe but {planned.rate.source}")
+    return {"predicted": planned.total.mid, "seconds": time.perf_counter() - began}
 
 
 def _run(cell: Cell, work: Path) -> dict[str, float]:
-    """The run's real seconds, and what its first steps forecast."""
+    """The run's real seconds, and what it said after its first steps."""
     job = _job(cell, work)
     train(job)
-    timings = _timings(job)
-    known = [timing for timing in timings if timing.step <= ENOUGH]
-    planned, _ = _planned(job, cell, Rate(flops=Range(low=1e11, mid=1e11, high=1e11), source="any"))
-    found = forecast(schedule_of(job.prepared.rows("train"), job.steps, job.recipe.seed, planned), known)
-    return {"real": sum(timing.seconds for timing in timings), "forecast": found.total.mid}
+    events = list(jsonl.records(job.folder.events))
+    (told,) = (event for event in events if event["event"] == "forecast")
+    saves = sum(event["seconds"] for event in events if event["event"] == "saved")
+    return {"real": saves + sum(line["seconds"] for line in jsonl.records(job.folder.metrics)), "forecast": told["total"]["mid"]}
 
 
 def _job(cell: Cell, work: Path) -> TrainingJob:
     """The cell's job with STEPS steps, validated and saved twice."""
     job = make_job(cell, work)
-    recipe = job.recipe.model_copy(
-        update={
-            "training": job.recipe.training.model_copy(update={"max_steps": STEPS}),
-            "checkpoints": job.recipe.checkpoints.model_copy(update={"eval_steps": STEPS // 2, "save_steps": STEPS // 2}),
-        }
-    )
-    return dataclasses.replace(job, recipe=recipe, steps=count_steps(ROWS, VALIDATION_ROWS, recipe.training, recipe.checkpoints))
-
-
-def _planned(job: TrainingJob, cell: Cell, rate: Rate | None) -> tuple[Time, float]:
-    """The plan's time at this rate, or at the probe's; and the probe's seconds."""
-    rows, recipe = job.prepared.rows("train"), job.recipe
-    workload = PreparedWorkload(train=rows, validation=job.prepared.rows("validation"), seed=recipe.seed, global_batch_size=ROWS_PER_STEP)
-    config = json.loads((Path(recipe.model.base) / "config.json").read_text(encoding="utf-8"))
-    setup, shape = _setup(job, cell, workload.longest), shape_of(config)
-    survey = workload.survey(setup.micro_batch, ROWS_PER_STEP)
-    seconds = 0.0
-    if rate is None:
-        began = time.perf_counter()
-        where = circumstances(here(dataclasses.replace(this_machine(), gpus=()))[0], torch.get_num_threads(), shape, setup, survey)
-        taken = rows_of_step(1, ROWS_PER_STEP, recipe.seed, rows)
-        flops = probe(Trial(config=config, setup=setup, rows=rows, taken=taken, circumstances=where)).flops
-        rate, seconds = Rate(flops=Range(low=flops, mid=flops, high=flops), source="probe"), time.perf_counter() - began
-    return estimate(shape, setup, survey, job.steps, rate), seconds
-
-
-def _setup(job: TrainingJob, cell: Cell, longest: int) -> Setup:
-    return Setup(
-        device="cpu",
-        dtype=cell.dtype,
-        quantization="none",
-        double_quant=False,
-        lora=job.recipe.lora,
-        optimizer="adamw",
-        engine="plain" if cell.packing == "off" else "fused" if cell.rank else "packed",
-        chunked_head=cell.rank > 0,
-        micro_batch=MicroBatchSize(rows=cell.rows, tokens=cell.rows * longest, packing=cell.packing),
-        checkpoint_activations=cell.checkpointing,
-    )
-
-
-def _timings(job: TrainingJob) -> list[Timing]:
-    """Steps, validations and saves in the order in which they were."""
-    lines = [
-        Timing(kind="step" if line["kind"] == "train" else "validation", step=line["step"], seconds=line["seconds"])
-        for line in jsonl.records(job.folder.metrics)
-    ]
-    saves = [
-        Timing(kind="save", step=event["step"], seconds=event["seconds"])
-        for event in jsonl.records(job.folder.events)
-        if event["event"] == "saved"
-    ]
-    return sorted([*lines, *saves], key=lambda timing: timing.step)
+    training = job.recipe.training.model_copy(update={"max_steps": STEPS})
+    checkpoints = job.recipe.checkpoints.model_copy(update={"eval_steps": STEPS // 2, "save_steps": STEPS // 2})
+    recipe = job.recipe.model_copy(update={"training": training, "checkpoints": checkpoints})
+    return replace(job, plan=plan_of(recipe, job.prepared))
 
 
 def _spread(errors: Sequence[float]) -> str:
@@ -235,5 +185,5 @@ def _cell(text: str) -> Cell:
 
 
 if __name__ == "__main__":
-    do = {"probe": _predict, "run": _run}[sys.argv[1]]
+    do = {"probe": _probe, "run": _run}[sys.argv[1]]
     print(json.dumps(do(_cell(sys.argv[2]), Path(sys.argv[3]))))

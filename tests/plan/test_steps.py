@@ -34,6 +34,11 @@ def test_max_steps_overrules_epochs_and_a_share_is_of_all_steps() -> None:
     assert plan.evaluations == tuple(range(4, 41, 4))
 
 
+def test_by_default_a_run_validates_and_saves_ten_times() -> None:
+    plan = steps(1600, epochs=3, global_batch_size=16)
+    assert plan.saves == plan.evaluations == tuple(range(30, 301, 30))
+
+
 def test_half_an_epoch_rounds_up_to_whole_steps() -> None:
     assert steps(100, epochs=0.5, global_batch_size=16).total == 4  # half of 7
     assert steps(100, epochs=1.1, global_batch_size=10).total == 11  # 10 × 1.1 is 11.000000000000002
@@ -45,6 +50,6 @@ def test_without_validation_rows_nothing_is_validated() -> None:
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 17])
 def test_saves_fall_at_the_end_of_each_epoch(rows: int) -> None:
-    plan = steps(rows, epochs=3, global_batch_size=16)
+    plan = steps(rows, epochs=3, global_batch_size=16, checkpoints=Checkpoints(save_steps="epoch"))
     assert plan.saves == (plan.per_epoch, 2 * plan.per_epoch, 3 * plan.per_epoch)
     assert plan.epoch_at(plan.total) == 3

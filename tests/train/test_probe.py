@@ -111,7 +111,7 @@ def test_a_disturbed_clock_gives_a_rate_all_the_same() -> None:
 def test_where_all_weights_are_trained_a_whole_micro_batch_is_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: Any, tokens: int
 ) -> None:
-    """And for an adapter rows of so many tokens as are worth timing: here 50, which the first four of 5, 30, 12, 7, 21, 9, 16 and 11 have."""
+    """And for an adapter rows of so many tokens as are worth timing: 50, which the first four of 5, 30, 12, 7, 21, 9, 16 and 11 have."""
     monkeypatch.setattr(probing, "SECONDS", 0.0)
     monkeypatch.setattr(probing, "FEWEST_TOKENS", 50)
     setup = replace(SETUP, lora=lora, engine="packed", micro_batch=replace(SETUP.micro_batch, tokens=100))

@@ -11,6 +11,7 @@ Next, with your own rows and a real model:
                             model: {base: Qwen/Qwen3-0.6B}
                             data: {sources: [{path: my-rows.jsonl}]}
                             evaluation: {tasks: [{name: answers, scorer: exact}]}
+  luthier plan recipe.yaml            steps, memory, time, mistakes, before the run; luthier init writes a recipe
   luthier prepare recipe.yaml         what is kept, dropped and cut; steps
   luthier inspect recipe.yaml         the tokens of a row, and which are trained on
   luthier train recipe.yaml           training.epochs=1 on the line changes a value; the same command resumes

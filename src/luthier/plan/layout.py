@@ -168,7 +168,8 @@ def _sizes_told(task: Task, sizes: Sizes, said: str) -> tuple[Resolved, Resolved
 
 
 def _candidates(task: Task, packing: Packing) -> list[Sizes]:
-    """Micro batch and gradient checkpointing, the fastest first: a smaller micro batch goes before recomputing, which costs a third.
+    """Micro batch and gradient checkpointing, the fastest first: a smaller micro batch goes before recomputing, which costs
+    LoRA half as much again.
 
     What the recipe says is the only candidate, until it was tried and failed. Raises PlanRefused where all have failed.
     """
@@ -249,7 +250,7 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
     lora, training = recipe.lora != "none", recipe.training
     wishes: list[tuple[bool, str, str | int | bool, str]] = [
         (training.micro_batch_size != 1, "training.micro_batch_size", 1, "the same update, in smaller pieces"),
-        (training.gradient_checkpointing is not True, "training.gradient_checkpointing", True, "a third more time"),
+        (training.gradient_checkpointing is not True, "training.gradient_checkpointing", True, "a third (all trained) to a half (LoRA) more time"),
         (recipe.model.dtype == "float32", "model.dtype", "bfloat16", "half the bytes"),
         (lora and recipe.model.quantization in ("none", "int8"), "model.quantization", "nf4", "4-bit frozen weights (QLoRA)"),
         (several and recipe.parallel.shard != "zero3", "parallel.shard", "zero3", "each replica keeps its share of the weights"),

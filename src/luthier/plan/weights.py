@@ -161,10 +161,10 @@ def gathered_bytes(shape: ModelShape, setup: Setup) -> tuple[int, str]:
 
 
 def loading(shape: ModelShape, setup: Setup) -> Line:
-    """What loading needs besides the weights: the file's own bfloat16 while it becomes float32; a matrix on its way to a GPU."""
+    """What loading needs besides the weights: on a CPU the file's bfloat16 while it becomes float32; on a GPU a matrix until it is quantised."""
     if setup.device == "cpu" and (setup.lora == "none" or setup.dtype == "float32"):
         return Line(name="the file, mapped", kind="transient", bytes=2 * shape.parameters, formula=f"{shape.parameters:,} × 2 B")
-    if setup.device == "cpu":  # the file's pages become the weights
-        return Line(name="the file, mapped", kind="transient", bytes=0, formula="the weights themselves")
-    largest = max(item.d_in * item.d_out for item in shape.linears)
-    return Line(name="a matrix on its way", kind="transient", bytes=2 * largest, formula=f"{largest:,} × 2 B")
+    if setup.device == "cuda" and setup.quantization != "none":
+        largest = max(item.d_in * item.d_out for item in shape.linears if item.is_module and item.role != "head")
+        return Line(name="a matrix to quantise", kind="transient", bytes=2 * largest, formula=f"{largest:,} × 2 B")
+    return Line(name="nothing", kind="transient", bytes=0, formula="the file's pages become the weights, or are copied to the GPU")

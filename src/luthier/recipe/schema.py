@@ -161,7 +161,8 @@ class Training(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm; 0 clips nothing."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
-    """Recompute activations in the backward pass: less memory, about a third more time. `auto`: where activations would not fit."""
+    """Recompute activations in the backward pass: less memory, a third (all trained) to a half (LoRA) more time. `auto`: where they would
+    not fit."""
 
     @model_validator(mode="before")
     @classmethod
@@ -186,9 +187,9 @@ class Training(Section):
 class Checkpoints(Section):
     """When to validate and save, which checkpoint becomes the adapter, when to stop early."""
 
-    eval_steps: PositiveInt | Share | Literal["epoch"] = "epoch"
+    eval_steps: PositiveInt | Share | Literal["epoch"] = 0.1
     """Validate every N steps, every share of all steps (`10%`), or at each epoch's end; always at the last step too."""
-    save_steps: PositiveInt | Share | Literal["epoch"] = "epoch"
+    save_steps: PositiveInt | Share | Literal["epoch"] = 0.1
     """Save a checkpoint to resume from, written as `eval_steps` is; always at the last step too."""
     keep: PositiveInt = 3
     """Newest checkpoints to keep; the best one is kept besides."""
@@ -218,7 +219,7 @@ class Parallel(Section):
     """Devices: data × tensor × pipeline of them, over all nodes. The global batch, and so the update, stays the same."""
 
     data: PositiveInt | Literal["auto"] = "auto"
-    """Replicas that divide a step's rows; `auto`: as many as the devices of launch.gpu, or of this machine, leave."""
+    """Replicas that divide a step's rows; `auto`: as many as the devices of launch.gpu leave, here one."""
     shard: Literal["none", "zero2", "zero3"] = "none"
     """What replicas divide among them (arXiv:1910.02054): nothing, gradients and optimizer state, or the weights too."""
     tensor: PositiveInt = 1

@@ -1,0 +1,158 @@
+"""The plan against real runs: each cell trains in a process of its own, and the ledger's peak is compared with the process's.
+
+    python bench/plan_accuracy.py --memory [--cells N] [--json memory.json] [--markdown memory.md]
+    python bench/plan_accuracy.py --memory --gpu                       # what torch reserves, on a machine with a GPU
+    python bench/plan_accuracy.py --time --pairs 5 --json time.json    # bench/plan_time.py
+
+Memory is what lies above the loaded model: resident bytes after loading are noted, the kernel's high-water mark is set back to them (5 into
+/proc/self/clear_refs), and the run's peak less those is compared with the ledger's less its weights and the process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # `python bench/plan_accuracy.py` looks for modules in bench/ only
+
+import torch
+
+from bench.cells import Cell, Measured, measure
+from bench.plan_time import main_time
+from luthier.core.hardware import this_machine
+from luthier.plan.host import PRODUCT_CACHES
+
+MEDIAN, PERCENTILE_95, LEAST = 0.05, 0.12, -0.03
+"""What is promised: of the errors' sizes the median and the 95th percentile; and no plan says less than this."""
+PATIENCE_SECONDS = 900
+
+
+def cells() -> list[Cell]:
+    """The cells, in an order in which the first N are of all kinds."""
+    fused = [
+        Cell(size=size, rank=rank, length=length, rows=rows, dtype=dtype, checkpointing=recompute, packing=packing, lengths=lengths)
+        for (size, length, rows), (rank, dtype, packing, lengths, recompute) in product(
+            (("256x4", 512, 8), ("512x8", 256, 8), ("1024x6", 256, 4), ("256x4", 1024, 4), ("512x8", 512, 4), ("1024x6", 128, 8)),
+            (
+                (16, "bfloat16", "bins", "ragged", False),
+                (64, "bfloat16", "tree", "shared", False),
+                (8, "float32", "bins", "ragged", False),
+                (16, "bfloat16", "bins", "even", True),
+                (16, "bfloat16", "off", "ragged", False),
+                (16, "float32", "off", "even", True),
+                (0, "bfloat16", "bins", "ragged", False),
+                (0, "bfloat16", "bins", "even", True),
+                (0, "float32", "off", "ragged", False),
+                (32, "bfloat16", "tree", "ragged", True),
+                (64, "bfloat16", "off", "ragged", True),
+                (0, "float32", "bins", "even", True),
+            ),
+        )
+    ]
+    step = 23  # has no divisor in common with 72: neighbours differ in size, length and kind
+    return [fused[place * step % len(fused)] for place in range(len(fused))]
+
+
+def main() -> None:
+    """Measure what the command line asks for, print the tables, and keep them."""
+    options = _parse(sys.argv[1:])
+    if options.child:
+        print(json.dumps(asdict(measure(Cell(**json.loads(options.child)), options.work))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.work = options.work or Path(folder)
+        if options.time:
+            main_time(options)
+        if options.memory:
+            _main_memory(options)
+
+
+def table(results: Sequence[Measured], what: str) -> str:
+    """Markdown: what was promised and found, the errors of each kind of cell, and the worst cells."""
+    sizes = sorted(abs(result.error) for result in results)
+    found = {
+        f"median error ≤ {MEDIAN:.0%}": (statistics.median(sizes), statistics.median(sizes) <= MEDIAN),
+        f"95th percentile ≤ {PERCENTILE_95:.0%}": (_percentile(sizes, 0.95), _percentile(sizes, 0.95) <= PERCENTILE_95),
+        f"none below {LEAST:+.0%}": (lowest := min(result.error for result in results), lowest >= LEAST),
+    }
+    lines = [what, "", "| promised | found | |", "|---|---|---|"]
+    lines += [f"| {promise} | {value:+.1%} | {'kept' if kept else '**not kept**'} |" for promise, (value, kept) in found.items()]
+    lines += ["", "| cells | number | least | median | most |", "|---|---|---|---|---|"]
+    for name, group in _groups(results):
+        errors = [result.error for result in group]
+        lines.append(f"| {name} | {len(group)} | {min(errors):+.1%} | {statistics.median(errors):+.1%} | {max(errors):+.1%} |")
+    lines += ["", "The ten worst:", "", "| cell | measured, MB | planned, MB | error | peak at |", "|---|---|---|---|---|"]
+    for result in sorted(results, key=lambda result: -abs(result.error))[:10]:
+        numbers = f"{result.measured / 1e6:.0f} | {result.planned / 1e6:.0f} | {result.error:+.1%}"
+        lines.append(f"| {result.cell} | {numbers} | {result.peak_at} |")
+    return "\n".join(lines)
+
+
+def _groups(results: Sequence[Measured]) -> list[tuple[str, list[Measured]]]:
+    kinds: list[tuple[str, Callable[[Measured], bool]]] = [("all", lambda result: True)]
+    kinds += [(f"engine {name}", lambda result, name=name: result.engine == name) for name in ("fused", "packed", "plain")]
+    kinds += [("LoRA", lambda result: result.cell.rank > 0), ("full", lambda result: result.cell.rank == 0)]
+    kinds += [(name, lambda result, name=name: result.cell.dtype == name) for name in ("bfloat16", "float32")]
+    kinds += [("checkpointing", lambda result: result.cell.checkpointing), ("none", lambda result: not result.cell.checkpointing)]
+    kinds += [(f"packing {name}", lambda result, name=name: result.cell.packing == name) for name in ("tree", "bins", "off")]
+    kinds += [(f"model {name}", lambda result, name=name: result.cell.size == name) for name in ("256x4", "512x8", "1024x6")]
+    groups = [(name, [result for result in results if belongs(result)]) for name, belongs in kinds]
+    return [(name, group) for name, group in groups if group]
+
+
+def _percentile(ordered: Sequence[float], share: float) -> float:
+    """The smallest value that so large a share is not above."""
+    return ordered[max(0, -(-int(share * len(ordered) * 1000) // 1000) - 1)]
+
+
+def _main_memory(options: argparse.Namespace) -> None:
+    results = []
+    for cell in cells()[: options.cells]:
+        results.append(_in_a_process(cell, options.work))
+        result = results[-1]
+        numbers = f"measured {result.measured / 1e6:.0f} MB, planned {result.planned / 1e6:.0f}, {result.error:+.1%}"
+        print(f"{time.strftime('%H:%M:%S')} {cell}: {numbers}", file=sys.stderr, flush=True)
+    device = torch.cuda.get_device_name() if options.gpu else f"{this_machine().processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+    text = table(results, f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}; {len(results)} cells.")
+    print(text)
+    if options.json:
+        rows = [{**asdict(result), "error": result.error} for result in results]
+        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    if options.markdown:
+        options.markdown.write_text(text + "\n", encoding="utf-8")
+
+
+def _in_a_process(cell: Cell, work: Path) -> Measured:
+    command = [sys.executable, __file__, "--memory", "--child", json.dumps(asdict(cell)), "--work", str(work)]
+    variables = {"GOMP_SPINCOUNT": "20000", **PRODUCT_CACHES, "LUTHIER_RUNS": str(work / "runs")}  # as the command line sets them
+    answer = subprocess.run(
+        command, env={**variables, **os.environ}, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
+    )
+    fields = json.loads(answer.stdout.splitlines()[-1])
+    return Measured(**{**fields, "cell": Cell(**fields["cell"])})
+
+
+def _parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--memory", action="store_true", help="compare peaks of memory")
+    parser.add_argument("--time", action="store_true", help="compare seconds")
+    parser.add_argument("--gpu", action="store_true", help="the device is a GPU")
+    parser.add_argument("--cells", type=int, help="the first so many cells (all)")
+    parser.add_argument("--pairs", type=int, default=5, help="of --time: probes and runs of a cell, in turn (5)")
+    parser.add_argument("--work", type=Path, help="where models and runs are made (a temporary folder)")
+    parser.add_argument("--json", type=Path, help="a file to keep the numbers in")
+    parser.add_argument("--markdown", type=Path, help="a file to keep the table in")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The ledger against numbers worked by hand, and what moves each of its lines."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from luthier.plan.memory import Line, Memory, ledger
+from luthier.plan.setup import Layout, Setup
+from luthier.plan.shape import ModelShape, known_config, shape_of
+from luthier.plan.weights import bytes_per_weight, everything_quantized
+from luthier.recipe.schema import Lora
+from luthier.runs.workload import Extent, MicroBatchSize, Survey
+
+GB = 1e9
+
+
+def shape(hub_id: str) -> ModelShape:
+    config = known_config(hub_id)
+    assert config is not None
+    return shape_of(config)
+
+
+QWEN_7B = shape("Qwen/Qwen2.5-7B-Instruct")
+CODER_30B = shape("Qwen/Qwen3-Coder-30B-A3B-Instruct")
+SMALL = shape("Qwen/Qwen3-0.6B")
+
+
+def setup(**changed: Any) -> Setup:
+    given = Setup(
+        device="cuda",
+        dtype="bfloat16",
+        quantization="none",
+        double_quant=True,
+        lora=Lora(r=16),
+        optimizer="adamw",
+        engine="packed",
+        chunked_head=True,
+        micro_batch=MicroBatchSize(rows=4, tokens=4096, packing="bins"),
+        checkpoint_activations=False,
+    )
+    return replace(given, **changed)
+
+
+def extent(rows: int = 4, length: int = 1024, supervised: float = 0.5) -> Extent:
+    places = rows * length
+    targets = round(places * supervised)
+    pairs = rows * length * (length + 1) // 2
+    return Extent(
+        rows=rows, tokens=places, supervised=targets, places=places, needed=targets, targets=targets, pairs=pairs, longest=length
+    )
+
+
+def survey(one: Extent, *, micro_batches: int = 1) -> Survey:
+    return Survey(steps=((one,) * micro_batches,), heaviest=(one,), validation=(one,))
+
+
+def memory(model: ModelShape = SMALL, one: Extent | None = None, *, micro_batches: int = 1, **changed: Any) -> Memory:
+    return ledger(model, setup(**changed), survey(one or extent(), micro_batches=micro_batches), 80 * 10**9)
+
+
+def weights(found: Memory) -> float:
+    return found.bytes_of("weights") / GB
+
+
+def line(found: Memory, name: str) -> Line:
+    (only,) = (item for item in found.lines if item.name == name)
+    return only
+
+
+def test_qwen_7b_takes_30_gb_in_float32_and_15_in_bfloat16() -> None:  # seed 004
+    assert weights(memory(QWEN_7B, dtype="float32")) == pytest.approx(30.5, abs=0.1)
+    assert weights(memory(QWEN_7B)) == pytest.approx(15.2, abs=0.1)
+
+
+def test_a_30b_mixture_takes_61_gb_and_half_of_it_on_each_of_two_devices() -> None:  # seed 001 said 70
+    whole = weights(memory(CODER_30B))
+    assert whole == pytest.approx(61.1, abs=0.1)
+    assert weights(memory(CODER_30B, layout=Layout(tensor=2))) == pytest.approx(whole / 2, rel=0.01)
+
+
+def test_bitsandbytes_leaves_fused_experts_as_they_are_and_the_ledger_says_what_nf4_of_everything_would_be() -> None:
+    found = memory(CODER_30B, quantization="nf4")
+    assert weights(found) == pytest.approx(59.7, abs=0.5)  # not seed 001's 17 GB
+    assert everything_quantized(CODER_30B, setup(quantization="nf4")) / GB == pytest.approx(16.6, abs=0.5)
+    assert "leaves fused experts as they are" in line(found, "experts and routers").formula
+
+
+def test_nf4_of_a_dense_7b_takes_5_6_gb_with_embedding_and_head_in_bfloat16() -> None:
+    # 6.53 G × 0.5159 B = 3.37 GB; 2 × 152,064 × 3,584 × 2 B = 2.18 GB
+    assert weights(memory(QWEN_7B, quantization="nf4")) == pytest.approx(5.55, abs=0.03)
+
+
+@pytest.mark.parametrize(("quantization", "double", "each"), [("nf4", False, 0.5625), ("fp4", True, 0.515869), ("int8", False, 1.0)])
+def test_a_weight_has_its_share_of_the_constants(quantization: Any, double: bool, each: float) -> None:
+    assert bytes_per_weight(quantization, double, 2) == pytest.approx(each, rel=1e-5)
+
+
+def test_the_lines_add_up_to_the_peak_and_the_peak_is_the_worst_instant_not_the_sum() -> None:
+    found = memory()
+    assert sum(item.bytes for item in found.lines) == found.peak_bytes == max(found.instants.values())
+    assert len(found.instants) > 5
+    assert found.peak_bytes < sum(found.instants.values())
+    assert all(item.formula and item.bytes for item in found.lines)
+
+
+def test_one_extent_is_the_peak_of_one_wide_head_another_of_long_rows() -> None:
+    assert memory(one=extent(rows=1, length=16, supervised=1.0), chunked_head=False).peak_at != memory(lora="none").peak_at
+    short = memory(one=extent(rows=1, length=64, supervised=1.0))
+    long = memory(one=extent(supervised=0.02), checkpoint_activations=True)
+    assert "loss" in short.peak_at
+    assert "MLP" in long.peak_at
+
+
+def test_a_larger_rank_means_a_larger_adapter_gradients_and_optimizer() -> None:
+    low, high = memory(micro_batches=2), memory(micro_batches=2, lora=Lora(r=64))
+    for kind in ("adapters", "gradients", "optimizer"):
+        assert high.bytes_of(kind) == 4 * low.bytes_of(kind)  # type: ignore[arg-type]  # a name of a kind
+    assert low.bytes_of("optimizer") == 2 * low.bytes_of("adapters")  # two float32 moments for each float32 number
+
+
+def test_activations_are_proportional_to_the_tokens_of_the_micro_batch() -> None:
+    kept, twice = (line(memory(one=extent(rows=rows)), "activations of layers").bytes for rows in (2, 4))
+    assert twice == 2 * kept
+
+
+def test_checkpointing_keeps_inputs_and_computes_one_layer_again() -> None:
+    whole, recomputed = memory(), memory(checkpoint_activations=True)
+    assert line(recomputed, "inputs of layers").bytes == 28 * 4096 * 1024 * 2  # layers × tokens × hidden × bfloat16
+    assert recomputed.bytes_of("activations") < whole.bytes_of("activations") / 5
+
+
+def test_eight_bit_adamw_spares_six_of_eight_bytes_of_large_tensors_only() -> None:
+    full, eight = (memory(QWEN_7B, lora="none", chunked_head=False, optimizer=name).bytes_of("optimizer") for name in ("adamw", "adamw_8bit"))
+    assert eight / full == pytest.approx((2 + 8 / 256) / 8, rel=0.01)
+    small = Lora(r=1, target_modules=("q_proj",))  # 1,024 and 2,048 numbers: below 4,096
+    assert memory(lora=small, optimizer="adamw_8bit").bytes_of("optimizer") == memory(lora=small).bytes_of("optimizer")
+
+
+def test_zero2_divides_gradients_and_optimizer_and_zero3_the_weights_too() -> None:
+    alone, two, three = (
+        memory(QWEN_7B, micro_batches=2, layout=Layout(data=8, shard=shard))  # type: ignore[arg-type]  # a name of a kind
+        for shard in ("none", "zero2", "zero3")
+    )
+    assert two.bytes_of("optimizer") == pytest.approx(alone.bytes_of("optimizer") / 8, abs=8)
+    assert two.bytes_of("gradients") == pytest.approx(alone.bytes_of("gradients") / 8, abs=8)
+    assert weights(two) == weights(alone)
+    assert weights(three) == pytest.approx(weights(alone) / 8, rel=0.01)
+    assert line(three, "gathered weights").bytes > 0
+
+
+def test_tensor_divides_what_stands_inside_a_layer_and_pipeline_the_layers() -> None:
+    alone, split = (memory(QWEN_7B, layout=Layout(tensor=number)) for number in (1, 4))
+    assert 1 / 4 < split.bytes_of("activations") / alone.bytes_of("activations") < 1  # the hidden states are whole on each
+    piped = memory(QWEN_7B, layout=Layout(pipeline=4))
+    assert weights(piped) == pytest.approx((6.53 / 4 + 0.545) * 2, rel=0.02)  # a quarter of the layers, and one table
+    assert "4 micro batches" in line(piped, "activations of layers").formula
+
+
+def test_full_fine_tuning_in_bfloat16_has_float32_weights_their_copies_and_16_bytes_a_number() -> None:
+    found = memory(lora="none", chunked_head=False, micro_batches=2)
+    numbers = SMALL.parameters
+    assert found.bytes_of("weights") == 4 * numbers
+    assert found.bytes_of("gradients") == 4 * numbers
+    assert found.bytes_of("optimizer") == 8 * numbers
+    assert line(found, "autocast's copies").bytes == 2 * (SMALL.multiplied_parameters + SMALL.embedding_parameters)
+
+
+def test_a_head_in_chunks_never_holds_all_logits() -> None:
+    whole, chunks = (memory(one=extent(supervised=1.0), chunked_head=chunked) for chunked in (False, True))
+    assert line(whole, "logits, their softmax, its gradient").bytes == 4096 * 151_936 * 12
+    assert line(chunks, "chunks of logits").bytes <= 2 * (64 << 20)
+
+
+def test_it_fits_where_the_device_has_the_peak() -> None:
+    found = memory()
+    assert replace(found, device_bytes=found.peak_bytes).fits
+    assert not replace(found, device_bytes=found.peak_bytes - 1).fits
