@@ -10,14 +10,15 @@ Memory is what lies above the loaded model: resident bytes after loading are not
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 
@@ -27,8 +28,8 @@ import torch
 
 from bench.cells import Cell, Measured, measure
 from bench.plan_time import main_time
+from luthier.core.environment import AT_START, SETTINGS
 from luthier.core.hardware import this_machine
-from luthier.plan.host import PRODUCT_CACHES
 
 MEDIAN, PERCENTILE_95, LEAST = 0.05, 0.12, -0.03
 """What is promised: of the errors' sizes the median and the 95th percentile; and no plan says less than this."""
@@ -37,28 +38,35 @@ PATIENCE_SECONDS = 900
 
 def cells() -> list[Cell]:
     """The cells, in an order in which the first N are of all kinds."""
-    fused = [
-        Cell(size=size, rank=rank, length=length, rows=rows, dtype=dtype, checkpointing=recompute, packing=packing, lengths=lengths)
-        for (size, length, rows), (rank, dtype, packing, lengths, recompute) in product(
+    every = [
+        replace(kind, size=size, length=length, rows=rows)
+        for (size, length, rows), kind in product(
             (("256x4", 512, 8), ("512x8", 256, 8), ("1024x6", 256, 4), ("256x4", 1024, 4), ("512x8", 512, 4), ("1024x6", 128, 8)),
-            (
-                (16, "bfloat16", "bins", "ragged", False),
-                (64, "bfloat16", "tree", "shared", False),
-                (8, "float32", "bins", "ragged", False),
-                (16, "bfloat16", "bins", "even", True),
-                (16, "bfloat16", "off", "ragged", False),
-                (16, "float32", "off", "even", True),
-                (0, "bfloat16", "bins", "ragged", False),
-                (0, "bfloat16", "bins", "even", True),
-                (0, "float32", "off", "ragged", False),
-                (32, "bfloat16", "tree", "ragged", True),
-                (64, "bfloat16", "off", "ragged", True),
-                (0, "float32", "bins", "even", True),
-            ),
+            _kinds(),
         )
     ]
     step = 23  # has no divisor in common with 72: neighbours differ in size, length and kind
-    return [fused[place * step % len(fused)] for place in range(len(fused))]
+    return [every[place * step % len(every)] for place in range(len(every))]
+
+
+def _kinds() -> tuple[Cell, ...]:
+    """How a model is trained; sizes and lengths are to be filled in."""
+    lora = Cell(size="", rank=16, length=0, rows=0, dtype="bfloat16", checkpointing=False, packing="bins")
+    full = replace(lora, rank=0)
+    return (
+        lora,
+        replace(lora, rank=64, packing="tree", lengths="shared"),
+        replace(lora, rank=8, dtype="float32"),
+        replace(lora, lengths="even", checkpointing=True),
+        replace(lora, packing="off"),
+        replace(lora, dtype="float32", packing="off", lengths="even", checkpointing=True),
+        full,
+        replace(full, lengths="even", checkpointing=True),
+        replace(full, dtype="float32", packing="off"),
+        replace(lora, rank=32, packing="tree", checkpointing=True),
+        replace(lora, rank=64, packing="off", checkpointing=True),
+        replace(full, dtype="float32", lengths="even", checkpointing=True),
+    )
 
 
 def main() -> None:
@@ -97,20 +105,26 @@ def table(results: Sequence[Measured], what: str) -> str:
 
 
 def _groups(results: Sequence[Measured]) -> list[tuple[str, list[Measured]]]:
-    kinds: list[tuple[str, Callable[[Measured], bool]]] = [("all", lambda result: True)]
-    kinds += [(f"engine {name}", lambda result, name=name: result.engine == name) for name in ("fused", "packed", "plain")]
-    kinds += [("LoRA", lambda result: result.cell.rank > 0), ("full", lambda result: result.cell.rank == 0)]
-    kinds += [(name, lambda result, name=name: result.cell.dtype == name) for name in ("bfloat16", "float32")]
-    kinds += [("checkpointing", lambda result: result.cell.checkpointing), ("none", lambda result: not result.cell.checkpointing)]
-    kinds += [(f"packing {name}", lambda result, name=name: result.cell.packing == name) for name in ("tree", "bins", "off")]
-    kinds += [(f"model {name}", lambda result, name=name: result.cell.size == name) for name in ("256x4", "512x8", "1024x6")]
-    groups = [(name, [result for result in results if belongs(result)]) for name, belongs in kinds]
-    return [(name, group) for name, group in groups if group]
+    """The results by each thing that memory depends on; one stands in many groups."""
+    groups: dict[str, list[Measured]] = {}
+    for result in results:
+        cell = result.cell
+        names = (
+            "all",
+            f"engine {result.engine}",
+            "LoRA" if cell.rank else "full",
+            cell.dtype,
+            f"packing {cell.packing}",
+            f"model {cell.size}",
+        )
+        for name in (*names, "checkpointing" if cell.checkpointing else "no checkpointing"):
+            groups.setdefault(name, []).append(result)
+    return list(groups.items())
 
 
 def _percentile(ordered: Sequence[float], share: float) -> float:
     """The smallest value that so large a share is not above."""
-    return ordered[max(0, -(-int(share * len(ordered) * 1000) // 1000) - 1)]
+    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def _main_memory(options: argparse.Namespace) -> None:
@@ -120,7 +134,9 @@ def _main_memory(options: argparse.Namespace) -> None:
         result = results[-1]
         numbers = f"measured {result.measured / 1e6:.0f} MB, planned {result.planned / 1e6:.0f}, {result.error:+.1%}"
         print(f"{time.strftime('%H:%M:%S')} {cell}: {numbers}", file=sys.stderr, flush=True)
-    device = torch.cuda.get_device_name() if options.gpu else f"{this_machine().processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+    device = (
+        torch.cuda.get_device_name() if options.gpu else f"{this_machine().processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
+    )
     text = table(results, f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}; {len(results)} cells.")
     print(text)
     if options.json:
@@ -132,7 +148,7 @@ def _main_memory(options: argparse.Namespace) -> None:
 
 def _in_a_process(cell: Cell, work: Path) -> Measured:
     command = [sys.executable, __file__, "--memory", "--child", json.dumps(asdict(cell)), "--work", str(work)]
-    variables = {"GOMP_SPINCOUNT": "20000", **PRODUCT_CACHES, "LUTHIER_RUNS": str(work / "runs")}  # as the command line sets them
+    variables = {**SETTINGS, **AT_START, "LUTHIER_RUNS": str(work / "runs")}  # as the command line sets them
     answer = subprocess.run(
         command, env={**variables, **os.environ}, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
     )

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.core.environment import AT_START, SETTINGS
+
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "34359738368", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "67108864"}
 """glibc keeps freed memory instead of giving it back and faulting it in again: worth up to 2 × to trainers that allocate in every step."""
 
@@ -101,6 +103,6 @@ def luthier(overrides: str) -> Setting:
         name=f"luthier {overrides}".strip(),
         worker="bench.peers.luthier",
         environment="",
-        variables={"GOMP_SPINCOUNT": "20000"},  # as the command line sets it
+        variables={**SETTINGS, **AT_START},  # as the command line sets them
         options={"overrides": overrides.split()},
     )

@@ -12,6 +12,8 @@ import pytest
 from luthier import flow
 from luthier.core import jsonl
 from luthier.core.errors import PlanRefused, UsageError
+from luthier.flow.planning import facts_of
+from luthier.plan import plan as plan_module
 from luthier.plan.setup import Setup
 from luthier.runs import rates
 from luthier.runs.rates import Measured
@@ -43,7 +45,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def know_the_rate(home: Path) -> None:
     """As if this machine had run something like it before: no probe is needed."""
-    facts = flow._facts(flow.load(home / "recipe.yaml").recipe, None, flow.SILENT, probe=False)
+    facts = facts_of(flow.load(home / "recipe.yaml").recipe, None, flow.SILENT, probe=False)
 
     def keep(device: object, setup: Setup, survey: Survey) -> None:
         from luthier.plan.rate import circumstances
@@ -84,6 +86,30 @@ def test_a_plan_on_a_known_machine_loads_nothing_heavy_and_takes_a_second(home: 
     assert after.ru_utime - before.ru_utime < 1.5
 
 
+def test_what_a_run_reached_is_what_the_next_plan_counts_on(home: Path) -> None:
+    flow.train(flow.load(home / "recipe.yaml", ["training.max_steps=21"]))
+    plan = flow.plan(flow.load(home / "recipe.yaml"))
+    assert plan.time.rate.source == "earlier runs (1)"
+
+
+def test_what_is_free_on_the_disk_reaches_the_findings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    know_the_rate(home)
+    monkeypatch.setattr(plan_module, "free_disk_bytes", lambda folder: 10)
+    assert "disk-too-small" in {finding.code for finding in flow.plan(flow.load(home / "recipe.yaml")).findings}
+
+
+def test_a_recipe_behind_a_link_is_changed_where_it_lies(home: Path) -> None:
+    know_the_rate(home)
+    (home / "real").mkdir()
+    (home / "real" / "recipe.yaml").write_text(RECIPE.replace("rows.jsonl", "../rows.jsonl") + "  warmup_steps: 200\n")
+    link = home / "link.yaml"
+    link.symlink_to(home / "real" / "recipe.yaml")
+    loaded = flow.load(link)
+    flow.apply(loaded, flow.plan(loaded), ["warmup-too-long"])
+    assert link.is_symlink()
+    assert "200" not in (home / "real" / "recipe.yaml").read_text()
+
+
 def test_rows_that_are_only_stated_are_planned_without_data(home: Path) -> None:
     loaded = flow.load(home / "recipe.yaml", ["data.sources.0.path=nowhere.jsonl", "training.epochs=3", "launch.gpu=L4"])
     plan = flow.plan(loaded, flow.stated(loaded.recipe, "1000:100", "200:400"))
@@ -111,10 +137,11 @@ def test_a_refused_run_leaves_nothing_and_a_forced_one_says_so(home: Path) -> No
     with pytest.raises(PlanRefused, match=r"(?s)\[float16-on-cpu\].*model\.dtype="):
         flow.train(loaded)
     assert not (home / "runs" / "animals").exists()
-    with pytest.raises(UsageError, match="small-hands: the plan has no such finding"):
+    with pytest.raises(UsageError, match="small-hands: no finding is called so"):
         flow.train(loaded, force=["small-hands"])
     run = flow.train(loaded, force=["float16-on-cpu"]).run
     assert [record["finding"] for record in jsonl.records(run.events) if record["event"] == "forced"] == ["float16-on-cpu"]
+    assert "float16-on-cpu" in [record["code"] for record in jsonl.records(run.events) if record["event"] == "finding"]
     codes = [finding["code"] for finding in json.loads(run.plan.read_text())["findings"]]
     assert "float16-on-cpu" in codes
 

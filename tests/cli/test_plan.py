@@ -105,8 +105,9 @@ def test_what_does_not_fit_ends_in_3_with_what_would(home: Path) -> None:
     (refused,) = [finding for finding in plan["findings"] if finding["severity"] == "refuse"]  # type: ignore[attr-defined]
     assert refused["code"] == "does-not-fit"
     assert 1 <= len(refused["changes"]) <= 3
-    trained = luthier(home, "train", "recipe.yaml", *words)
+    trained = luthier(home, "train", "recipe.yaml", "launch.gpu=here", "model.dtype=float16")
     assert trained.returncode == 3
+    assert "[float16-on-cpu]" in trained.stderr
     assert "Traceback" not in trained.stderr
 
 

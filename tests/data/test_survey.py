@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.data.order import rows_of_step
+from luthier.data.order import rows_of_step, validated_together
 from luthier.data.store import TokenRow
 from luthier.data.survey import PreparedWorkload, extents
 from luthier.runs.workload import Extent, MicroBatchSize, Packing
@@ -73,6 +73,22 @@ def test_the_heaviest_is_of_the_step_with_the_most_tokens(tmp_path: Path) -> Non
     heaviest = max(extent.places for extent in rows.survey(size, 4).heaviest)
     epochs = range(1, 1 + 8 * 8)
     assert heaviest >= max(int(rows.train.lengths[rows_of_step(step, 4, 1, rows.train)].sum()) for step in epochs)
+
+
+@pytest.mark.parametrize("packing", ["off", "bins"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_the_heaviest_is_found_where_one_row_is_long_and_its_step_is_not(tmp_path: Path, rows: int, packing: Packing) -> None:
+    lengths = [20] * 59 + [90] + [60] * 20
+    train, validation = stored(ragged_rows(lengths), tmp_path), stored(ragged_rows([10] * 300 + [70]), tmp_path, "validation")
+    told = PreparedWorkload(train=train, validation=validation, seed=1, global_batch_size=8)
+    size = MicroBatchSize(rows=rows, tokens=90 * rows, packing=packing)
+    true = [
+        max(extent.places for step in range(1, 1 + 4 * 10) for extent in extents(train, rows_of_step(step, 8, 1, train), size)),
+        max(extent.places for part in validated_together(validation) for extent in extents(validation, part, size)),
+    ]
+    assert max(extent.places for extent in told.survey(size, 8).heaviest) >= max(true)
+    assert extents(train, told.heaviest_rows(size, 8), size)[0].places == true[0]
+    assert extents(validation, told.heaviest_validation(size), size)[0].places == true[1]
 
 
 def test_means_are_per_step_and_validation_tells_which_share_it_stands_for(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from luthier.plan import layout
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
-from luthier.train.run import TrainingJob, _continued, _set_up, train
+from luthier.train.run import TrainingJob, _continued, _ready, _set_up, train
 from tests.train.workshop import Workshop
 
 TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
@@ -22,7 +22,7 @@ class Killed(Exception):
 
 def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
     """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
-    loop, _ = _set_up(job)
+    loop, _ = _ready(job)
     updates = 0
 
     def die(*_: object) -> None:
@@ -35,11 +35,6 @@ def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
     with pytest.raises(Killed):
         fit(loop, State())
     return loop.micro_batch
-
-
-def resolve_again(job: TrainingJob) -> dict[str, Any]:
-    """What each `auto` becomes when the job is set up once more."""
-    return {item.path: item.value for item in _set_up(_continued(job))[1].resolved}
 
 
 def lines(job: TrainingJob) -> list[dict[str, Any]]:
@@ -76,13 +71,14 @@ def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Wo
     assert lines(whole) == lines(broken)
     kept = [record for record in jsonl.records(broken.folder.events) if record["event"] == "sizes_kept"]
     assert [(record["kept"]["tokens"], record["fitting_now"]["tokens"]) for record in kept] == [(began_with.tokens, fresh.tokens)]
-    assert resolve_again(broken)["training.gradient_checkpointing"] is True  # and once more: the first start's, not the last's
+    again = _set_up(_continued(broken))[0].micro_batch
+    assert again == began_with  # and once more: the first start's, not the last's
 
 
 def test_a_run_without_a_checkpoint_begins_with_what_fits_now(workshop: Workshop) -> None:
     auto = {"micro_batch_size": "auto"}
-    assert resolve_again(workshop.job(training=auto))["training.gradient_checkpointing"] is False
-    assert resolve_again(workshop.job(training=auto, free_bytes=1))["training.gradient_checkpointing"] is True
+    roomy, tight = (_set_up(_continued(workshop.job(training=auto, free_bytes=free)))[0].micro_batch for free in (10**10, 1))
+    assert roomy.tokens > tight.tokens
 
 
 def test_dropout_has_an_effect(workshop: Workshop) -> None:

@@ -79,7 +79,7 @@ def test_no_users_recipe_is_refused_on_its_own_hardware(name: str) -> None:
 def test_what_the_users_worked_out_by_hand_is_corrected() -> None:
     chess, coder = plan_of("chess-coach-4b.yaml"), plan_of("cpu-coder-7b.yaml")
     assert (chess.steps.per_epoch, chess.steps.total, chess.steps.warmup) == (293, 879, 27)
-    assert 879 * 21 / 3600 == pytest.approx(5.1, abs=0.05)
+    assert pytest.approx(5.1, abs=0.05) == 879 * 21 / 3600
     assert (coder.steps.per_epoch, coder.steps.total) == (15, 45)
     codes = {finding.code for finding in coder.findings}
     assert {"no-save-before-end", "warmup-too-long", "attention-only-targets", "test-too-small", "bound-unreachable"} <= codes

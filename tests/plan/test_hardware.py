@@ -56,9 +56,11 @@ def test_a_name_may_say_how_many() -> None:
     assert device_of("A100-80GBx16") == (table()["A100-80GB"], 16)
 
 
-@pytest.mark.parametrize(
-    ("words", "told"), [("A100", "A100-80GB"), ("h100", "H100"), ("RTX4090", "RTX-4090"), ("H200x0", "H200x4"), ("TPU", "T4")]
-)
+def test_a_name_is_known_in_small_letters_too() -> None:
+    assert device_of("h100x2") == device_of("H100x2")
+
+
+@pytest.mark.parametrize(("words", "told"), [("A100", "A100-80GB"), ("RTX4090", "RTX-4090"), ("H200x0", "H200x4"), ("TPU", "T4")])
 def test_another_name_is_an_error_that_names_the_nearest(words: str, told: str) -> None:
     with pytest.raises(UsageError) as error:
         device_of(words)

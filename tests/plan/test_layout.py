@@ -88,8 +88,19 @@ def test_sizes_that_were_tried_and_failed_are_not_tried_again() -> None:
         for on in (False, True)
         for tokens in (16000, 8000, 4000, 2000, 1000)
     ]
-    with pytest.raises(PlanRefused, match="one row of 1000 tokens, was tried and is out of memory"):
+    with pytest.raises(PlanRefused, match=r"(?s)of one row of 1000 tokens, was tried and is out of memory.*set model\.quantization=nf4"):
         choose(replace(task(), failed=tuple(every)))
+
+
+def test_after_a_failure_only_what_needs_less_is_tried() -> None:
+    tight = with_free(task(), 1)
+    smallest = choose(tight)
+    bytes_needed = smallest.memory.peak_bytes
+    with pytest.raises(PlanRefused):
+        choose(replace(tight, failed=(smallest.setup.sizes,), failed_bytes=bytes_needed))
+    large = choose(task())
+    following = choose(replace(task(), failed=(large.setup.sizes,), failed_bytes=large.memory.peak_bytes))
+    assert following.memory.peak_bytes < large.memory.peak_bytes
 
 
 def test_a_run_that_goes_on_keeps_its_sizes() -> None:
@@ -130,8 +141,10 @@ def test_packs_that_cannot_be_are_refused_only_where_the_recipe_wants_them() -> 
         choose(task(model=model, data={"sources": [{"path": "rows.jsonl"}], "packing": "tree"}))
 
 
-def test_a_gpu_without_bfloat16_computes_in_float32() -> None:
-    assert told(task(gpu="T4"))["model.dtype"] == "float32"
+def test_a_gpu_without_bfloat16_computes_in_float16_and_a_processor_in_float32() -> None:
+    assert told(task(gpu="T4"))["model.dtype"] == "float16"
+    old = replace(task(), place=Place(device=place_of("here", replace(PROCESSOR, bfloat16=False)).device, count=1, free_bytes=10**11))
+    assert told(old)["model.dtype"] == "float32"
     assert told(task(gpu="T4", model={"base": "Qwen/Qwen3-0.6B", "dtype": "bfloat16"}))["model.dtype"] == "bfloat16"
 
 

@@ -8,7 +8,7 @@ import pytest
 from luthier.plan.memory import Line, Memory, ledger
 from luthier.plan.setup import Layout, Setup
 from luthier.plan.shape import ModelShape, known_config, shape_of
-from luthier.plan.weights import bytes_per_weight, everything_quantized
+from luthier.plan.weights import bytes_per_weight
 from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 
@@ -46,9 +46,7 @@ def extent(rows: int = 4, length: int = 1024, supervised: float = 0.5) -> Extent
     places = rows * length
     targets = round(places * supervised)
     pairs = rows * length * (length + 1) // 2
-    return Extent(
-        rows=rows, tokens=places, supervised=targets, places=places, needed=targets, targets=targets, pairs=pairs, longest=length
-    )
+    return Extent(rows=rows, tokens=places, supervised=targets, places=places, needed=targets, targets=targets, pairs=pairs, longest=length)
 
 
 def survey(one: Extent, *, micro_batches: int = 1) -> Survey:
@@ -79,14 +77,11 @@ def test_a_30b_mixture_takes_61_gb_and_half_of_it_on_each_of_two_devices() -> No
     assert weights(memory(CODER_30B, layout=Layout(tensor=2))) == pytest.approx(whole / 2, rel=0.01)
 
 
-def test_bitsandbytes_leaves_fused_experts_as_they_are_and_the_ledger_says_what_nf4_of_everything_would_be() -> None:
-    found = memory(CODER_30B, quantization="nf4")
-    assert weights(found) == pytest.approx(59.7, abs=0.5)  # not seed 001's 17 GB
-    assert everything_quantized(CODER_30B, setup(quantization="nf4")) / GB == pytest.approx(16.6, abs=0.5)
-    assert "leaves fused experts as they are" in line(found, "experts and routers").formula
+def test_fused_experts_are_quantised_with_the_rest() -> None:  # bitsandbytes alone would leave 59.7 GB (trap 20)
+    assert weights(memory(CODER_30B, quantization="nf4")) == pytest.approx(16.6, abs=0.3)  # seed 001's recipe has 4 bits: about 17 GB
 
 
-def test_nf4_of_a_dense_7b_takes_5_6_gb_with_embedding_and_head_in_bfloat16() -> None:
+def test_nf4_of_a_dense_7b_takes_5_5_gb_with_embedding_and_head_in_bfloat16() -> None:
     # 6.53 G × 0.5159 B = 3.37 GB; 2 × 152,064 × 3,584 × 2 B = 2.18 GB
     assert weights(memory(QWEN_7B, quantization="nf4")) == pytest.approx(5.55, abs=0.03)
 
@@ -105,7 +100,6 @@ def test_the_lines_add_up_to_the_peak_and_the_peak_is_the_worst_instant_not_the_
 
 
 def test_one_extent_is_the_peak_of_one_wide_head_another_of_long_rows() -> None:
-    assert memory(one=extent(rows=1, length=16, supervised=1.0), chunked_head=False).peak_at != memory(lora="none").peak_at
     short = memory(one=extent(rows=1, length=64, supervised=1.0))
     long = memory(one=extent(supervised=0.02), checkpoint_activations=True)
     assert "loss" in short.peak_at
@@ -131,7 +125,9 @@ def test_checkpointing_keeps_inputs_and_computes_one_layer_again() -> None:
 
 
 def test_eight_bit_adamw_spares_six_of_eight_bytes_of_large_tensors_only() -> None:
-    full, eight = (memory(QWEN_7B, lora="none", chunked_head=False, optimizer=name).bytes_of("optimizer") for name in ("adamw", "adamw_8bit"))
+    full, eight = (
+        memory(QWEN_7B, lora="none", chunked_head=False, optimizer=name).bytes_of("optimizer") for name in ("adamw", "adamw_8bit")
+    )
     assert eight / full == pytest.approx((2 + 8 / 256) / 8, rel=0.01)
     small = Lora(r=1, target_modules=("q_proj",))  # 1,024 and 2,048 numbers: below 4,096
     assert memory(lora=small, optimizer="adamw_8bit").bytes_of("optimizer") == memory(lora=small).bytes_of("optimizer")

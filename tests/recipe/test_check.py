@@ -40,7 +40,10 @@ def test_an_unknown_key_is_named_with_its_line_and_where_it_belongs(tmp_path: Pa
         ('training: {learning_rate: "1e-4"}', 'training.learning_rate: found "1e-4", expected a number > 0 and ≤ 1'),
         ("training: {learning_rate: .nan}", "training.learning_rate: found NaN, expected a number > 0 and ≤ 1"),
         ("training: [epochs]", "training: found a list, expected a section\n  its keys: epochs, max_steps"),
-        ("checkpoints: {eval_steps: 0}", "checkpoints.eval_steps: found 0, expected a whole number > 0, a number > 0 and ≤ 1 or `epoch`"),
+        (
+            "checkpoints: {eval_steps: 0}",
+            "checkpoints.eval_steps: found 0, expected a whole number > 0, a number > 0 and ≤ 1, `auto` or `epoch`",
+        ),
         ("checkpoints: {final: bset}", 'checkpoints.final: found "bset", expected `auto`, `best` or `last`\n  did you mean `best`?'),
         ("evaluation: {baseline: {x: {value: a}}}", 'evaluation.baseline.x.value: found "a", expected a number'),
         ("evaluation: {tasks: [{name: a b}]}", 'evaluation.tasks.0.name: found "a b", expected text like `^[A-Za-z0-9_-]+$`'),

@@ -13,8 +13,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.core import jsonl
 from luthier.core.errors import PlanRefused
+from luthier.train.checkpoint import State
+from luthier.train.loop import fit
 from luthier.train.rehearse import rehearse
-from luthier.train.run import _fullest, _set_up, train
+from luthier.train.run import _set_up, _worst, train
 from tests.train.workshop import Workshop
 
 
@@ -23,7 +25,7 @@ def test_a_rehearsal_teaches_nothing_and_leaves_nothing(workshop: Workshop, lora
     job = workshop.job(lora=lora)
     loop, _ = _set_up(job)
     before = {name: weight.clone() for name, weight in loop.model.state_dict().items()}
-    done = rehearse(loop, job.prepared.rows("train"), _fullest(job))
+    done = rehearse(loop, job.prepared.rows("train"), _worst(job.plan))
     assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
     assert not loop.optimizer.state
     assert all(parameter.grad is None for parameter in loop.model.parameters())
@@ -31,6 +33,28 @@ def test_a_rehearsal_teaches_nothing_and_leaves_nothing(workshop: Workshop, lora
     assert not (job.folder.path / "rehearsal").exists()
     assert done.peak_bytes > 10**8
     assert min(done.micro_batch_seconds, done.validation_seconds, done.save_seconds) > 0
+
+
+def test_the_worst_case_is_the_largest_micro_batch_of_the_run_beside_the_optimizers_state(workshop: Workshop) -> None:
+    job = workshop.job(data={"packing": "off"}, training={"micro_batch_size": 2, "max_steps": 12})
+    seen: dict[bool, list[int]] = {True: [], False: []}
+    states: list[int] = []
+
+    def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, nn.Embedding):
+            seen[torch.is_grad_enabled()].append(inputs[0].numel())
+            states.append(len(loop.optimizer.state))
+
+    loop, plan = _set_up(job)
+    handle = register_module_forward_pre_hook(embed)
+    try:
+        rehearse(loop, job.prepared.rows("train"), _worst(plan))
+        rehearsed = {mode: max(numbers) for mode, numbers in seen.items()}
+        assert min(states) > 0
+        fit(loop, State())
+    finally:
+        handle.remove()
+    assert rehearsed == {mode: max(numbers) for mode, numbers in seen.items()}
 
 
 def test_the_run_tells_what_the_worst_case_took_beside_what_was_planned(workshop: Workshop) -> None:

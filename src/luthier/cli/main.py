@@ -1,6 +1,5 @@
 """`luthier`: the verbs, and how every one of them ends."""
 
-import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -9,6 +8,7 @@ import typer
 from luthier import __version__
 from luthier.cli import data, planning, proof, quickstart, training
 from luthier.cli.output import tell
+from luthier.core.environment import settle
 from luthier.core.errors import LuthierError
 
 INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended, and what typer makes of it
@@ -31,10 +31,7 @@ def luthier(
 
 def main() -> None:
     """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused."""
-    # Threads that wait spin for some 0.3 ms, then sleep: spinning on, they train 50 × slower beside other work, or worse; sleeping at once
-    # costs a fifth of a step on a quiet machine (docs/notes/log.md). The user's own GOMP_SPINCOUNT or OMP_WAIT_POLICY goes before.
-    if "OMP_WAIT_POLICY" not in os.environ:  # to libgomp the count matters more
-        os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    settle(sys.argv[1:])
     debug = "--debug" in sys.argv
     try:
         app([word for word in sys.argv[1:] if word != "--debug"])

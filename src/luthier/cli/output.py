@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,10 @@ if TYPE_CHECKING:  # rich is imported by the verbs that print, not by the help p
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; text for people goes to stderr.")]
 
 
+PIPED = 160
+"""Columns of what is printed into a file or a pipe: tables are not cut there."""
+
+
 def progress() -> Progress:
     """Progress on stderr."""
     from rich.console import Console
@@ -30,7 +35,10 @@ def people(json: bool) -> Console:
     """Where tables go: stdout, unless a JSON object is printed there."""
     from rich.console import Console
 
-    return Console(stderr=json, highlight=False)
+    console = Console(stderr=json, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPED
+    return console
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ from rich.console import Console
 
 from luthier.cli.show import print_steps, table
 from luthier.core.finding import Finding
+from luthier.plan.check.words import gigabytes
 from luthier.plan.memory import Memory
 from luthier.plan.offers import Offer, cheapest, fastest
 from luthier.plan.plan import Plan
@@ -19,14 +20,22 @@ def print_plan(console: Console, plan: Plan) -> None:
     """One page."""
     task, survey, setup = plan.facts.task, plan.chosen.survey, plan.setup
     devices = f"{setup.layout.devices} × " if setup.layout.devices > 1 else ""
-    console.print(f"{task.recipe.name}: {task.shape.parameters / 1e9:.2f} G parameters on {devices}{task.place.device.name}", style="bold")
+    console.print(f"{task.recipe.name}: {_parameters(task.shape.parameters)} parameters on {devices}{task.place.device.name}", style="bold")
     print_steps(console, plan.steps)
     replicas = setup.layout.data
     tokens, places = survey.mean("tokens"), survey.mean("places")
-    saved = f"{1 - places / tokens:.0%} of them shared" if places < tokens else f"{places / tokens - 1:.0%} padding"
+    saved = f"{1 - places / tokens:.0%} of all shared" if places < tokens else f"{places / tokens - 1:.0%} padding"
+    if plan.facts.data == "stated" and setup.micro_batch.packing == "off":
+        saved = "and padding, which nobody knows before there is data"
+    last = max((step for step in plan.steps.saves if step < plan.steps.total), default=0)
+    console.print(
+        f"{plan.chosen.survey.micro_batches * plan.steps.per_epoch:,.0f} micro batches an epoch; "
+        + (f"last save before the end at step {last}" if last else "no save before the end"),
+        soft_wrap=True,
+    )
     console.print(
         f"a step: {tokens * replicas:,.0f} tokens, {survey.mean('supervised') * replicas:,.0f} trained on, {saved}; "
-        f"{survey.micro_batches:.1f} micro batches" + (f" on each of {replicas} replicas" if replicas > 1 else ""),
+        f"{survey.micro_batches:.3g} micro batches" + (f" on each of {replicas} replicas" if replicas > 1 else ""),
         soft_wrap=True,
     )
     _print_memory(console, plan.chosen.memory)
@@ -38,7 +47,7 @@ def print_plan(console: Console, plan: Plan) -> None:
         soft_wrap=True,
     )
     if plan.cost and plan.cost.high:
-        console.print(f"cost ${plan.cost.mid:,.2f} (${plan.cost.low:,.2f} … ${plan.cost.high:,.2f})", markup=False)
+        console.print(f"cost {_dollars(plan.cost.mid)} ({_dollars(plan.cost.low)} … {_dollars(plan.cost.high)})", markup=False)
     for item in plan.resolved:
         if item.why != SAID:
             console.print(f"{item.path} = {item.value}: {item.why}", markup=False, soft_wrap=True)
@@ -62,7 +71,7 @@ def print_offers(console: Console, offers: Sequence[Offer]) -> None:
             f"{memory.peak_bytes / 1e9:.1f}",
             "yes" if memory.fits else "no",
             _seconds(offer.plan.time.total.mid) if memory.fits else "",
-            f"${cost.mid:,.2f}" if cost and memory.fits else "" if memory.fits is False else "no price",
+            _dollars(cost.mid) if cost and memory.fits else "" if memory.fits is False else "no price",
             f"{price:.2f}" if price is not None else "",
             f"{offer.serving.total_bytes / 1e9:.1f}",
             f"{offer.serving.tokens_per_second(offer.device.bandwidth):,.0f}",
@@ -70,7 +79,7 @@ def print_offers(console: Console, offers: Sequence[Offer]) -> None:
     console.print(page)
     best, quickest = cheapest(offers), fastest(offers)
     if best and best.plan.cost:
-        console.print(f"cheapest: {best.device.id}, ${best.plan.cost.mid:,.2f}", style="bold")
+        console.print(f"cheapest: {best.device.id}, {_dollars(best.plan.cost.mid)}", style="bold")
     dates = sorted({offer.device.price_date for offer in offers if offer.device.price_per_hour is not None})
     console.print(f"prices of {dates[0]} to {dates[-1]}; --json names their sources", markup=False)
     if quickest:
@@ -92,13 +101,17 @@ def print_findings(console: Console, findings: Sequence[Finding]) -> None:
 
 
 def _print_memory(console: Console, memory: Memory) -> None:
-    console.print(f"memory {_gigabytes(memory.peak_bytes)} of {_gigabytes(memory.device_bytes)}, at the peak: {memory.peak_at}")
+    console.print(f"memory {gigabytes(memory.peak_bytes)} of {gigabytes(memory.device_bytes)}; at the peak, {memory.peak_at}:")
     for line in memory.lines:
-        console.print(f"  {line.bytes / 1e9:7.2f} GB  {line.name:<24} {line.formula}", markup=False, soft_wrap=True)
+        console.print(f"  {gigabytes(line.bytes):>9}  {line.name:<24} {line.formula}", markup=False, soft_wrap=True)
 
 
-def _gigabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:.1f} GB"
+def _parameters(number: int) -> str:
+    return f"{number / 1e9:.2f} G" if number >= 1e9 else f"{number / 1e6:.1f} M"
+
+
+def _dollars(amount: float) -> str:
+    return f"${amount:,.2f}" if amount >= 0.01 else "< $0.01"
 
 
 def _hours(total: Range) -> str:

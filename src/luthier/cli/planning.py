@@ -9,7 +9,7 @@ from luthier import flow
 from luthier.cli.data import RecipeWords
 from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
-from luthier.core.errors import UsageError
+from luthier.core.errors import DataError, UsageError
 
 REFUSED = 3
 
@@ -26,8 +26,11 @@ def plan(
     from luthier.cli.page import print_offers, print_plan
 
     given = split_words(words, "recipe")
-    overrides = given.overrides if gpu in ("recipe", "all") else (*given.overrides, f"launch.gpu={gpu}")
-    loaded = flow.load(Path(given.subject), overrides)
+    if apply and (given.overrides or gpu != "recipe"):
+        raise UsageError("--apply writes into the recipe what was found of it as it stands", change="leave out overrides and --gpu")
+    loaded = flow.load(Path(given.subject), given.overrides)
+    if gpu not in ("recipe", "all", loaded.recipe.launch.gpu):
+        loaded = flow.load(Path(given.subject), (*given.overrides, f"launch.gpu={gpu}", "launch.price_per_hour=auto"))
     if tokens != "max_length" and rows == "prepared":
         raise UsageError("--tokens goes with --rows", change="give --rows too, or leave both to the prepared data")
     stated = None if rows == "prepared" else flow.stated(loaded.recipe, rows, tokens)
@@ -37,8 +40,14 @@ def plan(
         if json:
             print_json({"offers": [offer.to_json() for offer in offers]})
         return
-    planned = flow.plan(loaded, stated, progress())
+    try:
+        planned = flow.plan(loaded, stated, progress())
+    except DataError as error:
+        before = "before there is data: --rows N --tokens MEAN:MAX"
+        raise DataError(error.what, where=error.where, change="; or, ".join(filter(None, (error.change, before)))) from error
     print_plan(people(json), planned)
+    if stated is None:
+        people(json).print(f"kept: {flow.keep_plan(planned)}", soft_wrap=True)
     if json:
         print_json(planned.to_json())
     if apply:

@@ -20,20 +20,22 @@ Next, with your own rows and a real model:
 
 
 def quickstart() -> None:
-    """Prepare, train, evaluate and judge the demo, here and now. Its exit code is the verdict's."""
-    from luthier.cli.show import print_answers, print_data, print_steps, print_verdict
+    """Prepare, plan, train, evaluate and judge the demo, here and now. Its exit code is the verdict's."""
+    from luthier.cli.page import print_plan
+    from luthier.cli.show import print_answers, print_data, print_verdict
 
     bars, console = progress(), people(False)
-    console.print("1/4 prepare: a log of five agents' answers becomes training rows", style="bold")
+    console.print("1/5 prepare: a log of five agents' answers becomes training rows", style="bold")
     loaded = flow.demo()
     prepared = flow.prepare(loaded.recipe, bars)
     print_data(console, prepared.summary)
-    console.print("2/4 train: LoRA on the demo base", style="bold")
-    print_steps(console, flow.steps(loaded.recipe, prepared))
+    console.print("2/5 plan: what the run will take, and what is wrong with it", style="bold")
+    print_plan(console, flow.plan(loaded, progress=bars))
+    console.print("3/5 train: LoRA on the demo base", style="bold")
     trained = flow.train(loaded, bars)
-    console.print("3/4 evaluate base and tuned model on held-out rows", style="bold")
+    console.print("4/5 evaluate base and tuned model on held-out rows", style="bold")
     verdict = flow.decide(trained.run.name, progress=bars)
-    console.print("4/4 verdict", style="bold")
+    console.print("5/5 verdict", style="bold")
     base, tuned = (flow.kept_report(trained.run.evaluation(name)) for name in ("base", "tuned"))
     print_answers(console, base, tuned)
     print_verdict(console, verdict)

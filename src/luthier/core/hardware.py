@@ -107,8 +107,24 @@ def _gpus() -> tuple[Gpu, ...]:
     if not (command := shutil.which("nvidia-smi")):
         return ()
     query = [command, f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
-    return () if answer.returncode else gpus_of(answer.stdout)
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=False)
+    except subprocess.TimeoutExpired:  # a driver that hangs has no GPU to offer
+        return ()
+    return () if answer.returncode else visible(gpus_of(answer.stdout), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(gpus: tuple[Gpu, ...], said: str | None) -> tuple[Gpu, ...]:
+    """Those that CUDA_VISIBLE_DEVICES leaves: numbers are places, up to the first that is none; an id of a card stands for one."""
+    if said is None:
+        return gpus
+    found: list[Gpu] = []
+    for word in filter(None, (word.strip() for word in said.split(","))):
+        place = int(word) if word.isdecimal() else len(found) if word.startswith(("GPU-", "MIG-")) else len(gpus)
+        if place >= len(gpus):
+            break
+        found.append(gpus[place])
+    return tuple(found)
 
 
 def _mebibytes(cell: str) -> int:

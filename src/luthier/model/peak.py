@@ -11,6 +11,15 @@ import torch
 SAMPLE_SECONDS = 0.01  # between two looks at the process's resident memory
 
 
+OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "CUBLAS_STATUS_ALLOC_FAILED", "out of memory")
+"""What torch, oneDNN and CUDA's libraries say in a RuntimeError when there is no memory left."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory was short."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
 @dataclass(slots=True)
 class Peak:
     """The most memory in use while it was watched; `num_bytes` is final once the watching ends."""

@@ -15,7 +15,8 @@ from luthier.runs.workload import Extent
 CHUNK_BYTES = 64 << 20
 """Of logits at once (`luthier.model.head`)."""
 OWN, ANCESTOR, ROUND = 256, 1024, 32
-"""Queries of a block of scores at most, of a node with itself and with an ancestor; what sizes are rounded to (`luthier.model.attention`)."""
+"""Queries of a block of scores: about so many of a node with itself, at most so many with an ancestor; and what sizes are rounded to
+(`luthier.model.attention`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,7 +198,11 @@ def mlp_backward(layer: Layer, setup: Setup) -> PerToken:
         return PerToken(terms=(("gradient", layer.hidden, layer.size), ("gradients of the MLP", 4 * layer.gated, layer.size)))
     if setup.engine == "plain" and setup.lora != "none" and layer.size < 4:  # down's input, and PEFT's copy of it in float32
         return PerToken(
-            terms=(("hidden states", 3 * layer.hidden, layer.size), ("down's input", layer.gated, layer.size), ("in float32", layer.gated, 4))
+            terms=(
+                ("hidden states", 3 * layer.hidden, layer.size),
+                ("down's input", layer.gated, layer.size),
+                ("in float32", layer.gated, 4),
+            )
         )
     # gradients of activation and up beside that of down's input, which is no longer kept
     return PerToken(terms=(("gradient", layer.hidden, layer.stream), ("gradients of the MLP", 2 * layer.gated, layer.size)))

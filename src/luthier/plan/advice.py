@@ -85,12 +85,12 @@ def learning_rate_range(parameters: int, lora: Lora | Literal["none"], global_ba
     )
 
 
-def advise(parameters: int, data: DataSize, device: Device) -> tuple[Advice, ...]:
+def advise(parameters: int, data: DataSize, device: Device, *, mixture: bool = False) -> tuple[Advice, ...]:
     """Values for a recipe that has none yet, in the recipe's order: quantization, adapter, rate, batch, epochs, checkpoints."""
     guide = next(guide for guide in _GUIDES if parameters < guide.below)
     small = parameters < _SMALL
     quantization = _quantization(parameters, device)
-    lora = Lora(r=16 if small else 32, alpha=SWEEP_ALPHA, dropout=0.05 if data.rows < FEW_ROWS else 0.0)
+    lora = Lora(r=16 if small else 32, alpha=SWEEP_ALPHA, dropout=0.05 if data.rows < FEW_ROWS and not mixture else 0.0)
     batch, epochs = _batch_and_epochs(data, guide)
     rates = learning_rate_range(parameters, lora, batch)
     return (
@@ -158,9 +158,9 @@ _GUIDES = (
 
 
 def _quantization(parameters: int, device: Device) -> tuple[Advice, ...]:
-    """4 bits where bf16 weights would leave less than 40 % of the device to all else; nothing to say where they leave more."""
+    """4 bits where bf16 weights would leave less than 40 % of a GPU to all else; a processor would compute in them far slower."""
     weights = 2 * parameters
-    if weights <= 0.6 * device.memory_bytes:
+    if device.kind == "cpu" or weights <= 0.6 * device.memory_bytes:
         return ()
     # nf4 with double quantization: 4 + 8/64 + 32/(64·256) = 4.127 bits a weight: 7.6 G → 3.9 GB
     bf16, nf4, device_gb = weights / 1e9, 4.127 / 8 * parameters / 1e9, device.memory_bytes / 1e9

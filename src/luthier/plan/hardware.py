@@ -47,6 +47,7 @@ def table() -> Mapping[str, Device]:
 def device_of(words: str) -> tuple[Device, int]:
     """The device and how many of it: `L4` is one, `H200x4` are four; raises UsageError, with the nearest names, for another."""
     name, _, number = words.rpartition("x") if re.fullmatch(r".+x[1-9]\d*", words) else (words, "", "1")
+    name = next((known for known in table() if known.upper() == name.upper()), name)
     if name not in table():
         longer = [known for known in table() if known.startswith(name.upper())]
         nearest = longer or difflib.get_close_matches(name.upper(), table(), n=3, cutoff=0.5)

@@ -1,23 +1,21 @@
 """What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured, not derived.
 
-The CPU's numbers: 2026-11-20, EPYC (Zen 5), Python 3.11, torch 2.13.0+cpu, transformers 5.23, glibc 2.36, `bench/plan_accuracy.py --memory`.
+The CPU's numbers: 2026-11-20, EPYC (Zen 5), Python 3.11, torch 2.13.0+cpu, transformers 5.23, glibc 2.36,
+`bench/plan_accuracy.py --memory`.
 """
 
+from luthier.core.environment import PRODUCTS_KEPT
 from luthier.plan.lines import Line
 from luthier.plan.setup import Setup
 from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES = {"cpu": 60_000_000, "cuda": 70_000_000}
+LIBRARY_BYTES = {"cpu": 40_000_000, "cuda": 70_000_000}
 """After that, lazily: torch's optimizers and autograd, threads, oneDNN's kernels; on a GPU cuBLAS's workspaces (PyTorch: 8–32 MiB each)."""
 PRODUCT_BYTES = 570_000
 """Of a matrix product of one shape, in the two caches that torch's CPU products have: oneDNN's 290 kB, ideep's 280 kB."""
-PRODUCTS_KEPT = 512
-"""Shapes in each cache. Their own default is 1,024, 0.58 GB: rows of many lengths fill it. One micro batch has up to 200."""
-PRODUCT_CACHES = {name: str(PRODUCTS_KEPT) for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")}
-"""What the environment must say before torch is loaded."""
-ALLOCATOR_SHARE = {"cpu": 0.06, "cuda": 0.05}
+ALLOCATOR_SHARE = {"cpu": 0.08, "cuda": 0.05}
 """Of the live bytes: holes between tensors. glibc keeps what is freed (`luthier.train.host`); torch's GPU allocator keeps blocks of 2 MiB
 and more."""
 SHAPES = {"fused": (60, 50, 19), "packed": (38, 14, 8), "plain": (4, 28, 13)}

@@ -1,5 +1,6 @@
 """What `auto` becomes: data type, packing, gradient checkpointing, micro batch, replicas — each with its reason, and what was rejected."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -65,6 +66,8 @@ class Task:
     """Of a run that goes on."""
     failed: tuple[Sizes, ...] = ()
     """Tried, and out of memory."""
+    failed_bytes: float = math.inf
+    """What the ledger said of the smallest of them: only what needs less is tried."""
 
     @property
     def rows_per_step(self) -> int:
@@ -131,20 +134,32 @@ def remedies(task: Task) -> tuple[Change, ...]:
 def _fitted(task: Task, setup: Setup) -> Chosen:
     """Micro batch and gradient checkpointing: the first of the candidates that fits, or else the smallest."""
     free, rejected = task.place.free_bytes, list[Rejected]()
-    for sizes in (candidates := _candidates(task, setup.micro_batch.packing)):
+    found: list[Chosen] = []
+    for sizes in _candidates(task, setup.micro_batch.packing):
         tried = replace(setup, micro_batch=sizes.micro_batch, checkpoint_activations=sizes.checkpoint_activations)
         survey = task.workload.survey(sizes.micro_batch, task.rows_per_step)
         memory = ledger(task.shape, tried, survey, free)
         said = f"{memory.peak_bytes / 1e9:.3g} of {free / 1e9:.3g} GB"
-        if memory.peak_bytes <= HEADROOM * free or sizes == candidates[-1]:
+        if memory.peak_bytes >= task.failed_bytes:
+            continue
+        found.append(Chosen(setup=tried, survey=survey, memory=memory, resolved=_sizes_told(task, sizes, said), rejected=()))
+        if memory.peak_bytes <= HEADROOM * free:
             break
         value = f"{sizes.micro_batch.tokens} tokens" + (", with gradient checkpointing" if sizes.checkpoint_activations else "")
         rejected.append(Rejected(path="training.micro_batch_size", value=value, why=f"{said}, of which {HEADROOM:.0%} may be planned"))
-    rejected += [
+    if not found:
+        short = replace(task, failed=(), failed_bytes=math.inf, begun="none")
+        short = replace(short, place=replace(task.place, free_bytes=int(min(free, task.failed_bytes - 1))))
+        change = "; or ".join(f"set {change.path}={change.value} ({change.why})" for change in remedies(short))
+        what = f"the smallest micro batch, of one row of {task.workload.longest} tokens, was tried and is out of memory"
+        raise PlanRefused(what, change=change or "take a smaller model, or a shorter data.max_length")
+    chosen = found[-1] if found[-1].memory.peak_bytes <= HEADROOM * free else min(found, key=lambda each: each.memory.peak_bytes)
+    taken = found.index(chosen)
+    failed = (
         Rejected(path="training.micro_batch_size", value=f"{sizes.micro_batch.tokens} tokens", why="tried, and out of memory")
         for sizes in task.failed
-    ]
-    return Chosen(setup=tried, survey=survey, memory=memory, resolved=_sizes_told(task, sizes, said), rejected=tuple(rejected))
+    )
+    return replace(chosen, rejected=(*(item for place, item in enumerate(rejected) if place != taken), *failed))
 
 
 def _sizes_told(task: Task, sizes: Sizes, said: str) -> tuple[Resolved, Resolved]:
@@ -152,7 +167,7 @@ def _sizes_told(task: Task, sizes: Sizes, said: str) -> tuple[Resolved, Resolved
     tokens, checkpointing = sizes.micro_batch.tokens, sizes.checkpoint_activations
     rows = min(sizes.micro_batch.rows, max(1, tokens // longest))
     micro_why, checkpointing_why = (
-        f"{tokens} tokens: {rows} rows of the longest, more of shorter ones; {said}",
+        f"{tokens} tokens: {rows} {'row' if rows == 1 else 'rows'} of the longest, more of shorter ones; {said}",
         f"{said} {'with' if checkpointing else 'without'} it",
     )
     if task.begun != "none":
@@ -171,9 +186,9 @@ def _candidates(task: Task, packing: Packing) -> list[Sizes]:
     """Micro batch and gradient checkpointing, the fastest first: a smaller micro batch goes before recomputing, which costs
     LoRA half as much again.
 
-    What the recipe says is the only candidate, until it was tried and failed. Raises PlanRefused where all have failed.
+    What the recipe says is the only candidate, until it was tried and failed; none is left where all have.
     """
-    if task.begun != "none":
+    if task.begun != "none" and not task.failed:
         return [replace(task.begun, micro_batch=replace(task.begun.micro_batch, packing=packing))]
     training, longest = task.recipe.training, task.workload.longest
     rows = task.rows_per_step if training.micro_batch_size == "auto" else training.micro_batch_size
@@ -186,11 +201,7 @@ def _candidates(task: Task, packing: Packing) -> list[Sizes]:
         for checkpointing in ((False, True) if training.gradient_checkpointing == "auto" else (training.gradient_checkpointing,))
         for tokens in (budgets if training.micro_batch_size == "auto" or task.failed else budgets[:1])
     ]
-    left = [sizes for sizes in every if sizes not in task.failed]
-    if not left:
-        change = "take a smaller model, a shorter data.max_length, model.quantization: nf4, or a device with more memory"
-        raise PlanRefused(f"the smallest micro batch, one row of {longest} tokens, was tried and is out of memory", change=change)
-    return left
+    return [sizes for sizes in every if sizes not in task.failed]
 
 
 def _engine(task: Task) -> tuple[Engine, str]:
@@ -214,7 +225,7 @@ def _engine(task: Task) -> tuple[Engine, str]:
 def _packing(task: Task, engine: Engine, why: str) -> tuple[Packing, str]:
     wished = task.recipe.data.packing
     if task.begun != "none" and (engine != "plain" or task.begun.micro_batch.packing == "off"):
-        return task.begun.micro_batch.packing, "as when the run began, because dropout in trees is another"
+        return task.begun.micro_batch.packing, "as when the run began"
     if engine == "plain":
         if wished in ("tree", "bins"):
             change = "set data.packing: off, or auto" + ("; or model.attention: auto" if task.recipe.model.attention != "auto" else "")
@@ -230,6 +241,8 @@ def _dtype(task: Task) -> tuple[Dtype, str]:
     wanted, device = task.recipe.model.dtype, task.place.device
     if wanted != "auto":
         return wanted, SAID
+    if device.kind == "cuda" and not device.bfloat16:
+        return "float16", f"{device.name} has no bfloat16, and training scales float16's loss"
     # 2026-11-20, EPYC with AVX512-BF16, one thread, hidden 256 × 4 layers, LoRA r 16: 222 ms a step of 16 rows, float32 324 ms.
     return ("bfloat16", f"{device.name} computes bfloat16") if device.bfloat16 else ("float32", f"{device.name} has no bfloat16")
 
@@ -241,7 +254,7 @@ def _replicas(task: Task) -> tuple[int, str]:
     if task.place.device.local:
         return 1, "one process trains on this machine"
     each = parallel.tensor * parallel.pipeline
-    return max(1, devices // each), f"{devices} in all, {each} for each replica"
+    return max(1, devices // each), f"{devices // each} times {each} of {devices} devices" if devices > 1 else "one device"
 
 
 def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
@@ -250,25 +263,43 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
     lora, training = recipe.lora != "none", recipe.training
     wishes: list[tuple[bool, str, str | int | bool, str]] = [
         (training.micro_batch_size != 1, "training.micro_batch_size", 1, "the same update, in smaller pieces"),
-        (training.gradient_checkpointing is not True, "training.gradient_checkpointing", True, "a third (all trained) to a half (LoRA) more time"),
-        (recipe.model.dtype == "float32", "model.dtype", "bfloat16", "half the bytes"),
+        (
+            training.gradient_checkpointing is not True,
+            "training.gradient_checkpointing",
+            True,
+            "a third (all trained) to a half (LoRA) more time",
+        ),
+        (recipe.model.dtype == "float32", "model.dtype", "bfloat16" if task.place.device.bfloat16 else "float16", "half the bytes"),
         (lora and recipe.model.quantization in ("none", "int8"), "model.quantization", "nf4", "4-bit frozen weights (QLoRA)"),
         (several and recipe.parallel.shard != "zero3", "parallel.shard", "zero3", "each replica keeps its share of the weights"),
         (not lora and training.optimizer == "adamw", "training.optimizer", "adamw_8bit", "a quarter of the optimizer's state"),
         (several and recipe.parallel.tensor == 1, "parallel.tensor", 2, "each matrix divided between two devices"),
         (several and recipe.parallel.pipeline == 1, "parallel.pipeline", 2, "the layers divided between two devices"),
     ]
-    fresh = replace(task, begun="none", failed=())
+    fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)
     for possible, path, value, why in wishes:
-        if possible:
-            yield Change(path=path, value=value, why=why), replace(fresh, recipe=_with(recipe, path, value))
+        changed = _with(recipe, path, value)
+        if possible and _devices(changed) <= max(task.place.count, _devices(recipe)):
+            yield Change(path=path, value=value, why=why), replace(fresh, recipe=changed)
     larger = [device for device in table().values() if device.memory_bytes > task.place.device.memory_bytes]
-    for device in sorted(larger, key=lambda device: (device.price_per_hour is None, device.price_per_hour or 0.0)):
+    for device in sorted(larger, key=_price_of_work):
         name = device.id if task.place.count == 1 else f"{device.id}x{task.place.count}"
         price = "" if device.price_per_hour is None else f", ${device.price_per_hour:.2f} an hour each"
         place = Place(device=device, count=task.place.count, free_bytes=device.memory_bytes)
         why = f"{device.memory_bytes / 1e9:.0f} GB{price}"
         yield Change(path="launch.gpu", value=name, why=why), replace(fresh, recipe=_with(recipe, "launch.gpu", name), place=place)
+
+
+def _devices(recipe: Recipe) -> int:
+    parallel = recipe.parallel
+    return (1 if parallel.data == "auto" else parallel.data) * parallel.tensor * parallel.pipeline
+
+
+def _price_of_work(device: Device) -> float:
+    """Dollars for an exaoperation at the device's peak: what decides over the cost of a run that fits."""
+    if device.price_per_hour is None:
+        return math.inf
+    return device.price_per_hour / 3600 / max(device.rates.values()) * 1e18
 
 
 def _with(recipe: Recipe, path: str, value: str | int | bool) -> Recipe:

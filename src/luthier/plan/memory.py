@@ -1,6 +1,6 @@
 """The memory ledger: bytes per consumer and device, each with its formula, and the peak over the instants of a run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from luthier.plan import activations
@@ -130,7 +130,8 @@ class _Ledger:
             forward = self._kept(extent, several=self.survey.micro_batches > 1)
             yield "loss", (*base, *forward, *self._casts(everything=True), final, *self._loss(extent, rows))
             backward = self._casts(everything=not self.setup.checkpoint_activations)
-            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows))
+            head = (self._tables(1),) if self.setup.lora == "none" else ()
+            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows), *head)
         for name, lines in self._layer_backward(extent, kept):
             yield name, (*base, *lines)
         if self.setup.lora == "none":
@@ -252,5 +253,5 @@ class _Ledger:
         return Line(name=name, kind=kind, bytes=tokens * each.bytes, formula=f"{tokens:,} tokens × {each}")
 
 
-def _sum(lines: "tuple[Line, ...] | Iterator[Line]") -> int:
+def _sum(lines: Iterable[Line]) -> int:
     return sum(line.bytes for line in lines)

@@ -1,6 +1,6 @@
 """One recipe on every GPU of the hardware table: fits or not, hours, cost, and what serving its adapter takes there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -70,7 +70,8 @@ def _offer(facts: Facts, device: Device) -> Offer:
     plan = make(replace(facts, task=replace(facts.task, recipe=moved, place=place_of(gpu, facts.host))))
     longest = recipe.serving.max_model_len
     if longest == "auto":
-        longest = workload.longest + max((task.max_new_tokens for task in recipe.evaluation.tasks), default=0)
+        rows = workload.longest if recipe.data.max_length == "fit" else recipe.data.max_length
+        longest = rows + max((task.max_new_tokens for task in recipe.evaluation.tasks), default=0)
     serving = serving_needs(facts.task.shape, "bfloat16" if device.bfloat16 else "float16", "none", longest, SEQUENCES)
     return Offer(device=device, plan=plan, serving=serving)
 

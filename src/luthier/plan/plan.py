@@ -80,7 +80,8 @@ class Plan:
         Raises PlanRefused where none is left.
         """
         task = self.facts.task
-        return make(replace(self.facts, task=replace(task, begun="none", failed=(*task.failed, self.setup.sizes))))
+        failed = replace(task, failed=(*task.failed, self.setup.sizes), failed_bytes=self.chosen.memory.peak_bytes)
+        return make(replace(self.facts, task=failed))
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in plan.json."""
@@ -110,7 +111,7 @@ class Plan:
             "findings": [finding.to_json() for finding in self.findings],
         }
 
-    def _per_step(self) -> Mapping[str, float | int]:
+    def _per_step(self) -> Mapping[str, object]:
         """Tokens of a mean step, and what packing makes of them."""
         survey, layout = self.chosen.survey, self.setup.layout
         tokens, places = survey.mean("tokens"), survey.mean("places")
@@ -121,7 +122,9 @@ class Plan:
             "micro_batches_per_step": survey.micro_batches,
             "packs_per_epoch": survey.micro_batches * self.steps.per_epoch,
             "replicas": layout.data,
-            "computed_share": places / tokens,
+            "rows_per_split": {"train": self.facts.task.workload.rows, "validation": self.facts.task.workload.validation_rows},
+            "shared_share": max(0.0, 1 - places / tokens),
+            "padding_share": max(0.0, 1 - tokens / places),
         }
 
 

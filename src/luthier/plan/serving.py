@@ -69,7 +69,7 @@ def _own(shape: ModelShape) -> tuple[Linear, ...]:
 
 
 def _bytes_of(linear: Linear, count: int, dtype: Dtype, quantization: Quantization) -> int:
-    """Of so many of these matrices: bitsandbytes quantises linear layers but the head, and no fused experts."""
-    stored = quantization if linear.is_module and linear.role != "head" else "none"
+    """Of so many of these matrices: the head is not quantised."""
+    stored = quantization if linear.is_quantized else "none"
     constants = count * linear.d_out * 4 if stored == "int8" else 0  # one a row
     return round(count * linear.d_in * linear.d_out * bytes_per_weight(stored, True, DTYPE_BYTES[dtype])) + constants

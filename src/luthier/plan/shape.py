@@ -46,8 +46,14 @@ class Linear:
 
     @property
     def is_module(self) -> bool:
-        """An nn.Linear: bitsandbytes quantises it. Experts and routers are parameters, which PEFT adapts without dropout and DoRA only."""
+        """An nn.Linear. Experts and routers are parameters, which PEFT adapts without dropout and DoRA only."""
         return not self.fused and self.role not in ("router", "embedding")
+
+    @property
+    def is_quantized(self) -> bool:
+        """That `model.quantization` reaches: linear layers below the head, and fused experts, which Luthier quantises expert by expert;
+        bitsandbytes would leave these as they are (trap 20)."""
+        return self.role not in ("router", "embedding", "head")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ FILE_SHARE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatedWorkload:
-    """`--rows N --tokens MEAN:MAX`: one row of a step has MAX tokens, the others MEAN; no prefixes are shared."""
+    """`--rows N --tokens MEAN:MAX`: rows of MEAN tokens, and for the peak a micro batch of rows of MAX; no prefixes are shared."""
 
     rows: int
     validation_rows: int
@@ -36,16 +36,24 @@ class StatedWorkload:
             tokens = str(data.max_length)
         train, validation = _numbers("--rows", rows)
         mean, longest = _numbers("--tokens", tokens)
+        longest = mean if longest is None else longest
+        if longest < mean:
+            raise UsageError(
+                f"the longest row cannot have {longest} tokens where the mean is {mean}", where="--tokens", change="write MEAN:MAX"
+            )
+        if data.max_length != "fit" and longest > data.max_length:
+            what = f"rows of {longest} tokens are longer than data.max_length, {data.max_length}"
+            raise UsageError(what, where="--tokens", change="give the lengths that rows have after that rule, or raise data.max_length")
         if validation is None:
             share = data.split.validation
             validation = round(train * (FILE_SHARE if isinstance(share, str) else share / data.split.train))
-        return cls(rows=train, validation_rows=validation, mean=mean, longest=mean if longest is None else longest)
+        return cls(rows=train, validation_rows=validation, mean=mean, longest=longest)
 
     def survey(self, size: MicroBatchSize, rows_per_step: int) -> Survey:
         """Micro batches of rows of the mean length; the heaviest is of the longest rows."""
         return Survey(
             steps=(self._divided(min(rows_per_step, self.rows), self.mean, size),),
-            heaviest=self._divided(rows_per_step, self.longest, size)[:1],
+            heaviest=self._divided(min(rows_per_step, self.rows), self.longest, size)[:1],
             validation=self._divided(self.validation_rows, self.mean, size),
         )
 
@@ -77,5 +85,7 @@ class StatedWorkload:
 def _numbers(option: str, text: str) -> tuple[int, int | None]:
     found = re.fullmatch(r"([1-9][\d_]*)(?::(\d[\d_]*))?", text)
     if not found:
-        raise UsageError(f"{option} {text!r} is not a number, or two with a colon", change=f"write {option} 2000 or {option} 2000:4096")
+        raise UsageError(
+            f"{option} {text!r} is not a number from 1 on, or two with a colon", change=f"write {option} 2000 or {option} 2000:4096"
+        )
     return int(found[1]), int(found[2]) if found[2] else None

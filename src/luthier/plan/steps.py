@@ -6,6 +6,9 @@ from typing import Any
 
 from luthier.recipe.schema import Checkpoints, Training
 
+TIMES = 10
+"""Validations of a run, where `auto` can afford them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
@@ -44,8 +47,19 @@ def count_steps(rows: int, validation_rows: int, training: Training, checkpoints
         total=total,
         warmup=warmup,
         saves=_falls_at(checkpoints.save_steps, per_epoch, total),
-        evaluations=_falls_at(checkpoints.eval_steps, per_epoch, total) if validation_rows else (),
+        evaluations=_falls_at(_interval(checkpoints, rows, validation_rows, total / per_epoch), per_epoch, total)
+        if validation_rows
+        else (),
     )
+
+
+def _interval(checkpoints: Checkpoints, rows: int, validation_rows: int, epochs: float) -> int | float | str:
+    """`eval_steps`, its `auto` a share. A validation costs half a LoRA training step for each row: n of them n·validation_rows / 2 beside
+    epochs · rows, so that a fifth of the run allows n ≤ epochs · rows / (2 · validation_rows). Of 8 : 1 rows, 1 epoch 4, 3 epochs 10."""
+    if checkpoints.eval_steps != "auto":
+        return checkpoints.eval_steps
+    affordable = int(epochs * rows / (2 * validation_rows) * 0.9)  # a tenth less, because validation rows may be longer
+    return 1 / max(1, min(TIMES, affordable))
 
 
 def _falls_at(interval: int | float | str, per_epoch: int, total: int) -> tuple[int, ...]:

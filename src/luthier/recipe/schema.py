@@ -35,7 +35,7 @@ class Model(Section):
     revision: str = "main"
     """Branch, tag or commit of the hub repository; a folder ignores it only when it is `main`."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    """Compute type. `auto`: bfloat16 where the device has it, else float32. float16 needs a GPU, whose loss scaler it uses."""
+    """Compute type. `auto`: bfloat16 where the device has it, else float16 on a GPU, whose loss is scaled, and float32 on a CPU."""
     attention: Literal["auto", "eager", "sdpa"] = "auto"
     """`auto`: Luthier's, which reads packs. Another is transformers' own: rows are padded then (`data.packing`), and layers not fused."""
     quantization: Literal["none", "int8", "nf4", "fp4"] = "none"
@@ -187,10 +187,11 @@ class Training(Section):
 class Checkpoints(Section):
     """When to validate and save, which checkpoint becomes the adapter, when to stop early."""
 
-    eval_steps: PositiveInt | Share | Literal["epoch"] = 0.1
-    """Validate every N steps, every share of all steps (`10%`), or at each epoch's end; always at the last step too."""
+    eval_steps: PositiveInt | Share | Literal["auto", "epoch"] = "auto"
+    """Validate every N steps, every share of all steps (`10%`), or at each epoch's end; always at the last step too. `auto`: ten times, or
+    less often where that would take more than a fifth of the run."""
     save_steps: PositiveInt | Share | Literal["epoch"] = 0.1
-    """Save a checkpoint to resume from, written as `eval_steps` is; always at the last step too."""
+    """Save a checkpoint to resume from: every N steps, every share of all steps, or at each epoch's end; always at the last step too."""
     keep: PositiveInt = 3
     """Newest checkpoints to keep; the best one is kept besides."""
     final: Literal["auto", "best", "last"] = "auto"
@@ -216,7 +217,7 @@ class Checkpoints(Section):
 
 
 class Parallel(Section):
-    """Devices: data × tensor × pipeline of them, over all nodes. The global batch, and so the update, stays the same."""
+    """Devices: data × tensor × pipeline of them. The global batch, and so the update, stays the same."""
 
     data: PositiveInt | Literal["auto"] = "auto"
     """Replicas that divide a step's rows; `auto`: as many as the devices of launch.gpu leave, here one."""
@@ -226,8 +227,6 @@ class Parallel(Section):
     """Devices that divide every matrix."""
     pipeline: PositiveInt = 1
     """Devices that divide the layers."""
-    nodes: PositiveInt = 1
-    """Machines that the devices are spread over evenly."""
 
 
 class Task(Section):
@@ -336,6 +335,14 @@ class Recipe(Section):
     """What comes after."""
     launch: Launch = Launch()
     """The machine."""
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_frozen(self) -> Self:
+        if self.lora == "none" and self.model.quantization != "none":
+            raise ValueError(
+                f"model.quantization is {self.model.quantization}, and quantised weights cannot be trained: `lora: none` trains all"
+            )
+        return self
 
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:

@@ -1,5 +1,6 @@
 """rates.jsonl: operations a second that earlier runs and probes on this machine reached, one line each, beside the runs."""
 
+import dataclasses
 import os
 import time
 from collections.abc import Iterator
@@ -84,7 +85,10 @@ def rates_file() -> Path:
 def _all() -> Iterator[Measured]:
     if not rates_file().exists():
         return
+    wanted = {field.name for field in dataclasses.fields(Circumstances)}
     for record in jsonl.records(rates_file()):
+        if set(record.get("circumstances", ())) != wanted:  # of another version
+            continue
         fields = {name: record[name] for name in ("source", "name", "flops", "seconds")}
         yield Measured(circumstances=Circumstances(**record["circumstances"]), **fields)
 

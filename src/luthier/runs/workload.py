@@ -38,12 +38,12 @@ class Extent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Survey:
-    """The micro batches of some of a run's steps: the first ones, and those with the most tokens."""
+    """The micro batches of some of a run's steps: the first ones, and the largest."""
 
     steps: tuple[tuple[Extent, ...], ...]
     """Of the first steps, from which means are taken."""
     heaviest: tuple[Extent, ...]
-    """Candidates for the peak: the largest micro batches of the steps with the most tokens, and of validation."""
+    """Candidates for the peak: the largest micro batches that were found, of training and of validation."""
     validation: tuple[Extent, ...]
     """All of one validation, or of its first rows; empty without validation rows."""
     validation_share: float = 1.0

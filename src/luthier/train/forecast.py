@@ -16,8 +16,8 @@ from luthier.runs.rates import FEWEST_STEPS, Circumstances, Measured
 
 ENOUGH = 10
 """Steps after which a run is forecast; the first of them, in which memory is new and shapes are unseen, does not count."""
-LEAST_SPREAD = 0.03
-"""Of a forecast, either way: a quiet machine's own drift over minutes."""
+LEAST_SPREAD = 0.05
+"""Of a forecast, either way: a quiet machine's own drift over minutes. A busy one drifts by 30 % and more, which ten steps cannot know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def forecast(schedule: Schedule, timings: Sequence[Timing]) -> Forecast:
         validations, saves = (sum(step > after for step in found) for found in (schedule.evaluations, schedule.saves))
         return pace * float(np.sum(schedule.tokens[after:])) + validation * validations + save * saves
 
-    spread = max(LEAST_SPREAD, 2 * statistics.pstdev(paces) / math.sqrt(len(paces)) / pace)  # two standard errors of a mean
+    spread = max(LEAST_SPREAD, 3 * statistics.pstdev(paces) / math.sqrt(len(paces)) / pace)  # three standard errors of a mean
     return Forecast(total=_around(seconds(0), spread), left=_around(seconds(done), spread), step=mean)
 
 

@@ -5,7 +5,7 @@ import sys
 
 import torch
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
+M_MXFAST, M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = 1, -1, -2, -3
 """Of glibc's malloc.h."""
 KEPT = (1 << 31) - 1
 """Bytes above which memory is handed back: more than a step ever frees at once."""
@@ -22,10 +22,10 @@ def keep_freed_memory() -> bool:
     """Whether glibc now keeps what is freed for the next step, instead of handing it back and faulting it in again page by page.
 
     A step allocates the same tensors over and over; bfloat16 products with fresh pages ran at 130–460 GFLOP/s, with kept ones at 870
-    (2026-11-20, Zen 5, 2 threads, torch 2.13).
+    (2026-11-20, Zen 5, 2 threads, torch 2.13). Small pieces are joined to their neighbours when freed (`core/environment.py`).
     """
     libc = _glibc()
-    options = ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, 64 << 20))
+    options = ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, 64 << 20), (M_MXFAST, 0))
     return libc is not None and all([libc.mallopt(option, value) for option, value in options])
 
 

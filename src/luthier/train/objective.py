@@ -35,7 +35,8 @@ def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:
     with _head_sees_targets_only(model, batch):
         logits: Tensor = model(**batch.inputs()).logits
     if logits.shape[:2] == (1, len(batch.needed_S)):
-        return logits[0, batch.places_N]
+        # Where no token predicts several targets, places are all of them in order: no copy of the logits, nor of their gradient
+        return logits[0] if len(batch.places_N) == len(batch.needed_S) else logits[0, batch.places_N]
     warnings.warn(f"{type(model).__name__} does not call its head as a module: logits are computed at every position", stacklevel=2)
     return logits.flatten(0, 1)[batch.sources_N]
 

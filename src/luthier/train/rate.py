@@ -4,7 +4,7 @@ Imports torch only where a probe is made: a plan on a machine that is known take
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -39,7 +39,7 @@ class RateHere:
         task, threads = self.task, threads_here(self.host)
         here = circumstances(device, threads, task.shape, setup, survey)
         if device.local:
-            if self.probe and device.kind == "cpu" and measured_rate(here) is None:
+            if self.probe and device.kind == "cpu" and setup.quantization == "none" and measured_rate(here) is None:
                 self._measure(setup, survey, here)
             if known := measured_rate(here):
                 return known
@@ -59,6 +59,11 @@ class RateHere:
                 number = len(rows)
             taken = rows_of_step(1, number, task.recipe.seed, rows)
             try:
-                rates.keep(probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here)))
+                found = probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here))
+                rates.keep(found)
+                if (
+                    found.circumstances != here
+                ):  # another engine, which this model will be found to have: the next plan asks for this one again
+                    rates.keep(replace(found, circumstances=here))
             except CannotProbe as reason:
                 self.progress.say(str(reason))

@@ -7,13 +7,13 @@ from itertools import pairwise
 
 import torch
 
-from luthier.data.order import Indices, validated_together
+from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.dropout import draw
-from luthier.model.peak import peak_memory
+from luthier.model.peak import is_out_of_memory, peak_memory
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
-from luthier.train.batch import micro_batches
+from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.checkpoint import State
 from luthier.train.loop import Loop
 from luthier.train.objective import nll_sum
@@ -21,7 +21,15 @@ from luthier.train.optim import set_rate, trained_parameters
 
 
 class TooMuchMemory(Exception):
-    """The rehearsal was out of memory."""
+    """Setting up or rehearsing was out of memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worst:
+    """The rows whose micro batches are the largest."""
+
+    training: Indices
+    validation: Indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,27 +42,25 @@ class Rehearsal:
     save_seconds: float
 
 
-def rehearse(loop: Loop, rows: TokenRows, fullest: Indices) -> Rehearsal:
-    """What the largest micro batch of a step's rows, the largest of validation and a save take; raises TooMuchMemory.
+def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
+    """What a step's two largest micro batches, validation's largest and a save take beside the optimizer's state; raises TooMuchMemory.
 
-    Nothing is learned: gradients are zeroed before the update, its rate is 0, and the optimizer's state is dropped. To be called before a
-    checkpoint is loaded.
+    Nothing is learned: the update is by zero gradients at rate 0, and the optimizer's state is dropped. To be called before a checkpoint
+    is loaded.
     """
     scratch = RunFolder(loop.folder.path / "rehearsal")
-    device = loop.precision.device
     marks = [time.perf_counter()]
     try:
-        with peak_memory(device) as peak:
-            _train(loop, rows, fullest)
+        with peak_memory(loop.precision.device) as peak:
+            _update_by_nothing(loop)
+            _train(loop, rows, worst.training)
             marks.append(time.perf_counter())
-            _validate(loop)
+            _validate(loop, worst.validation)
             marks.append(time.perf_counter())
             checkpoint.save(scratch, State(), loop.model, loop.optimizer, keep=1)
             marks.append(time.perf_counter())
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise TooMuchMemory(str(error).partition("\n")[0]) from error
-    except RuntimeError as error:  # what torch makes of a failed malloc
-        if "can't allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
         raise TooMuchMemory(str(error).partition("\n")[0]) from error
     finally:
@@ -72,26 +78,34 @@ def tell(loop: Loop, done: Rehearsal, planned_bytes: int) -> None:
     loop.progress.say(f"tried the largest micro batch, validation and a save: {gigabytes}")
 
 
-def _train(loop: Loop, rows: TokenRows, fullest: Indices) -> None:
-    """Forward, backward, and an update by nothing, which makes the optimizer's state."""
-    largest = micro_batches(rows, fullest, loop.micro_batch, loop.precision.device)[0]
-    loop.model.train()
-    draw(loop.model, largest.keys_A, largest.needed_S, (0, 0))
-    with loop.precision.autocast():
-        loss = nll_sum(loop.model, largest) / largest.num_targets
-    loss.backward()  # type: ignore[no-untyped-call]
+def _update_by_nothing(loop: Loop) -> None:
+    """Let the optimizer make its state."""
     for parameter in trained_parameters(loop.optimizer):
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.zero_()
+        parameter.grad = torch.zeros_like(parameter)
     set_rate(loop.optimizer, 0.0)
     loop.optimizer.step()
+    loop.optimizer.zero_grad(set_to_none=True)
 
 
-def _validate(loop: Loop) -> None:
-    first = next(validated_together(loop.validation_rows), None)
-    if first is None:
+def _train(loop: Loop, rows: TokenRows, indices: Indices) -> None:
+    """The step's two largest micro batches: the first without gradients, the second beside those of the first."""
+    loop.model.train()
+    for batch in _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[:2]:
+        draw(loop.model, batch.keys_A, batch.needed_S, (0, 0))
+        with loop.precision.autocast():
+            loss = nll_sum(loop.model, batch) / batch.num_targets
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _validate(loop: Loop, indices: Indices) -> None:
+    if not len(indices):
         return
-    largest = micro_batches(loop.validation_rows, first, loop.micro_batch, loop.precision.device)[0]
+    largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[0]
     loop.model.eval()
     with torch.inference_mode(), loop.precision.autocast():
         nll_sum(loop.model, largest)
     loop.model.train()
+
+
+def _by_size(batches: list[MicroBatch]) -> list[MicroBatch]:
+    return sorted(batches, key=lambda batch: -batch.ids_BT.numel())

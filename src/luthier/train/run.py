@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core import files
-from luthier.core.errors import RunError
+from luthier.core.errors import PlanRefused, RunError
 from luthier.core.progress import Progress
 from luthier.data.order import Indices, rows_of_step
 from luthier.data.store import Prepared
@@ -21,9 +21,11 @@ from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
 from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
+from luthier.model.peak import is_out_of_memory
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.recipe.schema import Recipe
+from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.ahead import Ahead
@@ -35,7 +37,7 @@ from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
-from luthier.train.rehearse import TooMuchMemory, rehearse, tell
+from luthier.train.rehearse import TooMuchMemory, Worst, rehearse, tell
 from luthier.train.step import Precision
 
 
@@ -107,24 +109,32 @@ def _continued(job: TrainingJob) -> TrainingJob:
 
 
 def _ready(job: TrainingJob) -> tuple[Loop, Plan]:
-    """The loop of the first plan whose worst case was tried and fits; raises PlanRefused where none is left."""
+    """The loop of the first plan whose worst case was tried and fits; raises PlanRefused, with what would fit, where none is left."""
     while True:
-        loop, plan = _set_up(job)
-        try:
-            done = rehearse(loop, job.prepared.rows("train"), _fullest(job))
-        except TooMuchMemory as error:
-            reason = str(error)
-        else:
-            tell(loop, done, plan.chosen.memory.peak_bytes)
-            return loop, plan
-        del loop  # outside of the except clause, whose traceback would keep the model
+        tried = _tried(job)
+        if not isinstance(tried, str):
+            return tried
         gc.collect()
         release_freed_memory()
-        smaller = plan.after_failure()
-        tried, following = plan.setup.sizes, smaller.setup.sizes
-        job.folder.event("out_of_memory", tried=tried.to_json(), next=following.to_json(), reason=reason)
-        job.progress.say(f"out of memory with {tried}: trying {following}, which gives the same update")
+        smaller = job.plan.after_failure()
+        sizes, following = job.plan.setup.sizes, smaller.setup.sizes
+        job.folder.event("out_of_memory", tried=sizes.to_json(), next=following.to_json(), reason=tried)
+        job.progress.say(f"out of memory with {sizes}: trying {following}, which gives the same update")
         job = replace(job, plan=smaller)
+
+
+def _tried(job: TrainingJob) -> tuple[Loop, Plan] | str:
+    """The loop and its plan once its worst case has been run, or why there was not enough memory. What was loaded is gone by then."""
+    try:
+        loop, plan = _set_up(job)
+        done = rehearse(loop, job.prepared.rows("train"), _worst(plan))
+    except (MemoryError, RuntimeError, TooMuchMemory) as error:
+        if not isinstance(error, TooMuchMemory) and not is_out_of_memory(error):
+            raise
+        return str(error).partition("\n")[0]
+    _announce(job, plan, loop.precision.device)
+    tell(loop, done, plan.chosen.memory.peak_bytes)
+    return loop, plan
 
 
 def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
@@ -132,6 +142,9 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     recipe, plan = job.recipe, job.plan
     rows, validation_rows = job.prepared.rows("train"), job.prepared.rows("validation")
     device = resolve_device()
+    if device.type != plan.setup.device:
+        what = f"the plan is for {plan.facts.task.place.device.name}, and torch {torch.__version__} sees only a {device.type} here"
+        raise PlanRefused(what, change="install torch's CUDA build; or hide the GPU from both: CUDA_VISIBLE_DEVICES= luthier train …")
     prepare_host(device)
     dtype = DTYPES[plan.setup.dtype]
     base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
@@ -145,7 +158,6 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
             return _set_up(replace(job, plan=plan))
     job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
     job.progress.say(f"engine: {fusion}")
-    _announce(job, plan, device)
     micro_batch = plan.setup.micro_batch
 
     def batches_of(step: int) -> tuple[Indices, list[MicroBatch]]:
@@ -169,7 +181,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         clock=Clock(
             schedule=schedule_of(rows, plan.steps, recipe.seed, plan.time),
             planned=plan.time,
-            here=plan.circumstances(torch.get_num_threads()),
+            here=plan.circumstances(threads_here(plan.facts.host)),
             folder=job.folder,
             progress=job.progress,
         ),
@@ -177,11 +189,11 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     return loop, plan
 
 
-def _fullest(job: TrainingJob) -> Indices:
-    workload = job.plan.facts.task.workload
-    if not isinstance(workload, PreparedWorkload):
+def _worst(plan: Plan) -> Worst:
+    task, size = plan.facts.task, plan.setup.micro_batch
+    if not isinstance(task.workload, PreparedWorkload):
         raise TypeError("a run needs prepared rows, not stated ones")
-    return workload.fullest(job.plan.facts.task.rows_per_step)
+    return Worst(training=task.workload.heaviest_rows(size, task.rows_per_step), validation=task.workload.heaviest_validation(size))
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:

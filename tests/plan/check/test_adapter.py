@@ -93,9 +93,11 @@ def test_what_just_is_no_mistake_is_not_found(code: str, changes: list[str]) -> 
     assert code not in found(*changes)
 
 
-def test_a_size_outside_of_the_sweep_is_not_judged() -> None:
-    given = case("training.learning_rate=0.5")
+def test_a_size_outside_of_the_sweep_is_judged_only_by_what_is_wild() -> None:
+    given = case("training.learning_rate=3e-2")
     assert "learning-rate" in {finding.code for finding in check(given)}
     tiny = replace(given, shape=replace(given.shape, vocabulary=100, linears=given.shape.linears[:2]))
     assert tiny.shape.parameters < 3e8
     assert "learning-rate" not in {finding.code for finding in check(tiny)}
+    wild = case("training.learning_rate=0.5")
+    assert "learning-rate" in {finding.code for finding in check(replace(wild, shape=tiny.shape))}

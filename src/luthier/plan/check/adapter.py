@@ -11,6 +11,8 @@ from luthier.plan.shape import Linear, adapted, adapter_parameters
 from luthier.recipe.presets import spelled
 from luthier.recipe.schema import Lora
 
+WILD = 10.0
+"""Times the highest of the range of a size that was not swept, from which a rate is far even from a guess."""
 FAR = 3.0
 """Factor from the rates that did well in the sweep, which tried rates about a factor of 3 apart."""
 VLLM_RANK = 512
@@ -21,7 +23,8 @@ ATTENTION = {"attention", "linear_attention"}
 def learning_rate(case: Case) -> Iterator[Finding]:
     """The learning rate is far from what did well for models of this size.
 
-    Severity: warn from a factor of 3 outside of the range, else note; silent for sizes that the sweep did not cover.
+    Severity: warn from a factor of 3 outside of the range, else note; of sizes that the sweep lacks, only from 10 × above a
+    guess.
 
     Too low, and the run ends before it has learned; too high, and it diverges. The range is that of the open sweep for plain LoRA at alpha
     32. What an update does to the model goes with alpha × rate (with rsLoRA alpha·√r × rate) and hardly depends on the rank, so the range
@@ -37,7 +40,7 @@ def learning_rate(case: Case) -> Iterator[Finding]:
     """
     lora, rate = case.recipe.lora, case.recipe.training.learning_rate
     rates = learning_rate_range(case.shape.parameters, lora, case.steps.global_batch_size)
-    if not rates.swept or rates.low <= rate <= rates.high:
+    if rates.low <= rate <= rates.high or (not rates.swept and rate < WILD * rates.high):
         return
     factor = rates.low / rate if rate < rates.low else rate / rates.high
     side = f"{factor:.2g} × below" if rate < rates.low else f"{factor:.2g} × above"

@@ -7,7 +7,7 @@ from typing import Literal
 from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check
 from luthier.plan.check.words import count, gigabytes, percent
-from luthier.plan.weights import everything_quantized, optimizer_bytes, stages
+from luthier.plan.weights import optimizer_bytes, stages
 from luthier.recipe.schema import Lora
 
 SMALL_SAVING = 0.05
@@ -187,34 +187,6 @@ def int8_slower(case: Case) -> Iterator[Finding]:
     )
 
 
-def experts_not_quantized(case: Case) -> Iterator[Finding]:
-    """Quantization leaves a mixture's fused experts, most of the model, as they are.
-
-    Severity: warn.
-
-    bitsandbytes quantises linear layers. transformers 5 keeps the experts of a layer in one three-dimensional parameter, which is none;
-    it is loaded in the compute type, and nothing says so.
-
-    Arithmetic: Qwen3-30B-A3B in nf4: 29.0 G expert parameters × 2 bytes = 58 GB, and 1.0 GB for what is quantised; not 17 GB for all.
-
-    What to do: plan with the bytes of this ledger; where they do not fit, divide the model among devices.
-
-    Source: trap 20 (axolotl's documentation); engine.md, tried with bitsandbytes 0.50.2.
-    """
-    fused = sum(linear.parameters for linear in case.shape.linears if linear.fused)
-    if case.setup.quantization == "none" or not fused:
-        return
-    share = fused / case.shape.parameters
-    weights, whole = case.memory.bytes_of("weights"), everything_quantized(case.shape, case.setup)
-    yield Finding(
-        code="experts-not-quantized",
-        severity="warn",
-        message=f"{case.setup.quantization} does not reach the fused experts, {percent(share)} of the model: weights take "
-        f"{gigabytes(weights)} of each device, and the whole model would be {gigabytes(whole)} if it did",
-        evidence={"expert_parameters": fused, "share": round(share, 4), "weight_bytes": weights, "all_quantized_bytes": whole},
-    )
-
-
 def quantization_unplanned(case: Case) -> Iterator[Finding]:
     """The base is quantised, and yet divided among devices as if it were not.
 
@@ -254,7 +226,8 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
 
     Severity: refuse on this machine; warn where devices are rented, which can be more.
 
-    data × tensor × pipeline ranks each need a device of their own: NCCL refuses two ranks on one GPU, and they would share its memory.
+    data × tensor × pipeline ranks each need a device of their own: NCCL refuses two ranks on one GPU, and ranks on one processor would
+    share its memory and its cores.
 
     Arithmetic: data 4 × tensor 2 are 8 ranks; `H200x4` are 4 devices.
 
@@ -263,7 +236,7 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
     Source: NCCL ("Duplicate GPU detected").
     """
     layout, there = case.setup.layout, case.num_devices
-    if not case.on_gpu or layout.devices <= there:
+    if layout.devices <= there:
         return
     parts = layout.tensor * layout.pipeline
     changes = [Change(path="parallel.data", value=max(1, there // parts), why=f"{count(there, 'device')}, {parts} for each replica")]
@@ -319,7 +292,6 @@ CHECKS: tuple[Check, ...] = (
     float16_on_cpu,
     optimizer_8bit_pointless,
     int8_slower,
-    experts_not_quantized,
     quantization_unplanned,
     more_ranks_than_devices,
     pipeline_bubble,

@@ -241,10 +241,7 @@ def _bytes_per_token(case: Case, quantization: Quantization) -> float:
     """Of the weights that a token is multiplied with; bitsandbytes leaves head and experts as they are."""
     plain = DTYPE_BYTES[case.setup.dtype]
     each = bytes_per_weight(quantization, case.setup.double_quant, plain)
-    return sum(
-        linear.active * linear.d_in * linear.d_out * (each if linear.is_module and linear.role != "head" else plain)
-        for linear in case.shape.linears
-    )
+    return sum(linear.active * linear.d_in * linear.d_out * (each if linear.is_quantized else plain) for linear in case.shape.linears)
 
 
 def _rows(number: float) -> str:

@@ -6,40 +6,34 @@ Every function imports what it needs when it is called: `luthier --help` must no
 from __future__ import annotations
 
 import functools
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
-from luthier.core import files
 from luthier.core.errors import PlanRefused, RunError, UsageError
-from luthier.core.progress import Progress, Silent
-from luthier.evaluate.options import AS_THE_RECIPE
-from luthier.evaluate.options import Options as Options
+from luthier.core.progress import Progress
+from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, stated
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from luthier.core.finding import Change
     from luthier.data.inspect import InspectedRow
     from luthier.data.store import Prepared
     from luthier.data.tokenizer import ChatTokenizer
     from luthier.evaluate.gate import Baseline, Verdict
     from luthier.evaluate.report import Report
     from luthier.evaluate.run import Subject
-    from luthier.plan.offers import Offer
-    from luthier.plan.plan import Facts, Plan
-    from luthier.plan.stated import StatedWorkload
+    from luthier.plan.plan import Plan
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
     from luthier.recipe.schema import BaselineMetric, Model, Recipe
     from luthier.runs.store import RunFolder
-    from luthier.runs.summary import DataSummary
-    from luthier.runs.workload import Workload
 
-SILENT = Silent()
+
+__all__ = ["SILENT", "Options", "apply", "init", "keep_plan", "offers", "plan", "stated"]  # and what is defined below
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,69 +75,6 @@ def steps(recipe: Recipe, prepared: Prepared) -> Steps:
     return count_steps(splits["train"].rows, validation_rows, recipe.training, recipe.checkpoints)
 
 
-def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> Plan:
-    """What the recipe will take on its devices — steps, memory, time, money — and what is wrong with it, without training anything.
-
-    The data is prepared, unless its rows are only stated.
-    """
-    from luthier.plan.plan import make
-
-    return make(_facts(loaded.recipe, stated, progress, probe=True))
-
-
-def offers(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> list[Offer]:
-    """The plan on every GPU of the hardware table, and what serving takes there."""
-    from luthier.plan.offers import offers as plan_offers
-
-    return plan_offers(_facts(loaded.recipe, stated, progress, probe=False))
-
-
-def stated(recipe: Recipe, rows: str, tokens: str) -> StatedWorkload:
-    """Rows that are not there yet: `rows` is `N` or `N:VALIDATION`, `tokens` is `MEAN`, `MEAN:MAX` or `max_length`."""
-    from luthier.plan.stated import StatedWorkload
-
-    return StatedWorkload.read(recipe, rows, tokens)
-
-
-def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str]:
-    """Write the changes of these findings into the recipe's file, comments and all else kept; `path: old → new` for each."""
-    from luthier.plan.check import ALTERNATIVES
-    from luthier.recipe.edit import apply_changes
-
-    changes: list[Change] = []
-    for code in codes:
-        found = [finding for finding in planned.findings if finding.code == code]
-        if not found or not found[0].changes:
-            known = ", ".join(finding.code for finding in planned.findings if finding.changes) or "none"
-            what = "has no change to offer" if found else "is not among the findings"
-            raise UsageError(f"{code} {what}", change=f"findings with changes: {known}")
-        changes += found[0].changes[:1] if code in ALTERNATIVES else found[0].changes
-    edited = apply_changes(loaded.source, changes)
-    files.write(loaded.source, edited.text)
-    return list(edited.changes)
-
-
-def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progress = SILENT) -> None:
-    """Write a recipe with the values that fit the base's size, the rows and the device, each with its reason; one that is there stays."""
-    from luthier.core.hardware import this_machine
-    from luthier.data.count import count_examples
-    from luthier.plan.advice import DataSize, advise
-    from luthier.plan.layout import place_of
-    from luthier.plan.shape import shape_of
-    from luthier.recipe.presets import Beginning, write_recipe
-    from luthier.recipe.schema import Data, Model, Source
-
-    if path.exists():
-        raise UsageError("there is a recipe already", where=str(path), change="name another with --write, or remove it")
-    shape, place = shape_of(_config(Model(base=model))), place_of(gpu, this_machine())
-    counted = count_examples(Data(sources=(Source(path=str(data.absolute())),)), progress)
-    size = DataSize(rows=counted.examples, dialogue=counted.answers > 1.5 * counted.examples)
-    facts = (f"{shape.parameters / 1e9:.2g} G parameters", f"{counted.examples:,} rows", place.device.name)
-    beginning = Beginning(name=data.stem, base=model, path=os.path.relpath(data, path.absolute().parent), gpu=gpu, facts=facts)
-    values = advise(shape.parameters, size, place.device)
-    files.write(path, write_recipe(beginning, [(item.path, item.value, item.comment) for item in values]))
-
-
 def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str] = ()) -> Trained:
     """A finished run of the recipe: begun, resumed from its newest checkpoint, or already there.
 
@@ -161,7 +92,7 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
 
     recipe = loaded.recipe
     refuse_what_cannot_be_trained(recipe)
-    planned = make(_facts(recipe, None, progress, probe=False))
+    planned = make(facts_of(recipe, None, progress, probe=False))
     _refuse(planned, force)
     prepared = prepare(recipe, progress)
     run = open_or_create(recipe.name, loaded.text, loaded.source)
@@ -177,8 +108,7 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
             return Trained(run=run, steps=planned.steps)
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
-        for code in force:
-            run.event("forced", finding=code)
+        _record(run, planned, force, progress)
         tokenizer = load_tokenizer(recipe.model)
         run_training(
             TrainingJob(
@@ -264,8 +194,10 @@ def kept_report(folder: Path) -> Report:
 
 def _refuse(planned: Plan, force: Sequence[str]) -> None:
     """Raise PlanRefused where a finding makes the run impossible and its code is not forced."""
-    if unknown := set(force) - {finding.code for finding in planned.findings}:
-        raise UsageError(f"--force {min(unknown)}: the plan has no such finding", change="force what it refuses, or nothing")
+    from luthier.plan.check import CODES
+
+    if unknown := set(force) - CODES:
+        raise UsageError(f"--force {min(unknown)}: no finding is called so", change="docs/findings lists them all")
     refused = [finding for finding in planned.refused if finding.code not in force]
     if refused:
         told = "\n  ".join(f"{finding.message} [{finding.code}]" for finding in refused)
@@ -273,34 +205,16 @@ def _refuse(planned: Plan, force: Sequence[str]) -> None:
         raise PlanRefused(told, change=f"would help: {change}" if change else "")
 
 
-def _facts(recipe: Recipe, stated: StatedWorkload | None, progress: Progress, *, probe: bool) -> Facts:
-    """All that a plan follows from; with `probe`, what this processor reaches is measured where no earlier run tells."""
-    from luthier.core.hardware import this_machine
-    from luthier.data.survey import PreparedWorkload
-    from luthier.plan.layout import Task, place_of
-    from luthier.plan.plan import Facts
-    from luthier.plan.shape import shape_of
-    from luthier.train.rate import RateHere
-
-    host, config = this_machine(), _config(recipe.model)
-    if stated:
-        workload: Workload = stated
-        data: DataSummary | Literal["stated"] = "stated"
-    else:
-        prepared = prepare(recipe, progress)
-        workload, data = PreparedWorkload.of(prepared, recipe.seed, recipe.training.global_batch_size), prepared.summary
-    task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place_of(recipe.launch.gpu, host))
-    rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
-    return Facts(task=task, data=data, host=host, rate=rate)
-
-
-def _config(model: Model) -> Mapping[str, Any]:
-    """The base's config.json: bundled, in its folder, or from the hub."""
-    from luthier.data.repository import open_repository
-    from luthier.plan.shape import known_config
-
-    bundled = None if Path(model.base).is_dir() else known_config(model.base)
-    return bundled or open_repository(model).json("config.json")
+def _record(run: RunFolder, planned: Plan, force: Sequence[str], progress: Progress) -> None:
+    """Tell the plan's findings, and keep them with what was forced."""
+    for finding in planned.findings:
+        run.event("finding", **finding.to_json())
+        if finding.severity != "note":
+            progress.say(f"{finding.severity}: {finding.message} [{finding.code}]")
+        if finding.code in force:
+            run.event("forced", finding=finding.code)
+    if notes := sum(finding.severity == "note" for finding in planned.findings):
+        progress.say(f"{notes} more notes: luthier plan shows them" if notes > 1 else "one more note: luthier plan shows it")
 
 
 def _asked_of(own: Recipe, other: Recipe) -> Recipe:

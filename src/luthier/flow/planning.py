@@ -1,0 +1,147 @@
+"""The verbs before the run: plan, init, and what a plan follows from."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from luthier.core import files
+from luthier.core.errors import DataError, ModelError, UsageError
+from luthier.core.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from luthier.core.finding import Change
+    from luthier.plan.offers import Offer
+    from luthier.plan.plan import Facts, Plan
+    from luthier.plan.stated import StatedWorkload
+    from luthier.recipe.load import LoadedRecipe
+    from luthier.recipe.schema import Model, Recipe
+    from luthier.runs.summary import DataSummary
+    from luthier.runs.workload import Workload
+
+SILENT = Silent()
+
+
+def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> Plan:
+    """What the recipe will take on its devices — steps, memory, time, money — and what is wrong with it, without training anything.
+
+    The data is prepared, unless its rows are only stated.
+    """
+    from luthier.plan.plan import make
+
+    return make(facts_of(loaded.recipe, stated, progress, probe=True))
+
+
+def offers(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> list[Offer]:
+    """The plan on every GPU of the hardware table, and what serving takes there."""
+    from luthier.plan.offers import offers as plan_offers
+
+    return plan_offers(facts_of(loaded.recipe, stated, progress, probe=False))
+
+
+def stated(recipe: Recipe, rows: str, tokens: str) -> StatedWorkload:
+    """Rows that are not there yet: `rows` is `N` or `N:VALIDATION`, `tokens` is `MEAN`, `MEAN:MAX` or `max_length`."""
+    from luthier.plan.stated import StatedWorkload
+
+    return StatedWorkload.read(recipe, rows, tokens)
+
+
+def keep_plan(planned: Plan) -> Path:
+    """Write plan.json beside the prepared rows that the plan is of; a run keeps its own."""
+    from luthier.runs.store import prepared_root
+
+    data = planned.facts.data
+    path = prepared_root() / (data if isinstance(data, str) else data.hash) / "plan.json"
+    files.write_json(path, planned.to_json())
+    return path
+
+
+def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str]:
+    """Write the changes of these findings into the recipe's file, comments and all else kept; `path: old → new` for each."""
+    from luthier.plan.check import ALTERNATIVES
+    from luthier.recipe.edit import apply_changes
+
+    changes: list[Change] = []
+    for code in codes:
+        found = [finding for finding in planned.findings if finding.code == code]
+        if not any(finding.changes for finding in found):
+            known = ", ".join(finding.code for finding in planned.findings if finding.changes) or "none"
+            what = "has no change to offer" if found else "is not among the findings"
+            raise UsageError(f"{code} {what}", change=f"findings with changes: {known}")
+        offered = [change for finding in found for change in finding.changes]
+        changes += offered[:1] if code in ALTERNATIVES else offered
+    edited = apply_changes(loaded.source, changes)
+    files.write(loaded.source.resolve(), edited.text)  # a link stays one
+    return list(edited.changes)
+
+
+def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progress = SILENT) -> None:
+    """Write a recipe with the values that fit the base's size, the rows and the device, each with its reason; one that is there stays."""
+    from luthier.core.hardware import this_machine
+    from luthier.data.count import count_examples
+    from luthier.plan.advice import DataSize, advise
+    from luthier.plan.layout import place_of
+    from luthier.plan.shape import shape_of
+    from luthier.recipe.presets import Beginning, write_recipe
+    from luthier.recipe.schema import Data, Model, Source, Split
+
+    if path.exists():
+        raise UsageError("there is a recipe already", where=str(path), change="name another with --write, or remove it")
+    shape, place = shape_of(_config(Model(base=model))), place_of(gpu, this_machine())
+    counted = count_examples(Data(sources=(Source(path=str(data.absolute())),)), progress)
+    if not counted.examples:
+        raise DataError("there are no rows to choose values for", where=str(data))
+    size = DataSize(rows=round(counted.examples * Split().train), dialogue=counted.answers > 1.5 * counted.examples)
+    facts = (f"{shape.parameters / 1e9:.2g} G parameters", f"{counted.examples:,} rows", place.device.name)
+    beginning = Beginning(
+        name=re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "mine",
+        base=model,
+        path=os.path.relpath(data, path.absolute().parent),
+        gpu=gpu,
+        facts=facts,
+    )
+    values = advise(shape.parameters, size, place.device, mixture=shape.experts > 0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write(path, write_recipe(beginning, [(item.path, item.value, item.comment) for item in values]))
+
+
+def facts_of(recipe: Recipe, stated: StatedWorkload | None, progress: Progress, *, probe: bool) -> Facts:
+    """All that a plan follows from; with `probe`, what this processor reaches is measured where no earlier run tells."""
+    from luthier.core.hardware import this_machine
+    from luthier.data.prepare import prepare
+    from luthier.data.survey import PreparedWorkload
+    from luthier.plan.layout import Task, place_of
+    from luthier.plan.plan import Facts
+    from luthier.plan.shape import shape_of
+    from luthier.train.rate import RateHere
+
+    host, config = this_machine(), _config(recipe.model)
+    if stated:
+        workload: Workload = stated
+        data: DataSummary | Literal["stated"] = "stated"
+    else:
+        prepared = prepare(recipe, progress)
+        workload, data = PreparedWorkload.of(prepared, recipe.seed, recipe.training.global_batch_size), prepared.summary
+    task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place_of(recipe.launch.gpu, host))
+    rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
+    return Facts(task=task, data=data, host=host, rate=rate)
+
+
+def _config(model: Model) -> Mapping[str, Any]:
+    """The base's config.json: bundled, in its folder, or from the hub."""
+    from luthier.data.repository import open_repository
+    from luthier.plan.shape import known_config
+
+    if not Path(model.base).is_dir() and (bundled := known_config(model.base)):
+        return bundled
+    repository = open_repository(model)
+    config = repository.json("config.json")
+    if not config:
+        what = (
+            "has no config.json" if repository.is_folder else "the hub cannot be reached, and its config.json is neither bundled nor cached"
+        )
+        raise ModelError(what, where=model.base, change="set model.base to a folder with config.json, or to a model of the table")
+    return config
