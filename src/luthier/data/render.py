@@ -11,10 +11,9 @@ from luthier.data.rows import Example
 from luthier.data.store import TokenRow, example_to_json
 from luthier.data.tokenizer import ChatTokenizer, TemplateRefused
 from luthier.recipe.schema import Data
-from luthier.runs.summary import Cut
+from luthier.runs.summary import NO_TARGET, Cut
 
 TOO_LONG = "longer than max_length"
-NO_TARGET = "no token to train on"
 REFUSED = "refused by the chat template"
 
 

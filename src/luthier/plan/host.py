@@ -1,4 +1,4 @@
-"""What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured, not derived.
+"""What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured and fitted, not derived.
 
 The CPU's numbers: 2026-11-20, EPYC (Zen 5), Python 3.11, torch 2.13.0+cpu, transformers 5.23, glibc 2.36,
 `bench/plan_accuracy.py --memory`.
@@ -6,13 +6,16 @@ The CPU's numbers: 2026-11-20, EPYC (Zen 5), Python 3.11, torch 2.13.0+cpu, tran
 
 from luthier.core.environment import PRODUCTS_KEPT
 from luthier.plan.lines import Line
-from luthier.plan.setup import Setup
+from luthier.plan.setup import Engine, Setup
 from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES = {"cpu": 40_000_000, "cuda": 70_000_000}
-"""After that, lazily: torch's optimizers and autograd, threads, oneDNN's kernels; on a GPU cuBLAS's workspaces (PyTorch: 8–32 MiB each)."""
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 55_000_000, "packed": 170_000_000, "plain": 150_000_000}
+"""After that, on a CPU: torch's optimizers and autograd, threads, and what oneDNN keeps to rearrange matrices. Fitted to the first 25 cells
+of the bench, whose process took so much more than its tensors; the other cells were not looked at (docs/plan-accuracy.md)."""
+CUDA_LIBRARY_BYTES = 70_000_000
+"""cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
 PRODUCT_BYTES = 570_000
 """Of a matrix product of one shape, in the two caches that torch's CPU products have: oneDNN's 290 kB, ideep's 280 kB."""
 ALLOCATOR_SHARE = {"cpu": 0.08, "cuda": 0.05}
@@ -32,7 +35,8 @@ def process(setup: Setup) -> Line:
 
 def libraries(setup: Setup, survey: Survey) -> Line:
     """What libraries take once training runs."""
-    size, formula = LIBRARY_BYTES[setup.device], f"{LIBRARY_BYTES[setup.device] / 1e6:.0f} MB"
+    size = LIBRARY_BYTES[setup.engine] if setup.device == "cpu" else CUDA_LIBRARY_BYTES
+    formula = f"{size / 1e6:.0f} MB"
     if setup.device == "cpu":
         shapes = product_shapes(setup, survey)
         size, formula = size + shapes * PRODUCT_BYTES, f"{formula} + {shapes} shapes of products × {PRODUCT_BYTES / 1e6:.2f} MB"

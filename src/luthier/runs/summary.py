@@ -7,6 +7,9 @@ from pydantic import BaseModel, ConfigDict
 
 from luthier.core import files
 
+NO_TARGET = "no token to train on"
+"""Why a row is dropped whose loss would be that of nothing."""
+
 
 class Part(BaseModel):
     """Frozen, and strict about keys: a data.json of another version is an error, not a guess."""

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
+from safetensors import SafetensorError
 
+from luthier.core.errors import RunError
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.dropout import draw
@@ -59,6 +61,9 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
             marks.append(time.perf_counter())
             checkpoint.save(scratch, State(), loop.model, loop.optimizer, keep=1)
             marks.append(time.perf_counter())
+    except (OSError, SafetensorError) as error:
+        change = "free some of the disk, or set LUTHIER_RUNS to another"
+        raise RunError(f"a checkpoint cannot be written: {error}", where=str(loop.folder.path), change=change) from error
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.plan.check import check
+from luthier.runs.summary import NO_TARGET
 from tests.plan.check.cases import World, case, found, only
 
 GROUPED = World(groups={"coder": 1998, "reviewer": 2})
@@ -14,6 +15,15 @@ REWRITTEN = World(turns=3.0, prefix_stable=False)
 def test_a_split_without_supervised_tokens_is_refused() -> None:
     finding = only("nothing-supervised", world=World(supervised=0.0))
     assert finding.severity == "refuse"
+
+
+def test_rows_that_were_left_out_for_it_are_told() -> None:
+    given = case()
+    assert not isinstance(given.data, str)
+    rows = given.data.rows.model_copy(update={"dropped": {NO_TARGET: 40}})
+    (finding,) = check(replace(given, data=given.data.model_copy(update={"rows": rows})))
+    assert (finding.code, finding.severity) == ("nothing-supervised", "warn")
+    assert "40 of" in finding.message
 
 
 def test_max_length_costs_more_answers_than_rows() -> None:

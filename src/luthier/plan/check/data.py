@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check
 from luthier.plan.check.words import count, percent
+from luthier.runs.summary import NO_TARGET
 
 GRAVE_LOSS = 0.01
 GRAVE_OVERLAP = 0.01
@@ -14,32 +15,36 @@ SHOWN = 5
 
 
 def nothing_supervised(case: Case) -> Iterator[Finding]:
-    """No token of a split carries loss.
+    """Rows have no token that carries loss, and were left out.
 
-    Severity: refuse.
+    Severity: refuse where a split has none at all, warn from 1 % of the rows, else note.
 
-    The loss of nothing is 0 and its gradient none; divided by its count it is not a number. The usual causes: `max_length` cut every
-    answer, the template writes none, or `train_on` names a turn that the rows do not have.
+    The loss of nothing is 0 and its gradient none; divided by its count it is not a number. So `prepare` drops such rows, counted. The
+    usual causes: `max_length` cut every answer, the template writes none, or `train_on` names a turn that the rows do not have.
 
     Arithmetic: 0 supervised tokens / 0 = not a number, which other tools log as `loss 0.0`.
 
-    What to do: look at a row with `luthier inspect`, which colours what is trained on.
+    What to do: look at a row with `luthier inspect`, which colours what is trained on; `luthier prepare` names the first rows.
 
     Source: traps 8 and 10 (TRL#6025, LlamaFactory#3995, Qwen3#1522).
     """
     if case.data == "stated":
         return
-    for name, split in case.data.splits.items():
-        if name in ("train", "validation") and split.rows and not split.supervised_tokens:
-            yield Finding(
-                code="nothing-supervised",
-                severity="refuse",
-                message=f"None of the {split.tokens:,} tokens of {name} carries loss: there is nothing to learn from",
-                evidence={"split": name, "rows": split.rows, "tokens": split.tokens},
-                changes=(Change(path="data.train_on", value="assistant", why="every answer carries loss"),)
-                if case.recipe.data.train_on != "assistant"
-                else (),
-            )
+    judged = {name: split for name, split in case.data.splits.items() if name in ("train", "validation")}
+    empty = [name for name, split in judged.items() if split.rows and not split.supervised_tokens]
+    rows, dropped = case.data.rows, case.data.rows.dropped.get(NO_TARGET, 0)
+    share = dropped / max(1, rows.read)
+    changes = (Change(path="data.train_on", value="assistant", why="every answer carries loss"),)
+    if empty or dropped:
+        yield Finding(
+            code="nothing-supervised",
+            severity="refuse" if empty else "warn" if share >= GRAVE_LOSS else "note",
+            message=f"No token of {' and '.join(empty)} carries loss: there is nothing to learn from"
+            if empty
+            else f"{dropped:,} of {rows.read:,} rows ({percent(share)}) have no token that carries loss, and were left out",
+            evidence={"rows": rows.read, "dropped": dropped, "empty_splits": ", ".join(empty)},
+            changes=changes if case.recipe.data.train_on != "assistant" else (),
+        )
 
 
 def length_loss(case: Case) -> Iterator[Finding]:

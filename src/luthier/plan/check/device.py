@@ -49,7 +49,8 @@ def memory_unused(case: Case) -> Iterator[Finding]:
     A small micro batch and gradient checkpointing are for memory that is short. Where it is not, more rows at once use the GPU better,
     and nothing need be recomputed. The update stays the same: the global batch is what defines it.
 
-    Arithmetic: 6.8 of 80 GB at 4 rows, 36 minutes; 25 GB at 16 rows, 10 minutes. Recomputing adds a forward pass, a third.
+    Arithmetic: 6.8 of 80 GB at 4 rows, 36 minutes; 25 GB at 16 rows, 10 minutes. Recomputing adds a forward
+    pass: a third of the work if all is trained, half of LoRA's.
 
     What to do: `micro_batch_size: auto` and `gradient_checkpointing: auto`, which take what fits.
 
