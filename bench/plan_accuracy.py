@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def _in_a_process(cell: Cell, work: Path) -> Measured:
     answer = subprocess.run(
         command, env={**variables, **os.environ}, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
     )
+    shutil.rmtree(work / "runs", ignore_errors=True)  # checkpoints of whole models: 0.6 GB each
     fields = json.loads(answer.stdout.splitlines()[-1])
     return Measured(**{**fields, "cell": Cell(**fields["cell"])})
 
