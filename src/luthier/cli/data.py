@@ -10,7 +10,12 @@ from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
 from luthier.core import files
 
-RecipeWords = Annotated[list[str], typer.Argument(metavar="RECIPE [KEY=VALUE]", help="A recipe file, and values to change in it.")]
+RecipeWords = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RECIPE [KEY=VALUE] [@FILE]", help="A recipe file, and values to change in it; @FILE lays a file of them over it."
+    ),
+]
 
 
 def prepare(

@@ -16,7 +16,8 @@ Every key of a recipe, from the schema's own docstrings. Do not edit: `python -m
 A recipe is YAML 1.2 (`.yaml`, `.yml`: `no` and `off` are text, `1e-4` is a number) or TOML (`.toml`). Relative paths are relative to the
 recipe's folder. Every verb that reads a recipe takes changes as `key=value`, such as `training.epochs=1 lora.r=8 lora=none
 data.sources.0.path=other.jsonl`; their paths are relative to the current folder. Of `epochs`/`max_steps` and
-`warmup_ratio`/`warmup_steps` a recipe has one, and a change to one takes away the other. An unknown key is an error.
+`warmup_ratio`/`warmup_steps` a recipe has one, and a change to one takes away the other. `@FILE` lays the mapping of a YAML or TOML file
+over the recipe, its paths relative to that file. An unknown key is an error.
 """
 
 
