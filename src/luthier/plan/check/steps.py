@@ -129,10 +129,11 @@ def validations_too_frequent(case: Case) -> Iterator[Finding]:
     fewer = int(_affordable_validations(case))
     change = Change(path="checkpoints.eval_steps", value=math.ceil(steps.total / max(1, fewer)), why=f"{count(fewer, 'validation')} in all")
     rows = "" if fewer else "; even one takes that much: fewer validation rows would do"
+    take = "takes" if num == 1 else "take"
     yield Finding(
         code="validations-too-frequent",
         severity="warn",
-        message=f"{count(num, 'validation')} take {duration(time.validation)} of {duration(time.total.mid)}, {percent(share)}{rows}",
+        message=f"{count(num, 'validation')} {take} {duration(time.validation)} of {duration(time.total.mid)}, {percent(share)}{rows}",
         evidence={"validations": num, "seconds": round(time.validation, 1), "share": round(share, 3)},
         changes=(change,) if fewer else (),
     )
