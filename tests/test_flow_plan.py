@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from luthier import flow
 from luthier.core import jsonl
-from luthier.core.errors import PlanRefused, UsageError
+from luthier.core.errors import DataError, PlanRefused, RecipeError, UsageError
 from luthier.flow.planning import facts_of
 from luthier.plan import plan as plan_module
 from luthier.plan.setup import Setup
@@ -45,7 +46,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def know_the_rate(home: Path) -> None:
     """As if this machine had run something like it before: no probe is needed."""
-    facts = facts_of(flow.load(home / "recipe.yaml").recipe, None, flow.SILENT, probe=False)
+    recipe = flow.load(home / "recipe.yaml").recipe
+    facts = facts_of(recipe, flow.prepare(recipe), flow.SILENT, probe=False)
 
     def keep(device: object, setup: Setup, survey: Survey) -> None:
         from luthier.plan.rate import circumstances
@@ -175,6 +177,21 @@ def test_a_findings_change_is_written_into_the_recipe_with_its_comments(home: Pa
     assert "warmup-too-long" not in [finding.code for finding in flow.plan(flow.load(recipe)).findings]
     with pytest.raises(UsageError, match="gone-with-the-wind is not among the findings"):
         flow.apply(loaded, planned, ["gone-with-the-wind"])
+
+
+def test_what_cannot_be_a_recipe_is_refused_by_init_and_a_name_is_made_of_any_file(home: Path) -> None:
+    (home / "none.jsonl").write_text("")
+    with pytest.raises((DataError, UsageError)):
+        flow.init(home / "empty.yaml", "Qwen/Qwen3-0.6B", home / "none.jsonl", gpu="L4")
+    assert not (home / "empty.yaml").exists()
+    shutil.copy(home / "rows.jsonl", home / "my rows (2).jsonl")
+    flow.init(home / "deep" / "mine.yaml", "Qwen/Qwen3-0.6B", home / "my rows (2).jsonl", gpu="L4")
+    assert flow.load(home / "deep" / "mine.yaml").recipe.name == "my-rows-2"
+
+
+def test_quantised_weights_are_not_trained(home: Path) -> None:
+    with pytest.raises(RecipeError, match=r"model\.quantization is nf4, and quantised weights cannot be trained"):
+        flow.load(home / "recipe.yaml", ["lora=none", "model.quantization=nf4"])
 
 
 def test_init_writes_a_recipe_that_plans(home: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 from luthier.core import jsonl
 from luthier.demo import BASE
 from luthier.plan.shape import known_config
+from tests.plan.check.test_check import MISTAKES as IN_A_CASE
 
 SOUND = """\
 name: animals
@@ -23,18 +24,7 @@ data:
 training: {epochs: 3, global_batch_size: 16, learning_rate: 4.0e-4}
 launch: {gpu: H100}
 """
-MISTAKES = {
-    "no-save-before-end": ["checkpoints.save_steps=500"],
-    "warmup-too-long": ["training.warmup_steps=400"],
-    "validations-too-rare": ["checkpoints.eval_steps=100", "checkpoints.early_stopping_patience=5"],
-    "learning-rate": ["training.learning_rate=5e-6"],
-    "attention-only-targets": ["lora.target_modules=[q_proj, v_proj]"],
-    "optimizer-8bit-pointless": ["training.optimizer=adamw_8bit"],
-    "int8-slower": ["model.quantization=int8"],
-    "fast-path-off": ["data.packing=off"],
-    "bound-unreachable": ["decision.deploy.peak_memory=<= 500 MB"],
-    "near-duplicates": ["data.split.test=copied.jsonl"],
-}
+MISTAKES = IN_A_CASE | {"near-duplicates": ["data.split.test=copied.jsonl"]}
 
 
 def row(number: int, kind: str, last: str = "today") -> dict[str, str]:
@@ -115,6 +105,19 @@ def test_the_page_tells_steps_memory_time_and_cost(home: Path) -> None:
     page = luthier(home, "plan", "recipe.yaml").stdout
     for told in ("2,000 rows, 16 a step: 125 steps an epoch, 375 in all", "memory", "GB", "time", "cost $", "no findings"):
         assert told in page
+
+
+def test_another_gpu_has_its_own_price_and_apply_stands_alone(home: Path) -> None:
+    stated = ("launch.price_per_hour=99", "--rows", "51200:100", "--tokens", "2000")
+    dollars, others = planned(home, *stated)[1]["cost"], planned(home, *stated, "--gpu", "B200")[1]["cost"]
+    assert others["mid"] < dollars["mid"] / 5  # type: ignore[index]  # a dictionary of numbers
+    for words in (("training.warmup_steps=400",), ("--gpu", "L4"), ("--gpu", "all")):
+        refused = luthier(home, "plan", "recipe.yaml", *words, "--apply", "warmup-too-long")
+        assert refused.returncode == 2
+        assert "leave out overrides and --gpu" in refused.stderr
+    missing = luthier(home, "plan", "recipe.yaml", "data.sources.0.path=nowhere.jsonl")
+    assert missing.returncode == 2
+    assert "--rows N --tokens MEAN:MAX" in missing.stderr
 
 
 def test_every_gpu_stands_on_one_page(home: Path) -> None:

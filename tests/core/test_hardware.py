@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from luthier.core import hardware
-from luthier.core.hardware import Gpu, available_bytes, free_disk_bytes, free_memory_bytes, gpus_of, processor_flags, this_machine
+from luthier.core.hardware import Gpu, available_bytes, free_disk_bytes, free_memory_bytes, gpus_of, processor_flags, this_machine, visible
 
 TWO_GPUS = """\
 NVIDIA GeForce RTX 5090, 32607, 494, 31843, 12.0, Disabled, Disabled
@@ -13,6 +13,14 @@ NVIDIA GeForce RTX 5090, 32607, 494, 29870, 12.0, Enabled, Enabled
 """
 """Seed 000's machine: the second card drives a display."""
 SHARED_MEMORY = "NVIDIA GB10, [N/A], [N/A], [N/A], 12.1, [N/A], Enabled\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "names"), [(None, "abc"), ("", ""), ("1", "b"), ("2, 0", "ca"), ("0,7,1", "a"), ("-1", ""), ("GPU-5ebe9f43", "a")]
+)
+def test_programs_see_the_gpus_that_cuda_visible_devices_leaves(said: str | None, names: str) -> None:
+    gpus = gpus_of("".join(f"{name}, 24576, 512, 24000, 8.6, Disabled, Enabled\n" for name in "abc"))
+    assert "".join(gpu.name for gpu in visible(gpus, said)) == names
 
 
 def test_gpus_are_read_with_memory_display_and_persistence() -> None:

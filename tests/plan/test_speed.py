@@ -33,6 +33,7 @@ from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
+from tests.data.test_survey import extent_of
 from tests.model.zoo import adapted, in_packs, row, tiny
 
 LORA = Lora(r=4, alpha=8)
@@ -75,22 +76,6 @@ def seven_b() -> ModelShape:
 def one_batch(packing: str) -> MicroBatch:
     (batch,) = in_packs([row(ids, lambda index, first=first: index > first and index % 4 == 0) for ids, first in ROWS[:4]], packing, 10**6)
     return batch
-
-
-def extent_of(batch: MicroBatch) -> Extent:
-    rows, length = batch.ids_BT.shape
-    triangle = rows * length * (length + 1) // 2
-    pairs = triangle if batch.tree is None else int(batch.tree.mask(torch.device("cpu")).sum())
-    return Extent(
-        rows=4,
-        tokens=batch.num_tokens,
-        supervised=batch.num_targets,
-        places=batch.ids_BT.numel(),
-        needed=len(batch.needed_S),
-        targets=len(batch.targets_N),
-        pairs=pairs,
-        longest=288,
-    )
 
 
 def products_counted(model: nn.Module, batch: MicroBatch) -> int:

@@ -28,6 +28,10 @@ def test_what_is_left_out_follows_from_the_recipe() -> None:
 def test_a_length_that_nobody_knows_is_asked_for() -> None:
     with pytest.raises(UsageError, match=r"(?s)--rows: how long the rows are is not known.*--tokens MEAN:MAX"):
         StatedWorkload.read(recipe(), "800", "max_length")
+    with pytest.raises(UsageError, match="cannot have 50 tokens where the mean is 500"):
+        StatedWorkload.read(recipe(), "800", "500:50")
+    with pytest.raises(UsageError, match=r"rows of 3000 tokens are longer than data\.max_length, 1024"):
+        StatedWorkload.read(recipe(max_length=1024), "800", "500:3000")
     with pytest.raises(UsageError, match=r"--tokens 'long' is not a number"):
         StatedWorkload.read(recipe(), "800", "long")
 

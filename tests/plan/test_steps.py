@@ -39,6 +39,19 @@ def test_by_default_a_run_validates_and_saves_ten_times() -> None:
     assert plan.saves == plan.evaluations == tuple(range(30, 301, 30))
 
 
+@pytest.mark.parametrize(("epochs", "validation_rows", "looks"), [(1, 200, 4), (2, 200, 7), (3, 200, 10), (1, 20, 10), (1, 3200, 1)])
+def test_validations_are_ten_or_as_many_as_a_fifth_of_the_run_affords(epochs: int, validation_rows: int, looks: int) -> None:
+    """A validation row costs half a training row: 4 × 200 / 2 rows beside 1,600 are 20 %."""
+    plan = steps(1600, validation_rows=validation_rows, epochs=epochs, global_batch_size=16)
+    assert abs(len(plan.evaluations) - looks) <= 1  # steps are whole
+    assert len(plan.evaluations) * validation_rows / 2 <= 0.25 * epochs * 1600 or len(plan.evaluations) == 1
+
+
+def test_the_last_save_before_the_end_is_what_a_kill_leaves() -> None:
+    assert steps(1600, epochs=3, global_batch_size=16).last_save_before_end == 270
+    assert steps(100, epochs=1, global_batch_size=16, checkpoints=Checkpoints(save_steps=50)).last_save_before_end == 0
+
+
 def test_half_an_epoch_rounds_up_to_whole_steps() -> None:
     assert steps(100, epochs=0.5, global_batch_size=16).total == 4  # half of 7
     assert steps(100, epochs=1.1, global_batch_size=10).total == 11  # 10 × 1.1 is 11.000000000000002

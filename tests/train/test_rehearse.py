@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.core import jsonl
 from luthier.core.errors import PlanRefused
+from luthier.plan.layout import place_of
+from luthier.plan.plan import make
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
 from luthier.train.rehearse import rehearse
@@ -25,7 +28,7 @@ def test_a_rehearsal_teaches_nothing_and_leaves_nothing(workshop: Workshop, lora
     job = workshop.job(lora=lora)
     loop, _ = _set_up(job)
     before = {name: weight.clone() for name, weight in loop.model.state_dict().items()}
-    done = rehearse(loop, job.prepared.rows("train"), _worst(job.plan))
+    done = rehearse(loop, job.prepared.rows("train"), _worst(job, job.plan))
     assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
     assert not loop.optimizer.state
     assert all(parameter.grad is None for parameter in loop.model.parameters())
@@ -48,7 +51,7 @@ def test_the_worst_case_is_the_largest_micro_batch_of_the_run_beside_the_optimiz
     loop, plan = _set_up(job)
     handle = register_module_forward_pre_hook(embed)
     try:
-        rehearse(loop, job.prepared.rows("train"), _worst(plan))
+        rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
         rehearsed = {mode: max(numbers) for mode, numbers in seen.items()}
         assert min(states) > 0
         fit(loop, State())
@@ -95,6 +98,25 @@ def test_out_of_memory_leads_to_smaller_micro_batches_and_the_same_update(worksh
     weights = [load_file(job.folder.adapter / "adapter_model.safetensors") for job in (whole, short)]
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_failed_is_the_plan_that_was_tried_not_the_one_that_was_predicted(workshop: Workshop) -> None:
+    """The plan predicts fused layers; the model turns out to run its own, and is out of memory so."""
+    job = workshop.job(training={"micro_batch_size": "auto", "max_steps": 1}, lora={"dropout": 0.0})
+    wrong = replace(job, plan=job.plan.with_engine("packed"))
+    with memory_for(job.plan.facts.task.workload.longest + 5):
+        done = train(wrong)
+    assert done.plan.setup.engine == "fused"
+    tried = [record["tried"]["tokens"] for record in jsonl.records(job.folder.events) if record["event"] == "out_of_memory"]
+    assert tried == sorted(set(tried), reverse=True)  # nothing is tried twice, and always less
+
+
+def test_a_plan_for_another_kind_of_device_is_not_trained(workshop: Workshop) -> None:
+    job = workshop.job()
+    task = job.plan.facts.task
+    elsewhere = make(replace(job.plan.facts, task=replace(task, place=place_of("L4", job.plan.facts.host))))
+    with pytest.raises(PlanRefused, match=r"the plan is for NVIDIA L4, and torch .* sees only a cpu here"):
+        train(replace(job, plan=elsewhere))
 
 
 def test_where_one_row_is_too_much_the_run_is_refused(workshop: Workshop) -> None:

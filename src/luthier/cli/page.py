@@ -6,7 +6,7 @@ from rich.console import Console
 
 from luthier.cli.show import print_steps, table
 from luthier.core.finding import Finding
-from luthier.plan.check.words import gigabytes
+from luthier.plan.check.words import duration, gigabytes
 from luthier.plan.memory import Memory
 from luthier.plan.offers import Offer, cheapest, fastest
 from luthier.plan.plan import Plan
@@ -23,25 +23,24 @@ def print_plan(console: Console, plan: Plan) -> None:
     console.print(f"{task.recipe.name}: {_parameters(task.shape.parameters)} parameters on {devices}{task.place.device.name}", style="bold")
     print_steps(console, plan.steps)
     replicas = setup.layout.data
-    tokens, places = survey.mean("tokens"), survey.mean("places")
-    saved = f"{1 - places / tokens:.0%} of all shared" if places < tokens else f"{places / tokens - 1:.0%} padding"
+    saved = f"{survey.shared_share:.0%} of all shared" if survey.shared_share else f"{survey.padding_share:.0%} padding"
     if plan.facts.data == "stated" and setup.micro_batch.packing == "off":
         saved = "and padding, which nobody knows before there is data"
-    last = max((step for step in plan.steps.saves if step < plan.steps.total), default=0)
+    last = plan.steps.last_save_before_end
     console.print(
-        f"{plan.chosen.survey.micro_batches * plan.steps.per_epoch:,.0f} micro batches an epoch; "
+        f"{survey.micro_batches * plan.steps.per_epoch:,.0f} micro batches an epoch; "
         + (f"last save before the end at step {last}" if last else "no save before the end"),
         soft_wrap=True,
     )
     console.print(
-        f"a step: {tokens * replicas:,.0f} tokens, {survey.mean('supervised') * replicas:,.0f} trained on, {saved}; "
+        f"a step: {survey.mean('tokens') * replicas:,.0f} tokens, {survey.mean('supervised') * replicas:,.0f} trained on, {saved}; "
         f"{survey.micro_batches:.3g} micro batches" + (f" on each of {replicas} replicas" if replicas > 1 else ""),
         soft_wrap=True,
     )
     _print_memory(console, plan.chosen.memory)
     time = plan.time
     console.print(
-        f"time {_hours(time.total)}: {_seconds(time.step)} a step, validations {_seconds(time.validation)}, saves {_seconds(time.saves)} "
+        f"time {_hours(time.total)}: {duration(time.step)} a step, validations {duration(time.validation)}, saves {duration(time.saves)} "
         f"({time.rate.source})",
         markup=False,
         soft_wrap=True,
@@ -70,21 +69,21 @@ def print_offers(console: Console, offers: Sequence[Offer]) -> None:
             f"{memory.device_bytes / 1e9:.1f}",
             f"{memory.peak_bytes / 1e9:.1f}",
             "yes" if memory.fits else "no",
-            _seconds(offer.plan.time.total.mid) if memory.fits else "",
+            duration(offer.plan.time.total.mid) if memory.fits else "",
             _dollars(cost.mid) if cost and memory.fits else "" if memory.fits is False else "no price",
             f"{price:.2f}" if price is not None else "",
-            f"{offer.serving.total_bytes / 1e9:.1f}",
+            f"{offer.serving.total_bytes / 1e9:.1f}" + ("" if offer.serves else " (no)"),
             f"{offer.serving.tokens_per_second(offer.device.bandwidth):,.0f}",
         )
     console.print(page)
+    dates = sorted({offer.device.price_date for offer in offers if offer.device.price_per_hour is not None})
+    console.print(f"prices of {dates[0]} to {dates[-1]}; --json names their sources", markup=False)
     best, quickest = cheapest(offers), fastest(offers)
     if best and best.plan.cost:
         console.print(f"cheapest: {best.device.id}, {_dollars(best.plan.cost.mid)}", style="bold")
-    dates = sorted({offer.device.price_date for offer in offers if offer.device.price_per_hour is not None})
-    console.print(f"prices of {dates[0]} to {dates[-1]}; --json names their sources", markup=False)
     if quickest:
         console.print(f"fastest: {quickest.device.id}, {_hours(quickest.plan.time.total)}", style="bold")
-    if not quickest:
+    else:
         console.print("it fits on none of them", style="bold red")
 
 
@@ -115,10 +114,4 @@ def _dollars(amount: float) -> str:
 
 
 def _hours(total: Range) -> str:
-    return f"{_seconds(total.mid)} ({_seconds(total.low)} … {_seconds(total.high)})"
-
-
-def _seconds(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{duration(total.mid)} ({duration(total.low)} … {duration(total.high)})"

@@ -9,7 +9,7 @@ from luthier import flow
 from luthier.cli.data import RecipeWords
 from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
-from luthier.core.errors import DataError, UsageError
+from luthier.core.errors import UsageError
 
 REFUSED = 3
 
@@ -40,11 +40,7 @@ def plan(
         if json:
             print_json({"offers": [offer.to_json() for offer in offers]})
         return
-    try:
-        planned = flow.plan(loaded, stated, progress())
-    except DataError as error:
-        before = "before there is data: --rows N --tokens MEAN:MAX"
-        raise DataError(error.what, where=error.where, change="; or, ".join(filter(None, (error.change, before)))) from error
+    planned = flow.plan(loaded, stated, progress())
     print_plan(people(json), planned)
     if stated is None:
         people(json).print(f"kept: {flow.keep_plan(planned)}", soft_wrap=True)

@@ -25,7 +25,7 @@ TIMES: dict[str, Callable[[AnswerTime], float]] = {
 FIXED: tuple[str, ...] = (
     *(f"{name}_{statistic}" for name in TIMES for statistic in ("mean", "p50", "p95")),  # seconds; lower is better
     "tokens_per_second",  # generated tokens per second of the tasks' batches; higher is better
-    "peak_memory",  # bytes: GPU memory allocated, or resident memory of the process on a CPU; lower is better
+    "peak_memory",  # bytes: GPU memory that PyTorch reserved, or resident memory of the process on a CPU; lower is better
     "validation_loss",  # nats per supervised token; lower is better
 )
 """Metrics beside the tasks' own `TASK.SCORER`, which are shares (0…1) where higher is better."""

@@ -33,7 +33,28 @@ if TYPE_CHECKING:
     from luthier.runs.store import RunFolder
 
 
-__all__ = ["SILENT", "Options", "apply", "init", "keep_plan", "offers", "plan", "stated"]  # and what is defined below
+__all__ = [
+    "SILENT",
+    "Evaluated",
+    "Options",
+    "Trained",
+    "apply",
+    "decide",
+    "demo",
+    "evaluate",
+    "init",
+    "inspect",
+    "keep_plan",
+    "kept_report",
+    "load",
+    "offers",
+    "plan",
+    "prepare",
+    "stated",
+    "steps",
+    "train",
+    "write_splits",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,9 +113,9 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
 
     recipe = loaded.recipe
     refuse_what_cannot_be_trained(recipe)
-    planned = make(facts_of(recipe, None, progress, probe=False))
-    _refuse(planned, force)
     prepared = prepare(recipe, progress)
+    planned = make(facts_of(recipe, prepared, progress, probe=False))
+    _refuse(planned, force)
     run = open_or_create(recipe.name, loaded.text, loaded.source)
     if run.name != recipe.name:
         changed = difference(find(recipe.name).recipe.read_text(encoding="utf-8"), loaded.text)

@@ -14,6 +14,7 @@ from luthier.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from luthier.core.finding import Change
+    from luthier.data.store import Prepared
     from luthier.plan.offers import Offer
     from luthier.plan.plan import Facts, Plan
     from luthier.plan.stated import StatedWorkload
@@ -32,14 +33,14 @@ def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: P
     """
     from luthier.plan.plan import make
 
-    return make(facts_of(loaded.recipe, stated, progress, probe=True))
+    return make(facts_of(loaded.recipe, stated or _prepared(loaded.recipe, progress), progress, probe=True))
 
 
 def offers(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> list[Offer]:
     """The plan on every GPU of the hardware table, and what serving takes there."""
     from luthier.plan.offers import offers as plan_offers
 
-    return plan_offers(facts_of(loaded.recipe, stated, progress, probe=False))
+    return plan_offers(facts_of(loaded.recipe, stated or _prepared(loaded.recipe, progress), progress, probe=False))
 
 
 def stated(recipe: Recipe, rows: str, tokens: str) -> StatedWorkload:
@@ -108,10 +109,10 @@ def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progre
     files.write(path, write_recipe(beginning, [(item.path, item.value, item.comment) for item in values]))
 
 
-def facts_of(recipe: Recipe, stated: StatedWorkload | None, progress: Progress, *, probe: bool) -> Facts:
+def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress, *, probe: bool) -> Facts:
     """All that a plan follows from; with `probe`, what this processor reaches is measured where no earlier run tells."""
     from luthier.core.hardware import this_machine
-    from luthier.data.prepare import prepare
+    from luthier.data.store import Prepared
     from luthier.data.survey import PreparedWorkload
     from luthier.plan.layout import Task, place_of
     from luthier.plan.plan import Facts
@@ -119,15 +120,26 @@ def facts_of(recipe: Recipe, stated: StatedWorkload | None, progress: Progress, 
     from luthier.train.rate import RateHere
 
     host, config = this_machine(), _config(recipe.model)
-    if stated:
-        workload: Workload = stated
-        data: DataSummary | Literal["stated"] = "stated"
+    workload: Workload
+    data: DataSummary | Literal["stated"]
+    if isinstance(rows, Prepared):
+        workload, data = PreparedWorkload.of(rows, recipe.seed, recipe.training.global_batch_size), rows.summary
     else:
-        prepared = prepare(recipe, progress)
-        workload, data = PreparedWorkload.of(prepared, recipe.seed, recipe.training.global_batch_size), prepared.summary
+        workload, data = rows, "stated"
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place_of(recipe.launch.gpu, host))
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
     return Facts(task=task, data=data, host=host, rate=rate)
+
+
+def _prepared(recipe: Recipe, progress: Progress) -> Prepared:
+    """The recipe's data; a plan can do without, which the error tells."""
+    from luthier.data.prepare import prepare
+
+    try:
+        return prepare(recipe, progress)
+    except DataError as error:
+        before = "before there is data: --rows N --tokens MEAN:MAX"
+        raise DataError(error.what, where=error.where, change="; or, ".join(filter(None, (error.change, before)))) from error
 
 
 def _config(model: Model) -> Mapping[str, Any]:

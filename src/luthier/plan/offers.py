@@ -26,6 +26,11 @@ class Offer:
         """Of training, mid."""
         return self.plan.time.total.mid / 3600
 
+    @property
+    def serves(self) -> bool:
+        """Whether one of these GPUs could serve the model too."""
+        return self.serving.fits(self.device.memory_bytes)
+
     def to_json(self) -> dict[str, Any]:
         """As `luthier plan --gpu all --json` has it."""
         memory, cost = self.plan.chosen.memory, self.plan.cost
@@ -40,7 +45,7 @@ class Offer:
             "price_per_hour": self.device.price_per_hour,
             "price_source": self.device.price_source,
             "price_date": self.device.price_date,
-            "serving": asdict(self.serving),
+            "serving": {**asdict(self.serving), "fits": self.serves},
             "resolved": [asdict(item) for item in self.plan.resolved],
         }
 

@@ -114,17 +114,16 @@ class Plan:
     def _per_step(self) -> Mapping[str, object]:
         """Tokens of a mean step, and what packing makes of them."""
         survey, layout = self.chosen.survey, self.setup.layout
-        tokens, places = survey.mean("tokens"), survey.mean("places")
         return {
-            "last_save_before_the_end": max((step for step in self.steps.saves if step < self.steps.total), default=0),
-            "tokens_per_step": tokens * layout.data,
+            "last_save_before_the_end": self.steps.last_save_before_end,
+            "tokens_per_step": survey.mean("tokens") * layout.data,
             "supervised_tokens_per_step": survey.mean("supervised") * layout.data,
             "micro_batches_per_step": survey.micro_batches,
             "packs_per_epoch": survey.micro_batches * self.steps.per_epoch,
             "replicas": layout.data,
             "rows_per_split": {"train": self.facts.task.workload.rows, "validation": self.facts.task.workload.validation_rows},
-            "shared_share": max(0.0, 1 - places / tokens),
-            "padding_share": max(0.0, 1 - tokens / places),
+            "shared_share": survey.shared_share,
+            "padding_share": survey.padding_share,
         }
 
 
@@ -149,7 +148,6 @@ def make(facts: Facts) -> Plan:
         survey=chosen.survey,
         memory=chosen.memory,
         time=time,
-        cost=dollars,
         data=facts.data,
         host=facts.host if local else "elsewhere",
         host_free_bytes=free_memory_bytes() if local else "unknown",

@@ -26,7 +26,7 @@ class Layout:
 
     @property
     def devices(self) -> int:
-        """In all, over all nodes."""
+        """In all."""
         return self.data * self.tensor * self.pipeline
 
 

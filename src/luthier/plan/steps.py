@@ -26,6 +26,11 @@ class Steps:
         """Epochs completed after `step`: 1.5 is the middle of the second."""
         return step / self.per_epoch
 
+    @property
+    def last_save_before_end(self) -> int:
+        """What is left of a run that is killed in its last step; 0 where that is nothing."""
+        return max((step for step in self.saves if step < self.total), default=0)
+
     def to_json(self) -> dict[str, Any]:
         """The steps as they stand in plan.json."""
         return asdict(self)
@@ -40,6 +45,7 @@ def count_steps(rows: int, validation_rows: int, training: Training, checkpoints
     per_epoch = math.ceil(rows / training.global_batch_size)
     total = training.max_steps if training.max_steps is not None else math.ceil(per_epoch * (training.epochs or 0) - 1e-9)
     warmup = training.warmup_steps if training.warmup_steps is not None else math.ceil(total * (training.warmup_ratio or 0) - 1e-9)
+    looks = _falls_at(_eval_steps(checkpoints, rows, validation_rows, total / per_epoch), per_epoch, total) if validation_rows else ()
     return Steps(
         rows=rows,
         global_batch_size=training.global_batch_size,
@@ -47,13 +53,11 @@ def count_steps(rows: int, validation_rows: int, training: Training, checkpoints
         total=total,
         warmup=warmup,
         saves=_falls_at(checkpoints.save_steps, per_epoch, total),
-        evaluations=_falls_at(_interval(checkpoints, rows, validation_rows, total / per_epoch), per_epoch, total)
-        if validation_rows
-        else (),
+        evaluations=looks,
     )
 
 
-def _interval(checkpoints: Checkpoints, rows: int, validation_rows: int, epochs: float) -> int | float | str:
+def _eval_steps(checkpoints: Checkpoints, rows: int, validation_rows: int, epochs: float) -> int | float | str:
     """`eval_steps`, its `auto` a share. A validation costs half a LoRA training step for each row: n of them n·validation_rows / 2 beside
     epochs · rows, so that a fifth of the run allows n ≤ epochs · rows / (2 · validation_rows). Of 8 : 1 rows, 1 epoch 4, 3 epochs 10."""
     if checkpoints.eval_steps != "auto":

@@ -54,6 +54,16 @@ class Survey:
         return sum(float(getattr(extent, what)) for step in self.steps for extent in step) / len(self.steps)
 
     @property
+    def shared_share(self) -> float:
+        """Of the rows' tokens, those that stand in a pack once for several rows."""
+        return max(0.0, 1 - self.mean("places") / self.mean("tokens"))
+
+    @property
+    def padding_share(self) -> float:
+        """Of the places that are computed, those without a token."""
+        return max(0.0, 1 - self.mean("tokens") / self.mean("places"))
+
+    @property
     def micro_batches(self) -> float:
         """Per step."""
         return sum(map(len, self.steps)) / len(self.steps)

@@ -1,4 +1,4 @@
-"""The worst case before step 1: the heaviest micro batch, a validation batch and a save, after which nothing is as it was not (trap 32)."""
+"""The worst case before step 1: the largest micro batches, one of validation, a save; after it all is as it was (trap 32)."""
 
 import shutil
 import time
@@ -12,7 +12,7 @@ from luthier.core.errors import RunError
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.dropout import draw
-from luthier.model.peak import is_out_of_memory, peak_memory
+from luthier.model.peak import peak_memory
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.batch import MicroBatch, micro_batches
@@ -20,10 +20,6 @@ from luthier.train.checkpoint import State
 from luthier.train.loop import Loop
 from luthier.train.objective import nll_sum
 from luthier.train.optim import set_rate, trained_parameters
-
-
-class TooMuchMemory(Exception):
-    """Setting up or rehearsing was out of memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +41,10 @@ class Rehearsal:
 
 
 def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
-    """What a step's two largest micro batches, validation's largest and a save take beside the optimizer's state; raises TooMuchMemory.
+    """What a step's two largest micro batches, validation's largest and a save take beside the optimizer's state.
 
-    Nothing is learned: the update is by zero gradients at rate 0, and the optimizer's state is dropped. To be called before a checkpoint
-    is loaded.
+    Raises what torch does where memory is short (`luthier.model.peak`), RunError where the disk is. Nothing is learned: the update is by
+    zero gradients at rate 0, and the optimizer's state is dropped. To be called before a checkpoint is loaded.
     """
     scratch = RunFolder(loop.folder.path / "rehearsal")
     marks = [time.perf_counter()]
@@ -64,10 +60,6 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
     except (OSError, SafetensorError) as error:
         change = "free some of the disk, or set LUTHIER_RUNS to another"
         raise RunError(f"a checkpoint cannot be written: {error}", where=str(loop.folder.path), change=change) from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise TooMuchMemory(str(error).partition("\n")[0]) from error
     finally:
         loop.optimizer.zero_grad(set_to_none=True)
         loop.optimizer.state.clear()

@@ -37,7 +37,7 @@ from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
-from luthier.train.rehearse import TooMuchMemory, Worst, rehearse, tell
+from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import Precision
 
 
@@ -66,6 +66,14 @@ class TrainingResult:
     final_step: int
     best: Best | None
     plan: Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Failed:
+    """A plan that was tried, and was out of memory."""
+
+    plan: Plan
+    reason: str
 
 
 def train(job: TrainingJob) -> TrainingResult:
@@ -112,26 +120,27 @@ def _ready(job: TrainingJob) -> tuple[Loop, Plan]:
     """The loop of the first plan whose worst case was tried and fits; raises PlanRefused, with what would fit, where none is left."""
     while True:
         tried = _tried(job)
-        if not isinstance(tried, str):
+        if not isinstance(tried, _Failed):
             return tried
         gc.collect()
         release_freed_memory()
-        smaller = job.plan.after_failure()
-        sizes, following = job.plan.setup.sizes, smaller.setup.sizes
-        job.folder.event("out_of_memory", tried=sizes.to_json(), next=following.to_json(), reason=tried)
+        smaller = tried.plan.after_failure()
+        sizes, following = tried.plan.setup.sizes, smaller.setup.sizes
+        job.folder.event("out_of_memory", tried=sizes.to_json(), next=following.to_json(), reason=tried.reason)
         job.progress.say(f"out of memory with {sizes}: trying {following}, which gives the same update")
         job = replace(job, plan=smaller)
 
 
-def _tried(job: TrainingJob) -> tuple[Loop, Plan] | str:
+def _tried(job: TrainingJob) -> tuple[Loop, Plan] | _Failed:
     """The loop and its plan once its worst case has been run, or why there was not enough memory. What was loaded is gone by then."""
+    plan = job.plan
     try:
         loop, plan = _set_up(job)
-        done = rehearse(loop, job.prepared.rows("train"), _worst(plan))
-    except (MemoryError, RuntimeError, TooMuchMemory) as error:
-        if not isinstance(error, TooMuchMemory) and not is_out_of_memory(error):
+        done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
             raise
-        return str(error).partition("\n")[0]
+        return _Failed(plan=plan, reason=str(error).partition("\n")[0])
     _announce(job, plan, loop.precision.device)
     tell(loop, done, plan.chosen.memory.peak_bytes)
     return loop, plan
@@ -189,11 +198,10 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     return loop, plan
 
 
-def _worst(plan: Plan) -> Worst:
-    task, size = plan.facts.task, plan.setup.micro_batch
-    if not isinstance(task.workload, PreparedWorkload):
-        raise TypeError("a run needs prepared rows, not stated ones")
-    return Worst(training=task.workload.heaviest_rows(size, task.rows_per_step), validation=task.workload.heaviest_validation(size))
+def _worst(job: TrainingJob, plan: Plan) -> Worst:
+    rows_per_step, size = plan.facts.task.rows_per_step, plan.setup.micro_batch
+    workload = PreparedWorkload.of(job.prepared, job.recipe.seed, plan.steps.global_batch_size)
+    return Worst(training=workload.heaviest_rows(size, rows_per_step), validation=workload.heaviest_validation(size))
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
@@ -205,9 +213,11 @@ def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: 
         return base
     model = add_lora(base, job.recipe.lora, job.recipe.seed)
     parts = adapted_parts(model)
+    planned = {finding.code for finding in job.plan.findings}
     for finding in missed_experts(base, parts.parameters):
-        job.folder.event("finding", **finding.to_json())
-        job.progress.say(finding.message)
+        if finding.code not in planned:  # which told it from the shape alone
+            job.folder.event("finding", **finding.to_json())
+            job.progress.say(finding.message)
     names = sorted({name.rpartition(".")[2] for name in parts.modules + parts.parameters})
     num_adapted = len(parts.modules) + len(parts.parameters)
     job.folder.event("model", trained=parts.num_trainable, adapted=num_adapted, modules=names)

@@ -121,7 +121,6 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
         survey=chosen.survey,
         memory=chosen.memory,
         time=estimate(task.shape, chosen.setup, chosen.survey, steps, rate),
-        cost=Range(low=1.0, mid=1.0, high=1.0),
         data=data if world.data == "prepared" else "stated",
         host=world.host if task.place.device.local else "elsewhere",
         remedies=() if chosen.memory.fits else remedies(task),

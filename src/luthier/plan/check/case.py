@@ -11,7 +11,7 @@ from luthier.plan.hardware import Device
 from luthier.plan.memory import Memory, ledger
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
-from luthier.plan.speed import Range, Time
+from luthier.plan.speed import Time
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import BOUND, Recipe
 from luthier.runs.summary import DataSummary
@@ -36,8 +36,6 @@ class Case:
     memory: Memory
     """Of one device; its `device_bytes` are those that are free there."""
     time: Time
-    cost: Range | None
-    """US dollars of all devices; None where their price is not known."""
     data: DataSummary | Literal["stated"]
     """`stated`: there are no prepared rows yet, only their number."""
     host: Hardware | Literal["elsewhere"]
