@@ -160,6 +160,9 @@ class Training(Section):
     """Decay of matrices; vectors (norms, biases) have none."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Clip the global gradient norm; 0 clips nothing."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """Where loss or gradient is not a number, the update is never applied: `stop`; or `skip` the step's rows, and after three in a row go
+    back to the last checkpoint's weights, once."""
     gradient_checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations in the backward pass: less memory, a third (all trained) to a half (LoRA) more time. `auto`: where they would
     not fit."""
@@ -192,6 +195,10 @@ class Checkpoints(Section):
     less often where that would take more than a fifth of the run."""
     save_steps: PositiveInt | Share | Literal["epoch"] = 0.1
     """Save a checkpoint to resume from: every N steps, every share of all steps, or at each epoch's end; always at the last step too."""
+    save_minutes: Annotated[float, Field(gt=0)] | Literal["off"] = "off"
+    """Save as well when so many minutes have passed since the last checkpoint."""
+    on_failed_save: Literal["stop", "continue"] = "stop"
+    """Where a checkpoint cannot be written (a full disk): stop at once; or warn, train on, and try again at the next save."""
     keep: PositiveInt = 3
     """Newest checkpoints to keep; the best one is kept besides."""
     final: Literal["auto", "best", "last"] = "auto"
@@ -306,6 +313,8 @@ class Launch(Section):
     """When the host ends the run: `60000 s`, `16 h`."""
     price_per_hour: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """US dollars for one device; `auto`: the hardware table's, 0 for this machine."""
+    restarts: Annotated[int, Field(ge=0)] = 0
+    """How often a run that died or hung is begun again from its last good checkpoint, without being asked."""
 
 
 class Recipe(Section):
