@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/luthier quickstart
 
 test: install
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow
@@ -32,6 +32,7 @@ check: install
 docs: install
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md
 	$(BIN)/python -m luthier.plan.check.reference docs/findings
+	$(BIN)/python -m luthier.watch.reference > docs/guide/trouble.md
 	$(BIN)/typer luthier.cli.main utils docs --name luthier --title "luthier: commands" --output docs/reference/commands.md
 
 bench-peers:

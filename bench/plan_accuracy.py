@@ -29,7 +29,7 @@ import torch
 
 from bench.cells import Cell, Measured, measure
 from bench.plan_time import main_time
-from luthier.core.environment import AT_START, SETTINGS
+from luthier.core.environment import SETTINGS, start_settings
 from luthier.core.hardware import this_machine
 
 MEDIAN, PERCENTILE_95, LEAST = 0.05, 0.12, -0.03
@@ -135,9 +135,9 @@ def _main_memory(options: argparse.Namespace) -> None:
         result = results[-1]
         numbers = f"measured {result.measured / 1e6:.0f} MB, planned {result.planned / 1e6:.0f}, {result.error:+.1%}"
         print(f"{time.strftime('%H:%M:%S')} {cell}: {numbers}", file=sys.stderr, flush=True)
-    device = (
-        torch.cuda.get_device_name() if options.gpu else f"{this_machine().processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads"
-    )
+    machine = this_machine()
+    processor = f"{machine.processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, {machine.allocator}"
+    device = torch.cuda.get_device_name() if options.gpu else processor
     text = table(results, f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}; {len(results)} cells.")
     print(text)
     if options.json:
@@ -149,7 +149,7 @@ def _main_memory(options: argparse.Namespace) -> None:
 
 def _in_a_process(cell: Cell, work: Path) -> Measured:
     command = [sys.executable, __file__, "--memory", "--child", json.dumps(asdict(cell)), "--work", str(work)]
-    variables = {**SETTINGS, **AT_START, "LUTHIER_RUNS": str(work / "runs")}  # as the command line sets them
+    variables = {**SETTINGS, **start_settings(), "LUTHIER_RUNS": str(work / "runs")}  # as the command line sets them
     answer = subprocess.run(
         command, env={**variables, **os.environ}, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
     )

@@ -25,7 +25,7 @@ import torch
 
 from bench.cells import ROWS_PER_STEP, Cell, make_job, plan_of
 from luthier.core import jsonl
-from luthier.core.environment import AT_START, SETTINGS
+from luthier.core.environment import SETTINGS, start_settings
 from luthier.core.hardware import this_machine
 from luthier.core.progress import Silent
 from luthier.plan.plan import make
@@ -128,7 +128,7 @@ def _pair(cell: Cell, work: Path) -> Pair:
 def _child(what: str, cell: Cell, work: Path) -> dict[str, float]:
     """A process that knows of no earlier run, with the waiting of threads that luthier's command line asks for."""
     with tempfile.TemporaryDirectory() as runs:
-        environment = {**SETTINGS, **AT_START, **os.environ, "LUTHIER_RUNS": runs}
+        environment = {**SETTINGS, **start_settings(), **os.environ, "LUTHIER_RUNS": runs}
         command = [sys.executable, __file__, what, json.dumps(asdict(cell)), str(work)]
         answer = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True)
     found: dict[str, float] = json.loads(answer.stdout.splitlines()[-1])

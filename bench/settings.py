@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from luthier.core.environment import AT_START, SETTINGS
+from luthier.core.environment import SETTINGS, start_settings
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "34359738368", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "67108864"}
 """glibc keeps freed memory instead of giving it back and faulting it in again: worth up to 2 × to trainers that allocate in every step."""
@@ -103,6 +103,6 @@ def luthier(overrides: str) -> Setting:
         name=f"luthier {overrides}".strip(),
         worker="bench.peers.luthier",
         environment="",
-        variables={**SETTINGS, **AT_START},  # as the command line sets them
+        variables={**SETTINGS, **start_settings()},  # as the command line sets them
         options={"overrides": overrides.split()},
     )

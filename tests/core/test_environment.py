@@ -4,34 +4,75 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from luthier.core.environment import AT_START, SETTINGS
+from luthier.core import environment
+from luthier.core.environment import AT_START, JEMALLOC, KEEPING, SETTINGS, allocator, start_settings
 
-NAMES = (*SETTINGS, *AT_START, "OMP_WAIT_POLICY")
+NAMES = (*SETTINGS, *AT_START, "LD_PRELOAD", "MALLOC_CONF", "OMP_WAIT_POLICY")
 CODE = "import json, os, sys; from luthier.core.environment import settle; settle(sys.argv[1:]); print(json.dumps(dict(os.environ)))"
+ON_GLIBC = pytest.mark.skipif(
+    sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="other C libraries are left alone"
+)
 
 
-def settled(*words: str, **given: str) -> tuple[bool, dict[str, str]]:
-    """Whether it is still the process that was started, and its environment in the end."""
-    environment = {name: value for name, value in os.environ.items() if name not in NAMES} | given
-    done = subprocess.run([sys.executable, "-c", CODE, *words], env=environment, capture_output=True, text=True, check=True, timeout=60)
+def settled(*words: str, **given: str) -> dict[str, str]:
+    """The process's environment in the end."""
+    before = {name: value for name, value in os.environ.items() if name not in NAMES} | given
+    done = subprocess.run([sys.executable, "-c", CODE, *words], env=before, capture_output=True, text=True, check=True, timeout=60)
     found = json.loads(done.stdout)
-    return "GLIBC_TUNABLES" not in found or "GLIBC_TUNABLES" in given, {name: found[name] for name in NAMES if name in found}
+    return {name: found[name] for name in NAMES if name in found}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc's settings are for Linux")
-def test_a_verb_that_trains_is_started_anew_with_what_glibc_reads_at_start() -> None:
-    assert settled("train", "recipe.yaml") == (False, {**SETTINGS, **AT_START})
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only one in which libraries are looked for; the user preloads nothing."""
+    monkeypatch.setattr(environment, "library_folders", lambda: iter([tmp_path]))
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    return tmp_path
+
+
+@ON_GLIBC
+def test_a_verb_that_trains_is_started_anew_with_jemalloc_where_it_is_installed(tmp_path: Path) -> None:
+    (tmp_path / "lib").mkdir()
+    (library := tmp_path / "lib" / JEMALLOC).touch()  # the loader says that it is too short, and goes on
+    conda = {"CONDA_PREFIX": str(tmp_path)}
+    assert settled("train", "recipe.yaml", **conda) == {**SETTINGS, "LD_PRELOAD": str(library), "MALLOC_CONF": KEEPING}
+    own = {"MALLOC_CONF": "narenas:1"}
+    assert settled("train", "recipe.yaml", **conda, **own) == {**SETTINGS, "LD_PRELOAD": str(library), **own}
+
+
+@ON_GLIBC
+def test_where_jemalloc_is_not_installed_glibc_is_told(folder: Path) -> None:
+    assert (allocator(), start_settings()) == ("glibc", AT_START)
+    (folder / JEMALLOC).touch()
+    assert (allocator(), start_settings()) == ("jemalloc", {"LD_PRELOAD": str(folder / JEMALLOC), "MALLOC_CONF": KEEPING})
+
+
+@ON_GLIBC
+@pytest.mark.parametrize(
+    ("preloaded", "whose"),
+    [("", "glibc"), ("/opt/faketime.so", "glibc"), ("/opt/libjemalloc.so.2", "jemalloc"), ("/opt/libtcmalloc.so.4", "other")],
+)
+def test_what_the_user_preloads_goes_before(preloaded: str, whose: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / JEMALLOC).touch()
+    monkeypatch.setenv("LD_PRELOAD", preloaded)
+    assert allocator() == whose
+
+
+@ON_GLIBC
+def test_a_user_who_preloads_nothing_on_purpose_trains_with_glibc() -> None:
+    assert settled("train", "recipe.yaml", LD_PRELOAD="") == {**SETTINGS, **AT_START, "LD_PRELOAD": ""}
 
 
 def test_another_verb_is_not_started_anew() -> None:
-    assert settled("plan", "recipe.yaml") == (True, SETTINGS)
+    assert settled("plan", "recipe.yaml") == SETTINGS
 
 
 def test_the_users_own_values_go_before() -> None:
-    own = {"GOMP_SPINCOUNT": "7", "LRU_CACHE_CAPACITY": "9", "GLIBC_TUNABLES": "glibc.malloc.check=0"}
-    assert settled("train", "recipe.yaml", **own) == (True, {**SETTINGS, **own})
+    own = {"GOMP_SPINCOUNT": "7", "LRU_CACHE_CAPACITY": "9", "GLIBC_TUNABLES": "glibc.malloc.check=0", "LD_PRELOAD": ""}
+    assert settled("train", "recipe.yaml", **own) == {**SETTINGS, **own}
     passive = {"OMP_WAIT_POLICY": "PASSIVE"}
-    assert settled("plan", **passive)[1] == {name: value for name, value in SETTINGS.items() if name != "GOMP_SPINCOUNT"} | passive
+    assert settled("plan", **passive) == {name: value for name, value in SETTINGS.items() if name != "GOMP_SPINCOUNT"} | passive

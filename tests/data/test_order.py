@@ -1,13 +1,15 @@
 """Row order, steps and padded micro batches: functions of the seed and the step."""
 
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.order import epoch_order, padded_batches, rows_of_step
+from luthier.data.order import epoch_order, padded_batches, rank_shares, rows_of_step
 from luthier.data.store import RowWriter, TokenRows
 from luthier.plan.steps import Steps
 from luthier.runs.workload import MicroBatchSize
@@ -19,9 +21,10 @@ def steps_of(rows: int, batch: int, per_epoch: int, total: int) -> Steps:
     return Steps(rows=rows, global_batch_size=batch, per_epoch=per_epoch, total=total, warmup=0, saves=(total,), evaluations=())
 
 
-def rows_of_examples(folder: Path, counts: list[int]) -> TokenRows:
+def rows_of_examples(folder: Path, counts: list[int], lengths: Sequence[int] = ()) -> TokenRows:
     """Examples of so many rows each, as dialogues trained turn by turn have them."""
-    rows = iter(ragged_rows([2] * sum(counts)))
+    folder.mkdir(exist_ok=True)
+    rows = iter(ragged_rows(lengths or [2] * sum(counts)))
     with RowWriter(folder, "train") as writer:
         for example, count in enumerate(counts):
             writer.add([next(rows) for _ in range(count)], example)
@@ -73,3 +76,32 @@ def test_a_models_own_dropout_differs_in_every_micro_batch() -> None:
     seeds = {dropout_seed(seed, step, micro) for seed in range(3) for step in range(1, 20) for micro in range(4)}
     assert len(seeds) == 3 * 19 * 4
     assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+@given(counts=st.lists(st.integers(1, 6), min_size=1, max_size=12), ranks=st.integers(1, 5), data=st.data())
+def test_ranks_divide_the_rows_of_a_step_among_them_in_like_loads(counts: list[int], ranks: int, data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 50), min_size=sum(counts), max_size=sum(counts)))
+    with TemporaryDirectory() as folder:
+        rows = rows_of_examples(Path(folder), counts, lengths)
+        indices = epoch_order(1, 0, rows)
+        parts = rank_shares(rows, indices, ranks)
+        assert len(parts) == ranks
+        assert sorted(chain(*(part.tolist() for part in parts))) == list(range(len(rows)))
+        places = {int(index): place for place, index in enumerate(indices)}
+        assert all(np.all(np.diff([places[int(index)] for index in part]) > 0) for part in parts)  # in the order of the step
+        loads = sorted(int(rows.lengths[part].sum()) for part in parts)
+        even = -(-sum(lengths) // ranks)
+        assert loads[-1] - loads[0] <= max(even, *lengths)
+
+
+def test_the_rows_of_one_example_go_to_one_rank_unless_they_are_more_than_its_part(tmp_path: Path) -> None:
+    rows = rows_of_examples(tmp_path, [4, 2, 2, 1], [10] * 9)
+    parts = rank_shares(rows, np.arange(9), 2)
+    assert [part.tolist() for part in parts] == [[0, 1, 2, 3, 8], [4, 5, 6, 7]]
+    long = rows_of_examples(tmp_path / "long", [8], [10] * 8)
+    assert [part.tolist() for part in rank_shares(long, np.arange(8), 2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_fewer_rows_than_ranks_leave_some_without(tmp_path: Path) -> None:
+    rows = rows_of_examples(tmp_path, [1, 1])
+    assert [part.tolist() for part in rank_shares(rows, np.array([1]), 3)] == [[1], [], []]

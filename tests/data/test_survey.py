@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from luthier.data.order import rows_of_step, validated_together
+from luthier.data.order import rank_shares, rows_of_step, validated_together
 from luthier.data.store import TokenRow
 from luthier.data.survey import PreparedWorkload, extents
 from luthier.runs.workload import Extent, MicroBatchSize, Packing
@@ -108,3 +108,14 @@ def test_the_shared_share_is_that_of_trees_of_whole_steps(tmp_path: Path) -> Non
     assert rows.shared_share() == pytest.approx((30 - steps) * 20 / tokens)
     assert rows.longest == 30
     assert 0 < rows.supervised_share < 1
+
+
+def test_a_replicas_micro_batches_are_those_of_its_share(tmp_path: Path) -> None:
+    rows, size = workload(tmp_path, batch=8), MicroBatchSize(rows=8, tokens=1000, packing="bins")
+    one, two = (rows.survey(size, 8, replicas) for replicas in (1, 2))
+    assert 2 * two.mean("tokens") == pytest.approx(one.mean("tokens"))
+    shares = [share for step in range(1, 1 + 4 * 4) for share in rank_shares(rows.train, rows_of_step(step, 8, 1, rows.train), 2)]
+    largest = max(extent.places for share in shares for extent in extents(rows.train, share, size))
+    assert max(extent.places for extent in two.heaviest) >= largest < max(extent.places for extent in one.heaviest)
+    assert extents(rows.train, rows.heaviest_rows(size, 8, 2), size)[0].places == largest
+    assert len(rows.heaviest_validation(size, 2)) == 5

@@ -10,7 +10,7 @@ from luthier.plan import layout
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
-from luthier.train.run import TrainingJob, _continued, _ready, _set_up, train
+from luthier.train.run import TrainingJob, _continued, _rehearse, _set_up, train
 from tests.train.workshop import Workshop
 
 TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
@@ -22,7 +22,8 @@ class Killed(Exception):
 
 def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
     """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
-    loop, _ = _ready(job)
+    loop, plan = _set_up(job)
+    _rehearse(job, loop, plan)
     updates = 0
 
     def die(*_: object) -> None:

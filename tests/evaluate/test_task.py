@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 
@@ -124,7 +125,9 @@ def test_a_reference_that_cannot_be_scored_is_named_before_anything_is_generated
     assert str(raised.value).startswith("log.jsonl:99, task sums:") and completer.asked == []
 
 
-def test_a_scorer_that_raises_names_row_and_function() -> None:
+def test_a_scorer_that_raises_names_row_and_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quotients_of_texts.py").write_text("def score(answer, reference): return answer / reference\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(RecipeError) as raised:
-        evaluate_task(Task(name="sums", scorer="operator:truediv"), EXAMPLES, SUM, 0, Silent())
-    assert "log.jsonl:1, task sums" in str(raised.value) and "operator:truediv" in str(raised.value)
+        evaluate_task(Task(name="sums", scorer="quotients_of_texts:score"), EXAMPLES, SUM, 0, Silent())
+    assert "log.jsonl:1, task sums" in str(raised.value) and "quotients_of_texts:score" in str(raised.value)

@@ -13,6 +13,7 @@ from luthier.plan.shape import known_config, shape_of
 from luthier.plan.stated import StatedWorkload
 from luthier.recipe.schema import Recipe
 from luthier.runs.workload import MicroBatchSize
+from tests.plan.check.cases import gpu
 
 PROCESSOR = Hardware(processor="EPYC", cores=2, memory_bytes=24 * 2**30, bfloat16=True, gpus=())
 
@@ -148,6 +149,12 @@ def test_a_gpu_without_bfloat16_computes_in_float16_and_a_processor_in_float32()
     assert told(task(gpu="T4", model={"base": "Qwen/Qwen3-0.6B", "dtype": "bfloat16"}))["model.dtype"] == "bfloat16"
 
 
+def test_the_allocator_is_the_hosts() -> None:
+    for name in ("jemalloc", "glibc"):
+        here = place_of("here", replace(PROCESSOR, allocator=name))  # type: ignore[arg-type]  # a name of a kind
+        assert choose(replace(task(), place=here)).setup.allocator == name
+
+
 def test_replicas_are_what_the_devices_leave() -> None:
     assert told(task(gpu="H200x4"))["parallel.data"] == 4
     split = task(gpu="H200x4", parallel={"tensor": 2})
@@ -174,3 +181,21 @@ def test_a_device_is_found_by_its_name() -> None:
     assert (place.device, place.count) == device_of("H200x4")
     assert place.free_bytes == place.device.memory_bytes
     assert place_of("here", PROCESSOR).device.name == "EPYC"
+
+
+def test_ranks_on_a_processor_divide_its_memory_and_are_at_most_its_cores() -> None:
+    whole, half = place_of("here", PROCESSOR), place_of("here", PROCESSOR, 2)
+    assert (half.count, half.device.memory_bytes) == (2, whole.device.memory_bytes // 2)
+    assert half.free_bytes == pytest.approx(whole.free_bytes / 2, rel=0.2)  # what is free changes while tests run
+    assert place_of("here", PROCESSOR, 3).count == 2  # of 2 cores
+    gpus = replace(PROCESSOR, gpus=(gpu(), gpu()))
+    assert place_of("here", gpus, 2) == place_of("here", gpus)
+
+
+def test_where_ranks_on_a_processor_have_too_little_memory_one_process_has_all_of_it() -> None:
+    two = task(parallel={"data": 2}, training={"micro_batch_size": 1, "gradient_checkpointing": True})
+    needed = choose(task(training={"micro_batch_size": 1, "gradient_checkpointing": True})).memory.peak_bytes
+    tight = replace(two, place=replace(place_of("here", PROCESSOR, 2), free_bytes=int(0.6 * needed)))
+    assert not choose(tight).memory.fits
+    assert next((change.path, change.value) for change in remedies(tight)) == ("parallel.data", 1)
+    assert not any(change.path in ("parallel.shard", "parallel.tensor", "parallel.pipeline") for change in remedies(tight))

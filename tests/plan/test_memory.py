@@ -168,6 +168,15 @@ def test_a_head_in_chunks_never_holds_all_logits() -> None:
     assert line(chunks, "chunks of logits").bytes <= 2 * (64 << 20)
 
 
+def test_what_an_allocator_keeps_is_its_own_and_a_gpu_has_another() -> None:
+    jemalloc, glibc = (memory(device="cpu", allocator=name) for name in ("jemalloc", "glibc"))
+    assert line(jemalloc, "allocator").formula.startswith("jemalloc: ")
+    assert line(glibc, "allocator").formula.startswith("glibc: ")
+    assert line(jemalloc, "libraries").bytes < line(glibc, "libraries").bytes
+    assert jemalloc.bytes_of("activations") == glibc.bytes_of("activations")
+    assert memory(allocator="jemalloc") == memory(allocator="glibc")
+
+
 def test_it_fits_where_the_device_has_the_peak() -> None:
     found = memory()
     assert replace(found, device_bytes=found.peak_bytes).fits

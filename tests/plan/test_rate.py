@@ -8,7 +8,7 @@ import pytest
 from luthier.core.hardware import Hardware
 from luthier.plan.hardware import here, table
 from luthier.plan.rate import DRIFT, assumed_rate, circumstances, measured_rate
-from luthier.plan.setup import Setup
+from luthier.plan.setup import Layout, Setup
 from luthier.runs import rates
 from luthier.runs.rates import Measured
 from tests.plan.test_speed import ONE_STEP, SETUP, seven_b, shape
@@ -75,3 +75,11 @@ def test_a_processor_that_nothing_was_measured_on_is_a_guess_and_says_so() -> No
     rate = assumed_rate(PROCESSOR, 2, seven_b(), replace(SETUP, dtype="bfloat16"))
     assert "guess" in rate.source
     assert rate.flops.high >= 10 * rate.flops.low
+
+
+def test_ranks_divide_a_processors_threads() -> None:
+    two = replace(SETUP, layout=Layout(data=2))
+    assert circumstances(PROCESSOR, 4, seven_b(), two, ONE_STEP).threads == 2
+    assert circumstances(PROCESSOR, 1, seven_b(), two, ONE_STEP).threads == 1
+    alone, each = (assumed_rate(PROCESSOR, 4, seven_b(), setup).flops.mid for setup in (SETUP, two))
+    assert alone == 2 * each

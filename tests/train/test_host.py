@@ -1,12 +1,14 @@
 """What the CPU is told before training: keep freed memory, and multiply float32 by the faster library where it is as accurate."""
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import pytest
 import torch
 
+from luthier.core.environment import AT_START, KEEPING, installed
 from luthier.train.host import choose_float32_products, prepare_host
 
 FAULTS = """
@@ -34,6 +36,43 @@ def page_faults(way: str) -> int:
 @pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that hands memory back")
 def test_freed_memory_is_kept_and_not_faulted_in_again() -> None:
     assert page_faults("kept") < 100 < page_faults("handed back")
+
+
+RELEASED = """
+import sys
+import numpy as np
+from luthier.train.host import keep_freed_memory, release_freed_memory
+keep_freed_memory()
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+before = resident()
+blocks = [np.ones(1_000_000, np.uint8) for _ in range(200)]
+last = blocks[-1]
+del blocks
+kept = resident() - before
+release_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.skipif(not any(installed()), reason="needs jemalloc (apt install libjemalloc2)")
+def test_jemalloc_keeps_freed_memory_until_it_is_released() -> None:
+    variables = {**os.environ, "LD_PRELOAD": next(installed()), "MALLOC_CONF": KEEPING}
+    kept, released = released_by(variables)
+    assert released < 20e6 < 190e6 < kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is glibc that keeps memory here")
+def test_glibc_keeps_freed_memory_until_it_is_released() -> None:
+    kept, released = released_by({**os.environ, "LD_PRELOAD": "", **AT_START})
+    assert released < 20e6 < 190e6 < kept
+
+
+def released_by(variables: Mapping[str, str]) -> tuple[int, int]:
+    """Bytes that a process holds of 200 MB that it has freed: before, and after it is told to release them."""
+    done = subprocess.run([sys.executable, "-c", RELEASED], env=variables, capture_output=True, text=True, timeout=120, check=True)
+    kept, released = done.stdout.split()
+    return int(kept), int(released)
 
 
 @pytest.fixture

@@ -1,20 +1,31 @@
 """`luthier`: the verbs, and how every one of them ends."""
 
 import sys
+import traceback
 from typing import Annotated, NoReturn
 
 import typer
 
 from luthier import __version__
-from luthier.cli import data, planning, proof, quickstart, training
+from luthier.cli import data, health, planning, proof, quickstart, training
 from luthier.cli.output import tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError
-
-INTERRUPTED = 130  # what a shell reports of a process that Ctrl-C ended, and what typer makes of it
+from luthier.core.redact import redact
+from luthier.core.signals import Interrupted, ending_at_once
 
 app = typer.Typer(name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-for verb in (quickstart.quickstart, planning.init, data.prepare, data.inspect, planning.plan, training.train, proof.evaluate, proof.decide):
+for verb in (
+    quickstart.quickstart,
+    planning.init,
+    data.prepare,
+    data.inspect,
+    planning.plan,
+    training.train,
+    proof.evaluate,
+    proof.decide,
+    health.doctor,
+):
     app.command()(verb)
 
 
@@ -30,25 +41,40 @@ def luthier(
 
 
 def main() -> None:
-    """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused."""
+    """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused.
+
+    A signal that asks to end becomes what a shell reports of it: 128 and its number.
+    """
     settle(sys.argv[1:])
     debug = "--debug" in sys.argv
     try:
-        app([word for word in sys.argv[1:] if word != "--debug"])
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:
-            tell("interrupted; the same command goes on where it stopped")
-        raise
+        with ending_at_once():
+            app([word for word in sys.argv[1:] if word != "--debug"])
+    except Interrupted as ended:
+        tell(f"ended by {ended}; the same command goes on where it stopped")
+        sys.exit(ended.exit_code)
     except LuthierError as error:
         _end(error, str(error), error.exit_code, debug)
     except Exception as error:
-        _end(error, f"{type(error).__name__}: {error}\n  this is a fault of Luthier; `luthier --debug …` shows where", 1, debug)
+        _end(error, _told(error), 1, debug)
+
+
+def _told(error: Exception) -> str:
+    """An error that nobody expected, in words: its cause and what mends it, where it is a known failure of machine or libraries."""
+    from luthier.watch.failures import explain
+
+    said, known = f"{type(error).__name__}: {error}", explain(error)
+    if known == "unknown":
+        return f"{said}\n  this is a fault of Luthier; `luthier --debug …` shows where"
+    changes = [f"{change.path}={change.value}: {change.why}" for change in known.changes]
+    return "\n  ".join([said, f"{known.message} [{known.code}]", known.fix, *changes])
 
 
 def _end(error: Exception, message: str, code: int, debug: bool) -> NoReturn:
     if debug:
-        raise error
-    tell(message)
+        sys.stderr.write(redact("".join(traceback.format_exception(error))))
+    else:
+        tell(message)
     sys.exit(code)
 
 

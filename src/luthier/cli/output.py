@@ -11,6 +11,7 @@ import typer
 
 from luthier.core import jsonl
 from luthier.core.progress import Progress
+from luthier.core.redact import redact
 
 if TYPE_CHECKING:  # rich is imported by the verbs that print, not by the help page
     from rich.console import Console
@@ -48,4 +49,4 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def tell(message: str) -> None:
     """An error for people, on stderr."""
-    typer.secho(f"error: {message}", fg="red", err=True)
+    typer.secho(f"error: {redact(message)}", fg="red", err=True)

@@ -88,13 +88,15 @@ def print_offers(console: Console, offers: Sequence[Offer]) -> None:
 
 
 def print_findings(console: Console, findings: Sequence[Finding]) -> None:
-    """Each with its severity, code and the changes that would mend it."""
+    """Each with its severity, code and what would mend it: changes of the recipe, or a command."""
     for finding in findings:
         console.print(
             f"{finding.severity}: {finding.message} [{finding.code}]", style=STYLES[finding.severity], markup=False, soft_wrap=True
         )
         for change in finding.changes:
             console.print(f"    {change.path}={change.value}: {change.why}", markup=False, soft_wrap=True)
+        if finding.fix:
+            console.print(f"    {finding.fix}", markup=False, soft_wrap=True)
     if not findings:
         console.print("no findings", style="green")
 

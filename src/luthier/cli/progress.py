@@ -9,6 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bars
 
 from luthier.core.progress import Advance, Progress
+from luthier.core.redact import redact
 
 PLAIN_SECONDS = 5.0
 
@@ -42,7 +43,7 @@ class TerminalProgress:
 
     def say(self, line: str) -> None:
         """A line above the bars."""
-        self._console.print(line, highlight=False, markup=False)
+        self._console.print(redact(line), highlight=False, markup=False)
 
 
 class PlainProgress:
@@ -72,4 +73,4 @@ class PlainProgress:
 
     def say(self, line: str) -> None:
         """A line as it is."""
-        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(redact(line), highlight=False, markup=False, soft_wrap=True)

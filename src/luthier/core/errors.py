@@ -1,14 +1,16 @@
 """Every failure that a user can be shown, with the exit code it ends in."""
 
+from luthier.core.redact import redact
+
 
 class LuthierError(Exception):
-    """What went wrong, where, and what to change; printed without a traceback."""
+    """What went wrong, where, and what to change; printed without a traceback. What a row, a recipe or a library told is redacted."""
 
     exit_code = 1
 
     def __init__(self, what: str, *, where: str = "", change: str = "") -> None:
-        super().__init__(what)
-        self.what, self.where, self.change = what, where, change
+        self.what, self.where, self.change = (redact(_printable(text)) for text in (what, where, change))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         where = f"{self.where}: " if self.where else ""
@@ -50,3 +52,8 @@ class RunError(LuthierError):
 
 class NonFiniteError(RunError):
     """Loss or gradient was not finite; the update was not applied."""
+
+
+def _printable(text: str) -> str:
+    """Half a surrogate pair, from a row or a file's name, as `\\ud800`: it could be neither written nor printed."""
+    return text.encode("utf-8", "backslashreplace").decode()

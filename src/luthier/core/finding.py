@@ -25,7 +25,10 @@ class Finding:
     message: str
     evidence: Mapping[str, float | int | str] = field(default_factory=dict)
     changes: tuple[Change, ...] = ()
+    fix: str = ""
+    """The command or act that mends it, where that is not a matter of the recipe."""
 
     def to_json(self) -> dict[str, Any]:
-        """The finding as plain JSON values."""
-        return asdict(self)
+        """The finding as plain JSON values; `fix` only where there is one."""
+        values = asdict(self)
+        return values if self.fix else {name: value for name, value in values.items() if name != "fix"}

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from luthier.core.environment import Allocator, allocator
+
 PROCESSOR, MEMORY, CGROUPS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """The kernel's names of instructions that multiply bfloat16, on x86 and on ARM. AVX-NE-CONVERT and the like only convert it."""
@@ -41,6 +43,8 @@ class Hardware:
     bfloat16: bool
     """The processor multiplies bfloat16 by instructions of its own."""
     gpus: tuple[Gpu, ...]
+    allocator: Allocator = "glibc"
+    """Of processes that train here."""
 
 
 def this_machine() -> Hardware:
@@ -53,6 +57,7 @@ def this_machine() -> Hardware:
         memory_bytes=min([total, *(limit for limit, _ in _group_memory())]),
         bfloat16=bool(BFLOAT16 & processor_flags(information)),
         gpus=_gpus(),
+        allocator=allocator(),
     )
 
 

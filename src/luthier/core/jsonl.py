@@ -4,8 +4,17 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvaged:
+    """The lines that can be read, and how many cannot."""
+
+    records: list[dict[str, Any]]
+    num_damaged: int
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -27,6 +36,21 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith("\n"):
                 return
             yield json.loads(line)
+
+
+def salvage(path: Path) -> Salvaged:
+    """What can be read of a file whatever has happened to it; a torn last line is no damage, and a file that is gone has no lines."""
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    found = [_record(line) for line in lines]
+    records = [record for record in found if isinstance(record, dict)]
+    return Salvaged(records=records, num_damaged=len(lines) - len(records))
+
+
+def _record(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return "damaged"
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

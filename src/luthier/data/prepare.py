@@ -3,7 +3,6 @@
 Two passes in bounded memory: `collect` spools the examples that stay, then all cores render them split by split.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -188,5 +187,5 @@ def _alone(lock: Path) -> Iterator[None]:
         # A worker process that is still importing the script which started it: it would wait for its own parent for ever.
         raise UsageError("the script's call of prepare needs `if __name__ == '__main__':` around it")
     with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        files.lock(file, wait=True)
         yield

@@ -1,6 +1,6 @@
 """Rows from files: JSON lines, JSON, CSV, Parquet. What does not parse is a BadRow with its place, never a crash.
 
-Bytes held: one line of JSON lines or CSV, 1,000 rows of Parquet, the whole file of JSON. A JSON or Parquet file that is
+Bytes held: one line of JSON lines (at most 64 MB) or CSV, 1,000 rows of Parquet, the whole file of JSON. A JSON or Parquet file that is
 broken has no rows to count, so it is an error whatever `on_bad_row` says.
 """
 
@@ -9,6 +9,7 @@ import difflib
 import glob
 import gzip
 import io
+import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,9 @@ from luthier.recipe.schema import Source
 
 KINDS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet")
 """File types by suffix; all but Parquet may end in .gz as well."""
+
+LONGEST_LINE = 2**26
+"""Bytes of JSON lines that are taken for one row: a few kilobytes of .gz can hold a line that fills the memory."""
 
 LONGEST_CSV_FIELD = 2**31 - 1
 """The csv module's own limit, 131,072 characters, is shorter than a long conversation."""
@@ -83,11 +87,19 @@ def _read_file(path: Path) -> Iterator[RawRow | BadRow]:
         raise DataError(f"cannot be read: {error}", where=str(path), change="check the file's permissions, or make it anew") from error
 
 
-def _json_lines(file: str, lines: Iterable[bytes]) -> Iterator[RawRow | BadRow]:
-    for number, line in enumerate(lines, start=1):
+def _json_lines(name: str, file: io.BufferedIOBase) -> Iterator[RawRow | BadRow]:
+    for number in itertools.count(1):
+        line = file.readline(LONGEST_LINE + 1)
+        if not line:
+            return
+        if len(line) > LONGEST_LINE:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(LONGEST_LINE)
+            yield BadRow(file=name, line=number, detail=f"not a row: a line of more than {LONGEST_LINE:,} bytes")
+            continue
         content = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if content.strip():
-            yield _record(file, number, content)
+            yield _record(name, number, content)
 
 
 def _record(file: str, number: int, line: bytes) -> RawRow | BadRow:
@@ -213,7 +225,7 @@ def _parquet(path: Path) -> Iterator[RawRow | BadRow]:
                 for values in zip(*columns, strict=True):
                     number += 1
                     yield RawRow(file=str(path), line=number, fields=dict(zip(names, values, strict=True)))
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, ValueError, OverflowError) as error:  # text that is not UTF-8, a year 300,000
         raise DataError(f"not Parquet: {error}", where=str(path), change="make the file anew") from error
 
 

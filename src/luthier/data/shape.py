@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from luthier.core.chat import Conversation, Message, Role
 from luthier.core.errors import DataError, RecipeError
+from luthier.core.redact import redact
 from luthier.data.fields import BadRowError, Cell, cell, listed
 from luthier.data.formats import FORMATS, Format, check_columns, detect
 from luthier.data.mask import stripped
@@ -223,7 +224,8 @@ def _labels(source: Source, column: str) -> Iterator[str]:
 
 
 def _group(row: RawRow, layout: Layout) -> str:
-    return cell(row, layout.group_by, "data.group_by").scalar() if layout.group_by else ""
+    """The group's name, redacted: summaries, scores and findings tell it."""
+    return redact(cell(row, layout.group_by, "data.group_by").scalar()) if layout.group_by else ""
 
 
 def _key(row: RawRow, layout: Layout, conversation: Conversation) -> str:

@@ -1,12 +1,12 @@
 """What micro batches prepared rows make: the plan's view of them, by dividing the rows of some steps as training will. numpy only."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from luthier.data.order import Indices, epoch_order, padded_batches, rows_of_step, validated_together
+from luthier.data.order import Indices, epoch_order, padded_batches, rank_shares, rows_of_step, validated_together
 from luthier.data.pack import Pack, bins, shared_share, trees
 from luthier.data.store import Prepared, TokenRows
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
@@ -54,33 +54,36 @@ class PreparedWorkload:
         """Of the training rows' tokens."""
         return float(self.train.num_supervised.sum() / self.train.lengths.sum())
 
-    def survey(self, size: MicroBatchSize, rows_per_step: int) -> Survey:
+    def survey(self, size: MicroBatchSize, rows_per_step: int, replicas: int = 1) -> Survey:
         """The micro batches of the first steps, the largest of the run, and those of validation."""
-        steps = -(-len(self.train) // rows_per_step)
-        sampled = [
-            extents(self.train, rows_of_step(step, rows_per_step, self.seed, self.train), size)
-            for step in range(1, 1 + max(1, min(steps, ROWS_SAMPLED // rows_per_step)))
-        ]
+        steps = range(1, 1 + max(1, min(-(-len(self.train) // rows_per_step), ROWS_SAMPLED // rows_per_step)))
+        taken = (rows_of_step(step, rows_per_step, self.seed, self.train) for step in steps)
+        sampled = [extents(self.train, share, size) for rows in taken for share in rank_shares(self.train, rows, replicas)]
         first = next(validated_together(self.validation), np.arange(0))
         tokens = int(self.validation.lengths[first].sum())
         return Survey(
             steps=tuple(sampled),
-            heaviest=_largest([*sampled, *self._heavy(size, rows_per_step)]),
+            heaviest=_largest([*sampled, *self._heavy(size, rows_per_step, replicas)]),
             validation=extents(self.validation, first, size) if len(first) else (),
             validation_share=tokens / int(self.validation.lengths.sum()) if tokens else 1.0,
         )
 
-    def heaviest_rows(self, size: MicroBatchSize, rows_per_step: int) -> Indices:
-        """The training rows of the step with the largest micro batch that was found."""
-        return max(self._heavy_steps(size, rows_per_step), key=lambda rows: extents(self.train, rows, size)[0].places)
+    def heaviest_rows(self, size: MicroBatchSize, rows_per_step: int, replicas: int = 1) -> Indices:
+        """The training rows of the step, or of the replica's share of it, with the largest micro batch that was found."""
+        found = self._heavy_shares(size, rows_per_step, replicas)
+        return max(found, key=lambda rows: extents(self.train, rows, size)[0].places)
 
-    def heaviest_validation(self, size: MicroBatchSize) -> Indices:
+    def heaviest_validation(self, size: MicroBatchSize, replicas: int = 1) -> Indices:
         """The validation rows among which the largest micro batch is; none where there are none."""
-        return max(self._heavy_validation(), key=lambda rows: extents(self.validation, rows, size)[0].places, default=np.arange(0))
+        found = _shares(self.validation, self._heavy_validation(), replicas)
+        return max(found, key=lambda rows: extents(self.validation, rows, size)[0].places, default=np.arange(0))
 
-    def _heavy(self, size: MicroBatchSize, rows_per_step: int) -> Iterator[tuple[Extent, ...]]:
-        yield from (extents(self.train, rows, size) for rows in self._heavy_steps(size, rows_per_step))
-        yield from (extents(self.validation, rows, size) for rows in self._heavy_validation())
+    def _heavy(self, size: MicroBatchSize, rows_per_step: int, replicas: int) -> Iterator[tuple[Extent, ...]]:
+        yield from (extents(self.train, rows, size) for rows in self._heavy_shares(size, rows_per_step, replicas))
+        yield from (extents(self.validation, rows, size) for rows in _shares(self.validation, self._heavy_validation(), replicas))
+
+    def _heavy_shares(self, size: MicroBatchSize, rows_per_step: int, replicas: int) -> Iterator[Indices]:
+        return _shares(self.train, self._heavy_steps(size, rows_per_step), replicas)
 
     def _heavy_steps(self, size: MicroBatchSize, rows_per_step: int) -> Iterator[Indices]:
         """The rows of each epoch's step with the most tokens, with the longest row, and of padded ones with the largest micro batch."""
@@ -116,6 +119,11 @@ def extents(rows: TokenRows, indices: Indices, size: MicroBatchSize) -> tuple[Ex
     packed = trees if size.packing == "tree" else bins
     packs = packed([rows[int(index)] for index in indices], indices.tolist(), size.tokens)
     return tuple(sorted(map(_packed, packs), key=lambda extent: -extent.places))
+
+
+def _shares(rows: TokenRows, taken: Iterable[Indices], replicas: int) -> Iterator[Indices]:
+    """Every replica's share of each of these, where it has one."""
+    yield from (share for indices in taken for share in rank_shares(rows, indices, replicas) if len(share))
 
 
 def _padded_places(rows: TokenRows, indices: Indices, size: MicroBatchSize) -> int:

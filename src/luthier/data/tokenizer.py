@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.chat import Conversation, Message
-from luthier.core.errors import ModelError
-from luthier.data.repository import open_repository
+from luthier.core.errors import LuthierError, ModelError
+from luthier.data.repository import Repository, open_repository
 from luthier.recipe.schema import Model
 
 if TYPE_CHECKING:  # importing transformers takes 2 s, which a cached `prepare` need not pay
     from transformers import PreTrainedTokenizerBase
 
+TEMPLATE_NAME = re.compile(r"[\w-]{1,100}")
+"""Of a tokenizer with several: it becomes a file's name when the tokenizer is saved."""
 QUESTION, ANSWER = "xQuestionx", "xAnswerx"
 THOUGHT = "<think>\nxThoughtx\n</think>\n\n"
 
@@ -51,17 +54,18 @@ class ChatTokenizer:
     """Special tokens that are found in raw text before it is split into words."""
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        """The conversation as text, by the template, in transformers' sandbox; raises TemplateRefused."""
-        from jinja2 import TemplateError  # here for the same reason as transformers
+        """The conversation as text, by the template, in transformers' sandbox; raises TemplateRefused.
 
+        A template is a program: it can be wrong in any way. It cannot reach outside its sandbox, but it can take for ever.
+        """
         messages = [message.to_template() for message in conversation.messages]
         tools: list[Any] = [dict(tool) for tool in conversation.tools]
         try:
             text = self.pretrained.apply_chat_template(
                 messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
             )
-        except (TemplateError, TypeError) as error:  # TypeError: a template that joins text with a value it takes for text
-            raise TemplateRefused(str(error)) from error
+        except Exception as error:
+            raise TemplateRefused(str(error) or type(error).__name__) from error
         return str(text)
 
     def encode(self, text: str) -> list[int]:
@@ -149,27 +153,15 @@ class ChatTokenizer:
 
 def load_tokenizer(model: Model) -> ChatTokenizer:
     """The recipe's tokenizer and chat template, from `demo`, a folder, the local cache or the hub; raises ModelError."""
-    from transformers import AutoTokenizer
-
     repository = open_repository(model)
+    if not model.trust_remote_code:
+        repository.refuse_own_code()
     try:
-        if not model.trust_remote_code:
-            repository.refuse_own_code()
-        pretrained = AutoTokenizer.from_pretrained(
-            repository.location,
-            revision=repository.revision,
-            trust_remote_code=model.trust_remote_code,
-            local_files_only=repository.cached_only,
-        )
-        eos_ids = repository.eos_ids()
-    except (OSError, ValueError, KeyError) as error:  # KeyError, ValueError: a model or tokenizer class that transformers does not know
+        return _loaded(model, repository)
+    except BaseException as error:  # a stranger's tokenizer.json makes tokenizers raise plain Exceptions, and Rust's panic, which is none
+        if isinstance(error, LuthierError) or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
+            raise
         raise repository.not_loaded(error) from error
-    if model.chat_template != "auto":
-        pretrained.chat_template = _read_template(Path(model.chat_template))
-    if not pretrained.chat_template:
-        change = "set model.chat_template to a file with the model's Jinja chat template, or take the instruct version of the model"
-        raise ModelError("the tokenizer has no chat template", where=repository.location, change=change)
-    return chat_tokenizer(pretrained, eos_ids)
 
 
 def chat_tokenizer(pretrained: "PreTrainedTokenizerBase", eos_ids: Sequence[int] = ()) -> ChatTokenizer:
@@ -178,6 +170,8 @@ def chat_tokenizer(pretrained: "PreTrainedTokenizerBase", eos_ids: Sequence[int]
         what = "the tokenizer has no tokenizer.json, and transformers cannot make one of its files"
         raise ModelError(what, where=str(pretrained.name_or_path), change="take a base that comes with a tokenizer.json")
     template = pretrained.chat_template
+    if wrong := [name for name in template if not TEMPLATE_NAME.fullmatch(name)] if isinstance(template, dict) else []:
+        raise ModelError(f"a chat template is called {wrong[0]!r:.80}, which is no name", where=str(pretrained.name_or_path))
     text = template if isinstance(template, str) else json.dumps(template, sort_keys=True)
     eos = [token for token in (pretrained.eos_token_id, *eos_ids) if token is not None]
     plain = ChatTokenizer(
@@ -205,6 +199,23 @@ def fingerprint(model: Model) -> str:
         pretrained = tokenizer.pretrained
         parts = [tokenizer.template_hash, tokenizer.stop_ids, pretrained.special_tokens_map, pretrained.backend_tokenizer.to_str()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _loaded(model: Model, repository: Repository) -> ChatTokenizer:
+    from transformers import AutoTokenizer
+
+    pretrained = AutoTokenizer.from_pretrained(
+        repository.location,
+        revision=repository.revision,
+        trust_remote_code=model.trust_remote_code,
+        local_files_only=repository.cached_only,
+    )
+    if model.chat_template != "auto":
+        pretrained.chat_template = _read_template(Path(model.chat_template))
+    if not pretrained.chat_template:
+        change = "set model.chat_template to a file with the model's Jinja chat template, or take the instruct version of the model"
+        raise ModelError("the tokenizer has no chat template", where=repository.location, change=change)
+    return chat_tokenizer(pretrained, repository.eos_ids())
 
 
 def _end_of_turn(tokenizer: ChatTokenizer) -> tuple[str, int]:
@@ -274,5 +285,6 @@ def _continued(prompt: str, content: str) -> str:
 def _read_template(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelError(f"model.chat_template cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ModelError(f"model.chat_template cannot be read: {reason}", where=str(path)) from error

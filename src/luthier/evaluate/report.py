@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 
 from luthier.core import files, jsonl
 from luthier.core.errors import RunError, UsageError
+from luthier.core.redact import redact, redacted
 from luthier.score.intervals import Interval
 
 STRICT = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=True)
@@ -24,19 +25,21 @@ def _unbounded(stored: Any) -> Any:
 
 
 Estimate = Annotated[Interval, BeforeValidator(_unbounded)]
+Told = Annotated[str, AfterValidator(redact)]
+"""Text of a row, or of an answer to it: redacted, so that no row's secret gets into a run folder. It was scored as it was."""
 
 
 class Prediction(BaseModel):
-    """One row of a task: what was asked, expected, answered. `seconds` are of the batch it was made in."""
+    """One row of a task: what was asked, expected, answered, all redacted. `seconds` are of the batch it was made in."""
 
     model_config = STRICT
 
     task: str
     origin: str
     group: str
-    messages: tuple[Mapping[str, Any], ...]
-    reference: str
-    answer: str
+    messages: Annotated[tuple[Mapping[str, Any], ...], AfterValidator(lambda messages: tuple(redacted(messages)))]
+    reference: Told
+    answer: Told
     score: float
     tokens: int
     stopped: bool
@@ -145,7 +148,7 @@ def read(path: Path) -> Report:
         for record in jsonl.records(kept) if kept.exists() else ():
             row = Prediction.model_validate(record)
             predictions.setdefault(row.task, []).append(row)
-    except (ValidationError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # pydantic's ValidationError is a ValueError
         raise RunError(
             f"this is not an evaluation that this version can read: {error}", where=str(place), change="evaluate again"
         ) from error

@@ -5,24 +5,23 @@ Every function imports what it needs when it is called: `luthier --help` must no
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.core import files
 from luthier.core.errors import PlanRefused, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.health import doctor, write_unit
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, stated
+from luthier.flow.training import train_here, train_in_ranks, train_rank
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from luthier.data.inspect import InspectedRow
     from luthier.data.store import Prepared
-    from luthier.data.tokenizer import ChatTokenizer
     from luthier.evaluate.gate import Baseline, Verdict
     from luthier.evaluate.report import Report
     from luthier.evaluate.run import Subject
@@ -41,6 +40,7 @@ __all__ = [
     "apply",
     "decide",
     "demo",
+    "doctor",
     "evaluate",
     "init",
     "inspect",
@@ -53,7 +53,9 @@ __all__ = [
     "stated",
     "steps",
     "train",
+    "train_rank",
     "write_splits",
+    "write_unit",
 ]
 
 
@@ -101,15 +103,13 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
 
     It is planned first; raises PlanRefused on a `refuse` finding, unless its code is in `force`, which the run records.
     """
-    from luthier.data.tokenizer import load_tokenizer
+    from luthier.launch.attempt import end_leftovers
     from luthier.plan.plan import make
     from luthier.recipe.load import difference
     from luthier.runs.environment import write_environment
     from luthier.runs.store import alone, find, open_or_create
     from luthier.runs.summary import DataSummary
     from luthier.train.able import refuse_what_cannot_be_trained
-    from luthier.train.run import TrainingJob
-    from luthier.train.run import train as run_training
 
     recipe = loaded.recipe
     refuse_what_cannot_be_trained(recipe)
@@ -121,26 +121,24 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         changed = difference(find(recipe.name).recipe.read_text(encoding="utf-8"), loaded.text)
         progress.say(f"run {recipe.name} has another recipe; this one is {run.name}, with {'; '.join(changed)}")
     with alone(run):
+        end_leftovers(run)
         if run.data.exists() and DataSummary.read(run.data).hash != prepared.summary.hash:
             change = "give the run another name, or put the old rows back"
             raise RunError("the rows have changed since this run began", where=str(run.path), change=change)
         if run.finished:
             progress.say(f"{run.path} is finished; change the recipe to train anew")
             return Trained(run=run, steps=planned.steps)
+        if changed := difference(run.recipe.read_text(encoding="utf-8"), loaded.text):  # only where it is trained
+            files.write(run.recipe, loaded.text)
+            run.event("moved", changes=changed)
+            progress.say(f"the run goes on with {'; '.join(changed)}")
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
-        tokenizer = load_tokenizer(recipe.model)
-        run_training(
-            TrainingJob(
-                plan=planned,
-                prepared=prepared,
-                tokenizer=tokenizer,
-                folder=run,
-                progress=progress,
-                score=functools.partial(_validation_scores, recipe, prepared, tokenizer),
-            )
-        )
+        if planned.setup.layout.devices > 1 or recipe.launch.restarts:
+            train_in_ranks(run, planned, progress)
+        else:
+            train_here(run, planned, prepared, progress)
     return Trained(run=run, steps=planned.steps)
 
 
@@ -304,14 +302,3 @@ def _model_or_adapter(name: str, recipe: Recipe) -> Subject:
 def _from_folder(recipe: Recipe, folder: Path) -> Model:
     """The recipe's model with its weights and tokenizer from a folder."""
     return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
-
-
-def _validation_scores(recipe: Recipe, prepared: Prepared, tokenizer: ChatTokenizer, model: nn.Module) -> dict[str, float]:
-    """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows."""
-    from luthier.evaluate.task import evaluate_task
-    from luthier.model.generate import LocalCompleter
-
-    name = recipe.checkpoints.best_by.partition(".")[0]
-    task = next(task for task in recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
-    scores = evaluate_task(task, prepared.examples("validation"), LocalCompleter(model, tokenizer), recipe.seed, SILENT).scores
-    return {f"{name}.{scores.metric}": scores.value}

@@ -1,7 +1,7 @@
 """Low-rank adapters by PEFT: put on a model to train, or loaded onto one to use."""
 
 import difflib
-import json
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +19,11 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.core.errors import ModelError, RecipeError
 from luthier.core.finding import Finding
+from luthier.data.repository import read_json
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.adapter_config import CONFIG, read_config
 from luthier.model.dropout import ADAPTER
+from luthier.model.peak import is_out_of_memory
 from luthier.plan.check import adapter
 from luthier.recipe.schema import Lora, Model
 from luthier.runs.store import runs_root
@@ -28,7 +31,7 @@ from luthier.runs.store import runs_root
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 EXPERT_PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
 """Names that PEFT turns into the fused expert parameters of a mixture, where they are not modules."""
-CONFIG, WEIGHTS, PROVENANCE = "adapter_config.json", "adapter_model.safetensors", "provenance.json"
+WEIGHTS, PROVENANCE = "adapter_model.safetensors", "provenance.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,11 +84,18 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit."""
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise ModelError(f"no adapter here: it needs {CONFIG} and {WEIGHTS}", where=str(folder))
+    config = read_config(folder, model)
     try:
-        with _quiet_peft():
-            adapted = PeftModel.from_pretrained(model, str(folder))
-    except (RuntimeError, ValueError, SafetensorError) as error:  # RuntimeError: sizes of another base
-        raise ModelError(f"the adapter does not fit this base: {str(error).splitlines()[0]}", where=str(folder)) from error
+        with _quiet_peft(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with random ones
+            adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+    except Exception as error:  # weights of another base, a file that is cut, and whatever else a stranger's makes PEFT raise
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"the adapter does not fit this base: {reason}", where=str(folder)) from error
+    if bad := [name for name, weight in adapted.named_parameters() if "lora_" in name and not weight.isfinite().all()]:
+        raise ModelError(f"{len(bad)} of the adapter's weights are not finite, first {bad[0]}", where=str(folder))
     adapted.eval()
     return adapted
 
@@ -97,13 +107,13 @@ def check_provenance(folder: Path, model: Model, tokenizer: ChatTokenizer) -> No
     """
     if not (folder / PROVENANCE).exists():
         return
-    trained = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
+    trained = read_json(folder / PROVENANCE)
     template = f"set model.chat_template to {folder / 'chat_template.jinja'}, which it was trained with"
     used: list[tuple[str, str, object, str]] = [
         ("template_hash", "chat template", tokenizer.template_hash, template),
         ("stop_ids", "stop ids", list(tokenizer.stop_ids), "take the tokenizer that it was trained with; its files lie there too"),
     ]
-    if "base" in trained and not any(Path(base).is_dir() for base in (trained["base"], model.base)):
+    if "base" in trained and not any(os.path.isdir(base) for base in (str(trained["base"]), model.base)):
         used.insert(0, ("base", "base", model.base, f"set model.base to {trained['base']}"))
     for field, name, value, change in used:
         if field in trained and trained[field] != value:
@@ -185,21 +195,23 @@ def _check_targets(model: PreTrainedModel, names: tuple[str, ...]) -> None:
 
 def _start_from(model: PeftModel, folder: Path) -> None:
     """Copy the weights of an adapter of the same shape."""
-    saved = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    saved = read_config(folder, base_of(model))
     config = model.peft_config["default"]
-    for field, wanted in (
-        ("r", config.r),
-        ("lora_alpha", config.lora_alpha),
-        ("use_rslora", config.use_rslora),
-        ("use_dora", config.use_dora),
-        ("target_modules", sorted(config.target_modules)),
+    for field, found, wanted in (
+        ("r", saved.r, config.r),
+        ("lora_alpha", saved.lora_alpha, config.lora_alpha),
+        ("use_rslora", saved.use_rslora, config.use_rslora),
+        ("use_dora", saved.use_dora, config.use_dora),
+        ("target_modules", sorted(saved.target_modules or ()), sorted(config.target_modules)),
     ):
-        found = sorted(saved[field]) if field == "target_modules" else saved[field]
         if found != wanted:
             raise RecipeError(f"the adapter there has {field} {found}, the recipe {wanted}", where=f"lora.init_from {folder}")
     if not (folder / WEIGHTS).exists():
         raise RecipeError(f"no {WEIGHTS} there", where=f"lora.init_from {folder}")
-    state = load_file(folder / WEIGHTS)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{WEIGHTS} there cannot be read: {error}", where=f"lora.init_from {folder}") from error
     own = get_peft_model_state_dict(model, save_embedding_layers=False)
     if {name: tensor.shape for name, tensor in state.items()} != {name: tensor.shape for name, tensor in own.items()}:
         raise RecipeError("the adapter there is of another base model: its layers differ", where=f"lora.init_from {folder}")

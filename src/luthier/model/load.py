@@ -8,8 +8,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from luthier.core.errors import ModelError, PlanRefused
+from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
+from luthier.model.peak import is_out_of_memory
 from luthier.plan.setup import SAID, Resolved
 from luthier.recipe.schema import Model
 
@@ -41,8 +42,9 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
     try:
         if not model.trust_remote_code:
             repository.refuse_own_code()
+        repository.refuse_other_weights()
         with no_progress_bars():
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded, told = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
                 dtype=dtype,
@@ -50,10 +52,18 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
                 local_files_only=repository.cached_only,
                 adapter_kwargs={"local_files_only": repository.cached_only},  # its look for an adapter_config.json does not heed the above
                 use_safetensors=True,
+                output_loading_info=True,
                 **attention,
             )
-    except (OSError, ValueError, KeyError) as error:  # KeyError, ValueError: an architecture that transformers does not know
+    except LuthierError:
+        raise
+    except Exception as error:  # a stranger's config.json or weights make transformers and safetensors raise anything
+        if is_out_of_memory(error):
+            raise
         raise _not_loaded(repository, error) from error
+    if lacking := sorted(told["missing_keys"]):  # transformers would go on with random ones
+        what = f"{len(lacking)} of the weights that config.json wants are missing, first {lacking[0]}"
+        raise ModelError(what, where=repository.location, change="fetch the model anew: config.json and weights do not belong together")
     return loaded.to(device)
 
 

@@ -1,5 +1,6 @@
 """The most memory in use while something runs."""
 
+import errno
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,14 @@ OUT_OF_MEMORY = ("can't allocate memory", "could not create a primitive", "CUBLA
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error means that memory was short."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes in use now: what PyTorch reserved on a GPU at most, else what is resident of the process."""
+    return torch.cuda.max_memory_reserved(device) if device.type == "cuda" else psutil.Process().memory_info().rss
 
 
 @dataclass(slots=True)

@@ -16,6 +16,8 @@ ATTENTION = (*QKV, "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
 HALVES = frozenset({"gate_proj", "up_proj", "w1", "w3"})
 """Names of experts that transformers fuses two by two."""
+LARGEST = 2**24
+"""Of any size in a config.json: contexts end at 10 M tokens. A stranger's 10⁹ layers would be counted one by one."""
 LLAMA_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 UNLIKE_LLAMA = ("text_config", "num_experts", "num_local_experts", "n_routed_experts", "kv_lora_rank", "linear_num_value_heads")
 """Keys of a config.json that speak against Llama's form."""
@@ -35,8 +37,8 @@ class Keys:
     def number(self, name: str) -> int:
         """A size; raises ModelError where there is none."""
         value = self.get(name)
-        if not isinstance(value, int):
-            what = f"its {name} is {value!r}, which must be a whole number"
+        if not isinstance(value, int) or not 0 <= value <= LARGEST:
+            what = f"its {name} is {value!r:.80}, which must be a whole number, at most {LARGEST:,}"
             raise ModelError(what, where="config.json", change=f"set {name} there as the model's weights have it")
         return value
 

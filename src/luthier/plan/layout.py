@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from luthier.core.environment import Allocator
 from luthier.core.errors import PlanRefused
 from luthier.core.finding import Change
 from luthier.core.hardware import Hardware, free_memory_bytes
@@ -36,20 +37,33 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """The devices of a run, and the memory that is free on each."""
+    """The devices of a run, and the memory that is free on each. Of ranks that share a processor, each part of it counts as one."""
 
     device: Device
     count: int
     free_bytes: int
+    allocator: Allocator = "glibc"
 
 
-def place_of(gpu: str, host: Hardware) -> Place:
-    """Where `launch.gpu` says: this machine with what is free on it now, or devices to rent; raises UsageError for an unknown name."""
+def place_of(gpu: str, host: Hardware, ranks: int = 1) -> Place:
+    """Where `launch.gpu` says: this machine with what is free on it now, or devices to rent; raises UsageError for an unknown name.
+
+    A processor is divided among its ranks: it has memory for each of them, and at most one for each core.
+    """
     if gpu != "here":
         device, count = device_of(gpu)
         return Place(device=device, count=count, free_bytes=device.memory_bytes)
     device, count = here(host)
-    return Place(device=device, count=count, free_bytes=host.gpus[0].free_bytes if host.gpus else free_memory_bytes())
+    if host.gpus:
+        return Place(device=device, count=count, free_bytes=host.gpus[0].free_bytes, allocator=host.allocator)
+    part = replace(device, memory_bytes=device.memory_bytes // ranks)
+    return Place(device=part, count=min(ranks, host.cores), free_bytes=free_memory_bytes() // ranks, allocator=host.allocator)
+
+
+def devices_of(recipe: Recipe) -> int:
+    """Ranks that the recipe asks for, one for `auto`."""
+    parallel = recipe.parallel
+    return (1 if parallel.data == "auto" else parallel.data) * parallel.tensor * parallel.pipeline
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +120,7 @@ def choose(task: Task) -> Chosen:
         micro_batch=MicroBatchSize(rows=1, tokens=task.workload.longest, packing=packing),
         checkpoint_activations=False,
         layout=Layout(data=replicas, shard=recipe.parallel.shard, tensor=recipe.parallel.tensor, pipeline=recipe.parallel.pipeline),
+        allocator=task.place.allocator,
     )
     fitted = _fitted(task, setup)
     attention = recipe.model.attention if recipe.model.attention != "auto" else "sdpa" if engine == "plain" else "luthier"
@@ -137,7 +152,7 @@ def _fitted(task: Task, setup: Setup) -> Chosen:
     limit, found = HEADROOM * task.place.free_bytes, list[Chosen]()
     for sizes in _candidates(task, setup.micro_batch.packing):
         tried = replace(setup, micro_batch=sizes.micro_batch, checkpoint_activations=sizes.checkpoint_activations)
-        survey = task.workload.survey(sizes.micro_batch, task.rows_per_step)
+        survey = task.workload.survey(sizes.micro_batch, task.recipe.training.global_batch_size, setup.layout.data)
         memory = ledger(task.shape, tried, survey, task.place.free_bytes)
         if memory.peak_bytes < task.failed_bytes:
             found.append(Chosen(setup=tried, survey=survey, memory=memory, resolved=(), rejected=()))
@@ -268,7 +283,7 @@ def _replicas(task: Task) -> tuple[int, str]:
 
 def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
     """Changes that need less memory of a device, the cheapest first, and what they make of the task."""
-    recipe, several = task.recipe, task.place.count > 1
+    recipe, several = task.recipe, task.place.count > 1 and task.place.device.kind == "cuda"
     lora, training = recipe.lora != "none", recipe.training
     wishes: list[tuple[bool, str, str | int | bool, str]] = [
         (training.micro_batch_size != 1, "training.micro_batch_size", 1, "the same update, in smaller pieces"),
@@ -286,9 +301,14 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
         (several and recipe.parallel.pipeline == 1, "parallel.pipeline", 2, "the layers divided between two devices"),
     ]
     fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)
+    if task.place.device.kind == "cpu" and (ranks := devices_of(recipe)) > 1:
+        undivided = replace(task.place.device, memory_bytes=ranks * task.place.device.memory_bytes)
+        whole = Place(device=undivided, count=1, free_bytes=ranks * task.place.free_bytes)
+        change = Change(path="parallel.data", value=1, why="one process has all of the memory, and all threads")
+        yield change, replace(fresh, recipe=_with(recipe, "parallel.data", 1), place=whole)
     for possible, path, value, why in wishes:
         changed = _with(recipe, path, value)
-        if possible and _devices(changed) <= max(task.place.count, _devices(recipe)):
+        if possible and devices_of(changed) <= max(task.place.count, devices_of(recipe)):
             yield Change(path=path, value=value, why=why), replace(fresh, recipe=changed)
     larger = [device for device in table().values() if device.memory_bytes > task.place.device.memory_bytes]
     for device in sorted(larger, key=_price_of_work):
@@ -297,11 +317,6 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
         place = Place(device=device, count=task.place.count, free_bytes=device.memory_bytes)
         why = f"{device.memory_bytes / 1e9:.0f} GB{price}"
         yield Change(path="launch.gpu", value=name, why=why), replace(fresh, recipe=_with(recipe, "launch.gpu", name), place=place)
-
-
-def _devices(recipe: Recipe) -> int:
-    parallel = recipe.parallel
-    return (1 if parallel.data == "auto" else parallel.data) * parallel.tensor * parallel.pipeline
 
 
 def _price_of_work(device: Device) -> float:

@@ -22,6 +22,9 @@ from luthier.runs.store import RunFolder, runs_root
 from luthier.runs.summary import DataSummary
 from luthier.runs.workload import Survey
 
+SETUP_TOLD = ("dtype", "quantization", "engine", "layout", "allocator")
+"""In plan.json; the rest is resolved, or stands in the recipe."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
@@ -105,7 +108,7 @@ class Plan:
                 "rate": asdict(time.rate),
             },
             "cost": asdict(self.cost) if self.cost else None,
-            "setup": {key: value for key, value in asdict(self.setup).items() if key in ("dtype", "quantization", "engine", "layout")},
+            "setup": {key: value for key, value in asdict(self.setup).items() if key in SETUP_TOLD},
             "resolved": [asdict(item) for item in self.resolved],
             "rejected": [asdict(item) for item in self.chosen.rejected],
             "findings": [finding.to_json() for finding in self.findings],
@@ -159,10 +162,16 @@ def make(facts: Facts) -> Plan:
 
 def begun(run: RunFolder) -> Sizes | Literal["none"]:
     """The sizes that a run with checkpoints began with; raises RunError for one of a version that drew dropout otherwise."""
-    if not (run.plan.exists() and any(run.checkpoints.glob("step-*"))):
+    if not (run.plan.exists() and run.saved):
         return "none"
-    sizes = json.loads(run.plan.read_text(encoding="utf-8"))["sizes"]
-    if "packing" not in sizes:
-        change = "finish it with that version, or give the recipe another name"
-        raise RunError("the run was begun by a version that drew dropout otherwise", where=str(run.path), change=change)
-    return Sizes.of_json(sizes)
+    try:
+        sizes = json.loads(run.plan.read_text(encoding="utf-8"))["sizes"]
+        if "packing" in sizes:
+            return Sizes.of_json(sizes)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        change = "put it back, or give the recipe another name"
+        raise RunError(
+            "plan.json is not what the run began with, and its sizes are needed to go on", where=str(run.plan), change=change
+        ) from error
+    change = "finish it with that version, or give the recipe another name"
+    raise RunError("the run was begun by a version that drew dropout otherwise", where=str(run.path), change=change)

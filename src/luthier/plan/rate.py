@@ -38,10 +38,10 @@ CORE_FLOPS = {"bfloat16": Range(low=30e9, mid=150e9, high=400e9), "float32": Ran
 
 
 def circumstances(device: Device, threads: int, shape: ModelShape, setup: Setup, survey: Survey) -> Circumstances:
-    """What this run's rate depends on."""
+    """What this run's rate depends on. `threads` are all of the processor's, which its ranks divide."""
     return Circumstances(
         processor=device.name,
-        threads=threads if device.kind == "cpu" else 0,
+        threads=max(1, threads // setup.layout.devices) if device.kind == "cpu" else 0,
         dtype=setup.dtype,
         quantization=setup.quantization,
         engine=setup.engine,
@@ -63,9 +63,10 @@ def measured_rate(here: Circumstances) -> Rate | None:
 
 
 def assumed_rate(device: Device, cores: int, shape: ModelShape, setup: Setup) -> Rate:
-    """Operations a second of one device: a share of its peak, or a guess for a processor's cores. A dtype that it has no units for is
-    computed in float32: bfloat16 on a T4."""
+    """Operations a second of one rank's device: a share of its peak, or a guess for its part of a processor's cores. A dtype that it has
+    no units for is computed in float32: bfloat16 on a T4."""
     if not device.rates:
+        cores = max(1, cores // setup.layout.devices)
         flops = CORE_FLOPS["bfloat16" if setup.dtype == "bfloat16" and device.bfloat16 else "float32"].times(cores)
         return Rate(flops=flops, source=f"a guess for {cores} cores of {device.name}: nothing was measured here yet")
     dtype = setup.dtype if setup.dtype in device.rates else "float32"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from luthier.core.environment import Allocator
 from luthier.recipe.schema import Lora, Scalar
 from luthier.runs.workload import MicroBatchSize
 
@@ -68,6 +69,8 @@ class Setup:
     micro_batch: MicroBatchSize
     checkpoint_activations: bool
     layout: Layout = Layout()
+    allocator: Allocator = "glibc"
+    """Of memory on the CPU."""
 
     @property
     def sizes(self) -> Sizes:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
-from luthier.core.errors import RecipeError
+from luthier.core.errors import ModelError, RecipeError
 from luthier.plan.families import FAMILIES, HALVES, Family, Keys, Kind, bundle, family_of, mixture_layers, text_keys, tower_keys
 from luthier.recipe.schema import Lora
 
@@ -185,6 +185,14 @@ class ModelShape:
 
 def shape_of(config: Mapping[str, Any]) -> ModelShape:
     """The shape that a config.json describes; raises ModelError for a decoder that is neither known nor of Llama's form."""
+    try:
+        return _shape(config)
+    except (TypeError, AttributeError, ValueError, KeyError, ZeroDivisionError) as error:  # a list for a section, 0 heads
+        change = "fetch the file anew, or take another base"
+        raise ModelError(f"its values are those of no model: {error}", where="config.json", change=change) from error
+
+
+def _shape(config: Mapping[str, Any]) -> ModelShape:
     model_type = str(config.get("model_type", ""))
     family = family_of(config)
     keys = text_keys(config)

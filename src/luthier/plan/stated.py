@@ -49,11 +49,12 @@ class StatedWorkload:
             validation = round(train * (FILE_SHARE if isinstance(share, str) else share / data.split.train))
         return cls(rows=train, validation_rows=validation, mean=mean, longest=longest)
 
-    def survey(self, size: MicroBatchSize, rows_per_step: int) -> Survey:
+    def survey(self, size: MicroBatchSize, rows_per_step: int, replicas: int = 1) -> Survey:
         """Micro batches of rows of the mean length; the heaviest is of the longest rows."""
+        rows = -(-min(rows_per_step, self.rows) // replicas)
         return Survey(
-            steps=(self._divided(min(rows_per_step, self.rows), self.mean, size),),
-            heaviest=self._divided(min(rows_per_step, self.rows), self.longest, size)[:1],
+            steps=(self._divided(rows, self.mean, size),),
+            heaviest=self._divided(rows, self.longest, size)[:1],
             validation=self._divided(self.validation_rows, self.mean, size),
         )
 

@@ -14,11 +14,13 @@ from ruamel.yaml.comments import CommentedSeq
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString, LiteralScalarString
 
 from luthier.core import jsonl
+from luthier.core.errors import RecipeError
+from luthier.core.redact import secret_line
 from luthier.recipe.base import DEMO
 from luthier.recipe.check import check
 from luthier.recipe.draft import Draft, Key, dotted
 from luthier.recipe.override import override
-from luthier.recipe.parse import parse, yaml_scalar
+from luthier.recipe.parse import parse, text_of, yaml_scalar
 from luthier.recipe.schema import Recipe
 
 FILES: tuple[Key, ...] = (
@@ -35,6 +37,9 @@ PERHAPS_FILES: dict[Key, Callable[[str], bool]] = {
 }
 """Fields that are a folder or file where one lies there, else a hub's or run's name."""
 WORDS: dict[Key, str] = {("model", "chat_template"): "auto", ("model", "base"): DEMO, ("evaluation", "baseline"): "base"}
+
+PLACES = re.compile(r"^(?:parallel|launch):.*\n(?:[ ].*\n)*", re.MULTILINE)
+"""Sections that a run may go on with changed, as `dump` writes them."""
 
 PLAIN = re.compile(r"[\w/.](?:[\w /.()+-]*[\w/.()+-])?")
 """Texts written without quotes. ruamel 0.19 leaves them off others too, some of which (`[?0]`, control characters) read back different."""
@@ -59,13 +64,18 @@ def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     command line, to the current one.
     """
     draft = parse(path)
+    if line := secret_line(text_of(path)):  # a comment is copied into the run folder, too
+        raise _secret(f"{path}:{line}")
     for text in overrides:
         override(draft, text)
     return resolve(draft)
 
 
 def resolve(draft: Draft) -> LoadedRecipe:
-    """The recipe that a draft describes, its paths made absolute; raises RecipeError with all that is wrong."""
+    """The recipe that a draft describes, its paths made absolute; raises RecipeError with all that is wrong, or for a secret in it."""
+    for key, value in _leaves(draft.values, ()):
+        if any(secret_line(str(text)) for text in (dotted(key), *(value if isinstance(value, list) else (value,)))):
+            raise _secret(draft.where(key))
     _make_absolute(draft)
     recipe = check(draft)
     provenance = {dotted(key): _provenance(key, draft) for key, _ in _leaves(_plain(recipe), ())}
@@ -95,6 +105,11 @@ def difference(old: str, new: str) -> list[str]:
         for key in before | after
         if before.get(key, "absent") != after.get(key, "absent")
     ]
+
+
+def training_text(text: str) -> str:
+    """A resolved recipe's text without the sections that say where it is trained: those that have this in common give the same weights."""
+    return PLACES.sub("", text)
 
 
 def _plain(recipe: Recipe) -> dict[str, Any]:
@@ -129,6 +144,14 @@ def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:
             yield from _leaves(inner, (*key, number))
     else:
         yield key, value
+
+
+def _secret(where: str) -> RecipeError:
+    """A recipe is copied into the run folder, shown and passed on; with its secret taken out it would be another recipe."""
+    change = (
+        "keep it in the environment, where the library that needs it looks (HF_TOKEN, WANDB_API_KEY); docs/notes/security.md tells more"
+    )
+    return RecipeError("holds what looks like a secret", where=where, change=change)
 
 
 def _provenance(key: Key, draft: Draft) -> str:

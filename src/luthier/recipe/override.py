@@ -67,7 +67,7 @@ def key_of(path: str) -> Key:
             field = parts.pop() if parts and parts[-1] in place.named.names else ""
             part = ".".join((str(part), *parts))
             parts = [field] if field else []
-        elif place and place.item and str(part).isdecimal():
+        elif place and place.item and str(part).isdecimal() and len(str(part)) < 10:
             part = int(part)
         key = (*key, part)
         place = place.at(part) if place else None

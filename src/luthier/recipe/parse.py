@@ -87,8 +87,9 @@ def text_of(path: Path) -> str:
     """The file's text; raises RecipeError for what is not UTF-8, or too long to be a recipe."""
     try:
         data = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RecipeError(f"cannot be read: {reason}", where=str(path)) from error
     if len(data) > MOST_BYTES:
         raise RecipeError(f"has {len(data):,} bytes; a recipe has at most {MOST_BYTES:,}", where=str(path), change="is this the data?")
     try:

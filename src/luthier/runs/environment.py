@@ -12,6 +12,7 @@ from typing import Any
 
 from luthier.core import files
 from luthier.core.hardware import this_machine
+from luthier.core.redact import redact
 from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
 
@@ -24,7 +25,7 @@ def write_environment(folder: RunFolder, data: DataSummary) -> None:
 
 
 def describe(data: DataSummary) -> dict[str, Any]:
-    """The record as plain JSON values. No environment variables: they hold secrets."""
+    """The record as plain JSON values. No environment variables: they hold secrets; a command line may, which are redacted."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -32,16 +33,17 @@ def describe(data: DataSummary) -> dict[str, Any]:
         "hardware": asdict(this_machine()),
         "data_hash": data.hash,
         "template_hash": data.template.sha256,
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "git_commit": _git_commit(),
     }
 
 
 def _git_commit() -> str:
-    """Commit of the current folder's repository, `-dirty` where tracked files differ; empty outside one."""
+    """Commit of the current folder's repository; empty outside one.
+
+    Not whether files differ from it: to tell that, git runs what the repository's own configuration names (fsmonitor, filters, hooks).
+    """
     if not (git := shutil.which("git")):
         return ""
-    answer = subprocess.run(
-        [git, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True, timeout=20, check=False
-    )
+    answer = subprocess.run([git, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, timeout=20, check=False)
     return answer.stdout.strip() if answer.returncode == 0 else ""

@@ -1,12 +1,14 @@
 """rates.jsonl: operations a second that earlier runs and probes on this machine reached, one line each, beside the runs."""
 
-import dataclasses
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from luthier.core import jsonl
 from luthier.core.hardware import Hardware
@@ -57,6 +59,9 @@ class Measured:
     """That were measured."""
 
 
+LINE = TypeAdapter(Measured)
+
+
 def threads_here(hardware: Hardware) -> int:
     """Threads that a run on this processor will have, in so far as they are known without starting it."""
     said = os.environ.get("OMP_NUM_THREADS", "")
@@ -83,14 +88,9 @@ def rates_file() -> Path:
 
 
 def _all() -> Iterator[Measured]:
-    if not rates_file().exists():
-        return
-    wanted = {field.name for field in dataclasses.fields(Circumstances)}
-    for record in jsonl.records(rates_file()):
-        if set(record.get("circumstances", ())) != wanted:  # of another version
-            continue
-        fields = {name: record[name] for name in ("source", "name", "flops", "seconds")}
-        yield Measured(circumstances=Circumstances(**record["circumstances"]), **fields)
+    for record in jsonl.salvage(rates_file()).records:
+        with suppress(ValidationError):  # of another version
+            yield LINE.validate_python(record)
 
 
 def _alike(one: float, other: float) -> bool:

@@ -1,17 +1,23 @@
 """The run folder: who writes what where. Readers need nothing else to know a run."""
 
-import fcntl
+import hashlib
+import json
 import os
+import re
 import shutil
+import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core import files, jsonl
 from luthier.core.errors import UsageError
+from luthier.core.redact import redacted
+from luthier.recipe.load import training_text
 from luthier.recipe.schema import RUN_NAME
 
 
@@ -20,6 +26,8 @@ class RunFolder:
     """`runs/NAME`: paths and the few ways to write into it."""
 
     path: Path
+    read_only: bool = False
+    """Events and metrics are dropped: another rank writes them."""
 
     @property
     def name(self) -> str:
@@ -72,9 +80,31 @@ class RunFolder:
         return self.path / "verdict.json"
 
     @property
+    def log(self) -> Path:
+        """What the ranks' processes and their libraries print."""
+        return self.path / "log.txt"
+
+    @property
+    def progress(self) -> Path:
+        """What rank 0 tells the process that shows it (`luthier.core.progress.Told`); there while it does."""
+        return self.path / "progress.jsonl"
+
+    @property
     def pid(self) -> Path:
         """The process that trains the run; there while it does, and after it was killed."""
         return self.path / "pid"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains the run, and names it; it stays when the process is gone."""
+        return self.path / "lock"
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the recipe, but for where it is trained: what belongs to this run and to no other; `none` without a recipe."""
+        if not self.recipe.exists():
+            return "none"
+        return hashlib.sha256(training_text(self.recipe.read_text(encoding="utf-8")).encode()).hexdigest()
 
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's predictions.jsonl and scores.json."""
@@ -84,24 +114,34 @@ class RunFolder:
         """Folder of one checkpoint."""
         return self.checkpoints / f"step-{step:06d}"
 
+    @property
+    def saved(self) -> list[Path]:
+        """Its checkpoints, the newest first. What a save that was killed left is none, nor what was found damaged."""
+        found = {int(path.name[5:]): path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)}
+        return [found[step] for step in sorted(found, reverse=True)]
+
     def pointer(self, which: Literal["best", "latest"]) -> Path:
         """best.json or latest.json: `{step, …}`."""
         return self.path / f"{which}.json"
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Append one event, with the time."""
-        jsonl.append(self.events, {"event": kind, "time": time.time(), **fields})
+        """Append one event, with the time, what came from elsewhere redacted; raises DiskError where it cannot be written."""
+        if self.read_only:
+            return
+        with files.told(self.events.name, self.path):
+            jsonl.append(self.events, {"event": kind, "time": time.time(), **redacted(fields)})
 
     def metric(self, record: Mapping[str, Any]) -> None:
-        """Append one record to metrics.jsonl."""
-        jsonl.append(self.metrics, record)
+        """Append one record to metrics.jsonl; raises DiskError where it cannot be written: a run that is not recorded does not go on."""
+        if self.read_only:
+            return
+        with files.told(self.metrics.name, self.path):
+            jsonl.append(self.metrics, record)
 
     @property
     def finished(self) -> bool:
         """Whether training came to its end and the adapter is in place."""
-        if not (self.adapter.exists() and self.events.exists()):
-            return False
-        return any(record["event"] == "finished" for record in jsonl.records(self.events))
+        return self.adapter.exists() and any(record.get("event") == "finished" for record in jsonl.salvage(self.events).records)
 
 
 def runs_root() -> Path:
@@ -126,35 +166,57 @@ def find(name: str) -> RunFolder:
 def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
     """The folder for this recipe: `NAME` if it is new or was made by the same recipe, else the first of NAME-2, NAME-3 … that is.
 
-    `recipe_text` is the resolved recipe; equality of its text is what "the same recipe" means.
+    `recipe_text` is the resolved recipe. One that differs only in where it is trained is the same (`luthier.recipe.load.training_text`).
     """
     root = runs_root()
-    root.mkdir(parents=True, exist_ok=True)
+    with files.told("the folder of runs", root):
+        root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
         folder = RunFolder(root / (name if number == 1 else f"{name}-{number}"))
         if not folder.recipe.exists():
-            folder.path.mkdir(exist_ok=True)
-            shutil.copyfile(original, folder.path / "recipe.original")
-            files.write(folder.recipe, recipe_text)
+            with files.told("a run folder", folder.path):
+                folder.path.mkdir(exist_ok=True)
+                shutil.copyfile(original, folder.path / "recipe.original")
+                files.write(folder.recipe, recipe_text)
             return folder
-        if folder.recipe.read_text() == recipe_text:
+        if training_text(folder.recipe.read_text(encoding="utf-8")) == training_text(recipe_text):
             return folder
         number += 1
 
 
 @contextmanager
 def alone(run: RunFolder) -> Iterator[None]:
-    """The run for this process alone; raises UsageError where another has it. A killed process lets go of it."""
-    with (run.path / "lock").open("w") as file:
+    """The run for this process alone; raises UsageError, which names the process, where another has it.
+
+    The lock is the kernel's and goes with the process: what the file says of a dead one, of one whose number another has got, or of
+    another machine that the folder was copied from, holds nobody up. Raises RunError on a file system without locks.
+    """
+    with files.told("the lock", run.path):
+        file = run.lock.open("a+", encoding="utf-8")
+    with file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            files.lock(file, wait=False)
         except BlockingIOError:
-            holder = run.pid.read_text().strip() if run.pid.exists() else "that has just begun"
             change = "wait until it ends, or give this run another name"
-            raise UsageError(f"run {run.name} is being trained by process {holder}", where=str(run.path), change=change) from None
-        files.write(run.pid, f"{os.getpid()}\n")
+            raise UsageError(f"run {run.name} is being trained by {_holder(run)}", where=str(run.path), change=change) from None
+        with files.told("the lock", run.path):
+            file.truncate(0)
+            since = datetime.now().astimezone().isoformat(timespec="seconds")
+            file.write(jsonl.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+            file.flush()
+            files.write(run.pid, f"{os.getpid()}\n")
         try:
             yield
         finally:
-            run.pid.unlink(missing_ok=True)
+            with suppress(OSError):  # the disk that failed may be why the run ends, and it is the lock that counts
+                run.pid.unlink()
+
+
+def _holder(run: RunFolder) -> str:
+    """Who has the run, as its lock says: `process 12 on host since …`."""
+    try:
+        said = json.loads(run.lock.read_text(encoding="utf-8"))
+        return f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock, and has not written it yet
+        return "a process that has just begun"

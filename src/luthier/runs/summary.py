@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from luthier.core import files
+from luthier.core.errors import RunError
 
 NO_TARGET = "no token to train on"
 """Why a row is dropped whose loss would be that of nothing."""
@@ -123,8 +124,12 @@ class DataSummary(Part):
 
     @classmethod
     def read(cls, path: Path) -> "DataSummary":
-        """The summary in a data.json."""
-        return cls.model_validate_json(path.read_bytes())
+        """The summary in a data.json; raises RunError where it is none, or of another version."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError) as error:
+            change = "remove its folder, which `luthier prepare` makes anew; a run's copy comes with the run"
+            raise RunError(f"this is not what prepare writes: {str(error).splitlines()[0]}", where=str(path), change=change) from error
 
     def write(self, path: Path) -> None:
         """Write it as data.json, whole or not at all."""

@@ -41,7 +41,7 @@ class Survey:
     """The micro batches of some of a run's steps: the first ones, and the largest."""
 
     steps: tuple[tuple[Extent, ...], ...]
-    """Of the first steps, from which means are taken."""
+    """Of the first steps, from which means are taken; where replicas divide them, of each replica's share."""
     heaviest: tuple[Extent, ...]
     """Candidates for the peak: the largest micro batches that were found, of training and of validation."""
     validation: tuple[Extent, ...]
@@ -88,8 +88,8 @@ class Workload(Protocol):
     def supervised_share(self) -> float:
         """Of the training rows' tokens."""
 
-    def survey(self, size: MicroBatchSize, rows_per_step: int) -> Survey:
-        """What micro batches of this size are like. `rows_per_step` are one device's."""
+    def survey(self, size: MicroBatchSize, rows_per_step: int, replicas: int = 1) -> Survey:
+        """What micro batches of this size are like on one of the replicas that divide a step's rows."""
 
     def shared_share(self) -> float:
         """Of the first steps' tokens, those that a prefix tree of each step computes once for several rows."""

@@ -118,6 +118,8 @@ def final(answer: str) -> str:
 def _own(name: str) -> Scorer:
     """A function from an importable module or one in the current folder; what it returns is checked."""
     module_name, _, function_name = name.partition(":")
+    if module_name.partition(".")[0] in sys.stdlib_module_names:  # `os:rename` would be called with an answer and a reference
+        raise RecipeError(f"scorer {name!r} is Python's own {module_name}", change="name a function that was written to score")
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))  # last, so that it hides no installed module
     try:

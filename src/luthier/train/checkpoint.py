@@ -4,24 +4,44 @@ checkpoints/step-000050/
     adapter.safetensors      every trained parameter, by its name
     optimizer.safetensors    `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
     state.json               State
-    manifest.json            size and sha256 of the other three
+    manifest.json            the run and the step it belongs to, size and sha256 of the other three
+
+Beside them may lie NAME.part and NAME.old, which a save that was killed left, and NAME.damaged, which a resumed run refused.
 """
 
+import errno
 import json
+import os
+import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from luthier.core import files, jsonl
 from luthier.core.errors import NonFiniteError, RunError
+from luthier.core.files import DiskError
+from luthier.core.progress import Progress, Silent
 from luthier.runs.store import RunFolder
+from luthier.train.ranks import Ranks
 
 WEIGHTS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+MOMENTS = {"exp_avg", "exp_avg_sq"}
+CONTENT = {WEIGHTS, OPTIMIZER, STATE}
+UNSOUND = "look for faults of the disk and of memory (the system's log, smartctl, memtest); the same command goes on elsewhere"
+SILENT = Silent()
+
+
+class Damaged(RunError):
+    """A checkpoint is not what was written for its run and step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +57,12 @@ class State:
     """Where the loop stands after `step`. Row order and dropout follow from the step and plan.json's sizes: no generator state is in it."""
 
     step: int = 0
+    validated: int = 0
+    """The last step whose validation was made; one that a signal broke off is owed."""
+    skipped: int = 0
+    """Steps in a row, up to this one, whose update was not applied because it was not finite."""
+    rolled_back: bool = False
+    """Whether a checkpoint's weights were taken again after such steps, which is done once in a run."""
     best: Best | None = None
     validations_since_best: int = 0
     stopped_early: bool = False
@@ -45,10 +71,19 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> "State":
-        """The state in a state.json."""
-        values = json.loads(path.read_text(encoding="utf-8"))
-        best = values.pop("best")
-        return cls(**values, best=Best(**best) if best else None)
+        """The state in a state.json; raises Damaged where it is not one, to the key."""
+        text = path.read_bytes()
+        try:
+            if json.loads(text).keys() == {item.name for item in fields(cls)}:
+                return cls.of_json(text)
+        except (ValueError, AttributeError, RecursionError) as error:  # pydantic's is a ValueError
+            raise Damaged(f"{path.name} is not a state: {_first_line(error)}", where=str(path)) from error
+        raise Damaged(f"{path.name} does not have the keys of a state", where=str(path))
+
+    @classmethod
+    def of_json(cls, text: bytes | str) -> "State":
+        """The state that a JSON object describes; raises ValueError where it is none."""
+        return TypeAdapter(cls).validate_json(text, strict=True)
 
 
 def trained_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -65,72 +100,151 @@ def check_finite(model: nn.Module, where: str) -> None:
 
 
 def save(run: RunFolder, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
-    """Write the checkpoint of `state.step`, point latest.json and best.json at what they name, and remove what is no longer kept."""
+    """Write the checkpoint of `state.step`, read it back from the disk, point at it, and only then remove what is no longer kept.
+
+    Raises DiskError where it cannot be written, NonFiniteError where it should not; the checkpoints before it stay as they are.
+    """
     check_finite(model, f"step {state.step}")
     folder = run.checkpoint(state.step)
-    part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    save_file({name: weight.contiguous() for name, weight in trained_weights(model).items()}, part / WEIGHTS)
-    save_file(_optimizer_tensors(model, optimizer), part / OPTIMIZER)
-    files.write_json(part / STATE, asdict(state))
-    sizes = {name: {"bytes": (part / name).stat().st_size, "sha256": files.sha256(part / name)} for name in (WEIGHTS, OPTIMIZER, STATE)}
-    files.write_json(part / MANIFEST, {"files": sizes})
-    files.sync_folder(part)
-    shutil.rmtree(folder, ignore_errors=True)  # one of the same step that was found damaged
-    part.rename(folder)
-    _point(run, state)
-    _retire(run, state, keep)
+    weights, moments = trained_weights(model), _optimizer_tensors(model, optimizer)
+    num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
+    with writing(f"a checkpoint of {num_bytes / 1e9:.3g} GB", folder):
+        for lines in (run.metrics, run.events):  # no power cut shall leave a checkpoint without the lines that led to it
+            if lines.exists():
+                files.sync(lines)
+        with files.replacing(folder, check=_check_written) as part:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, part / WEIGHTS)
+            save_file(moments, part / OPTIMIZER)
+            files.write_json(part / STATE, asdict(state))
+            files.write_json(part / MANIFEST, _manifest(run, state.step, part))
+        _point(run, state)
+        _retire(run, state, keep)
     return folder
 
 
-def resume(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer) -> State:
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Raise DiskError where the block, or safetensors in it, cannot write."""
+    with files.told(what, folder):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
+
+
+def resume(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT) -> State:
     """Load the newest checkpoint that is whole and forget what was recorded after it; State() where there is none.
 
-    A damaged checkpoint is passed over for the one before, which events.jsonl says.
+    A damaged one is set aside and passed over for the one before, which events.jsonl says; so are damaged lines of metrics.jsonl. Raises
+    RunError where a whole one is of another model, or may not be read.
     """
-    state = State()
-    for folder in _newest_first(run):
+    with files.told("the run folder", run.path):
+        for old in run.checkpoints.glob("*.old"):
+            files.put_back(old.with_suffix(""))
+    state = restore(run, model, optimizer, progress)
+    with files.told("the run folder", run.path):
+        _sweep(run)
+        if state.step:
+            _point(run, state)
+        _forget_after(run, state)
+    return state
+
+
+def restore(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT) -> State:
+    """Load the newest checkpoint that is whole; State(), and nothing is loaded, where there is none. A damaged one is set aside."""
+    for folder in run.saved:
         try:
             verify(folder)
-        except RunError as damage:
-            run.event("damaged", checkpoint=folder.name, why=damage.what)
+            found = State.read(folder / STATE)
+        except Damaged as damage:
+            _set_aside(run, folder, damage, progress)
             continue
-        load_weights(folder, model)
-        _load_optimizer(folder, model, optimizer)
-        state = State.read(folder / STATE)
-        break
-    if state.best and state.best.step != state.step:
-        state = _without_lost_best(run, state)
-    if state.step:
-        _point(run, state)
-    _forget_after(run.metrics, state.step)
+        state = _whole_best(run, found, progress)
+        load(folder, model, optimizer)
+        return state
+    return State()
+
+
+def shared(ranks: Ranks, run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, choose: Callable[[], State]) -> State:
+    """The state of the checkpoint that rank 0 chooses and loads, for all ranks: the others load the same."""
+    if ranks.size == 1:
+        return choose()
+    state = State.of_json(ranks.same(json.dumps(asdict(choose())) if ranks.first else ""))
+    if state.step and not ranks.first:
+        load(run.checkpoint(state.step), model, optimizer)
     return state
 
 
 def verify(folder: Path) -> None:
-    """Raise RunError unless every file is there as it was written."""
+    """Raise Damaged unless a checkpoint is, to the byte, what `save` wrote for this run and step; RunError where it may not be read."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        if set(manifest) != {WEIGHTS, OPTIMIZER, STATE}:
-            raise RunError("its manifest does not name the three files", where=str(folder))
-        for name, expected in manifest.items():
-            if (folder / name).stat().st_size != expected["bytes"]:
-                raise RunError(f"{name} is cut short", where=str(folder))
-            if files.sha256(folder / name) != expected["sha256"]:
-                raise RunError(f"{name} is not what was written", where=str(folder))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # a missing file, or a manifest that is none
-        raise RunError(f"its files or manifest cannot be read: {error}", where=str(folder)) from error
+        written = (folder / MANIFEST).read_bytes()
+        found = _manifest(RunFolder(folder.parents[1]), _step_of(folder), folder)
+    except OSError as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or error.errno == errno.EIO:
+            raise Damaged(f"it cannot be read: {error.strerror}: {Path(error.filename or folder).name}", where=str(folder)) from error
+        change = "let the user who trains read it, then the same command goes on"
+        raise RunError(f"a checkpoint cannot be read: {error.strerror}", where=str(folder), change=change) from error
+    if found["files"].keys() != CONTENT or written != files.json_text(found).encode():
+        raise Damaged(_difference(written, found), where=str(folder))
+
+
+def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Copy a checkpoint's weights into the model, and its optimizer's state into the optimizer."""
+    load_weights(folder, model)
+    _load_optimizer(folder, model, optimizer)
 
 
 def load_weights(folder: Path, model: nn.Module) -> None:
     """Copy a checkpoint's weights into the model."""
-    saved = load_file(folder / WEIGHTS)
+    saved = _tensors(folder / WEIGHTS)
     own = trained_weights(model)
     if {name: weight.shape for name, weight in saved.items()} != {name: weight.shape for name, weight in own.items()}:
         raise RunError("the checkpoint was made of another model or adapter", where=str(folder), change="give the run another name")
     for name, weight in own.items():
         weight.copy_(saved[name])
+
+
+def _manifest(run: RunFolder, step: int, folder: Path) -> dict[str, Any]:
+    """What a manifest says, or should say, of a folder as it lies there."""
+    content = {name: digest for name, digest in files.digests(folder).items() if name != MANIFEST}
+    return {"run": run.identity, "step": step, "files": content}
+
+
+def _difference(written: bytes, found: Mapping[str, Any]) -> str:
+    """Why a manifest is not that of what was found, in words."""
+    names = found["files"].keys()
+    for name in sorted(names ^ CONTENT):
+        return f"{name} is missing" if name in CONTENT else f"{name} does not belong to it"
+    try:
+        said = json.loads(written)
+        for key in ("run", "step"):
+            if said[key] != found[key]:
+                return f"its manifest is of another {key}"
+        for name in sorted(names):
+            if said["files"][name]["bytes"] != found["files"][name]["bytes"]:
+                return f"{name} has {found['files'][name]['bytes']} bytes, and {said['files'][name]['bytes']} were written"
+            if said["files"][name]["sha256"] != found["files"][name]["sha256"]:
+                return f"{name} is not what was written"
+    except (ValueError, KeyError, TypeError, RecursionError):  # not even a manifest
+        pass
+    return f"{MANIFEST} is not what was written"
+
+
+def _check_written(folder: Path) -> None:
+    try:
+        verify(folder)
+    except Damaged as damage:
+        raise DiskError(f"a checkpoint was written, and reads back otherwise: {damage.what}", where=str(folder), change=UNSOUND) from damage
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as error:  # its sha256 was right: Luthier did not write it
+        raise RunError(f"not a safetensors file: {error}", where=str(path), change="give the run another name") from error
+    return tensors
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -140,30 +254,49 @@ def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> di
 
 def _load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     values: dict[str, dict[str, Tensor]] = {}
-    for entry, tensor in load_file(folder / OPTIMIZER).items():
+    for entry, tensor in _tensors(folder / OPTIMIZER).items():
         key, _, name = entry.partition("/")
         values.setdefault(name, {})[key] = tensor
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    fitting = all(
+        tensors.keys() == MOMENTS | {"step"} and all(tensors[key].shape == shapes.get(name) for key in MOMENTS)
+        for name, tensors in values.items()
+    )
+    if not fitting or not values.keys() <= set(order):
+        raise RunError("the optimizer's state is of another model or adapter", where=str(folder), change="give the run another name")
     state = {index: values[name] for index, name in enumerate(order) if name in values}
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _newest_first(run: RunFolder) -> list[Path]:
-    folders = (path for path in run.checkpoints.glob("step-*") if path.suffix != ".part")
-    return sorted(folders, key=lambda path: path.name, reverse=True)
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
-def _without_lost_best(run: RunFolder, state: State) -> State:
+def _set_aside(run: RunFolder, folder: Path, damage: Damaged, progress: Progress) -> None:
+    """Let a damaged checkpoint be one no more: it takes no place among those that are kept, and is there to be looked at."""
+    aside = folder.with_name(folder.name + ".damaged")
+    with files.told("the name of a damaged checkpoint", folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    run.event("damaged", checkpoint=folder.name, why=damage.what, now=aside.name)
+    progress.say(f"checkpoint {folder.name} is damaged ({damage.what}): set aside as {aside.name}")
+
+
+def _whole_best(run: RunFolder, state: State, progress: Progress) -> State:
     """The state, or one that has no best yet where the best checkpoint is gone or damaged."""
-    if state.best is None:
+    if state.best is None or state.best.step == state.step:
         return state
     folder = run.checkpoint(state.best.step)
     try:
         verify(folder)
-    except RunError as damage:
-        run.event("damaged", checkpoint=folder.name, why=damage.what)
-        return State(step=state.step, scaler=state.scaler)
+    except Damaged as damage:
+        if folder.exists():
+            _set_aside(run, folder, damage, progress)
+        else:
+            run.event("damaged", checkpoint=folder.name, why=damage.what)
+        return replace(state, best=None, validations_since_best=0, stopped_early=False)
     return state
 
 
@@ -177,19 +310,35 @@ def _point(run: RunFolder, state: State) -> None:
 
 
 def _retire(run: RunFolder, state: State, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best, and what an interrupted save left.
+    """Remove all but the newest `keep` checkpoints and the best.
 
-    A later step's folder is one that was found damaged: it takes no place among the newest, and will be written again.
+    A later step's folder takes no place among the newest: the run went back behind it, and will write it again.
     """
     current = run.checkpoint(state.step)
     best = run.checkpoint(state.best.step) if state.best else current
-    reached = [path for path in _newest_first(run) if path.name <= current.name]
-    for folder in [path for path in reached[keep:] if path != best] + list(run.checkpoints.glob("*.part")):
-        shutil.rmtree(folder)
+    reached = [path for path in run.saved if _step_of(path) <= state.step]
+    for folder in reached[keep:]:
+        if folder != best:
+            files.remove(folder)
+    _sweep(run)
 
 
-def _forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that will be computed again, and a torn last line."""
-    if metrics.exists():
-        kept = [record for record in jsonl.records(metrics) if record["step"] <= step]
-        files.write(metrics, "".join(jsonl.dumps(record) + "\n" for record in kept))
+def _sweep(run: RunFolder) -> None:
+    """Remove what a save that was killed left."""
+    for left in (*run.checkpoints.glob("*.part"), *run.checkpoints.glob("*.old")):
+        shutil.rmtree(left)
+
+
+def _forget_after(run: RunFolder, state: State) -> None:
+    """Drop the lines of what will be computed again, a torn last line, and damaged ones, which events.jsonl counts."""
+    found = jsonl.salvage(run.metrics)
+    lines = [record for record in found.records if isinstance(record.get("step"), int)]
+    if damaged := found.num_damaged + len(found.records) - len(lines):
+        run.event("damaged", file=run.metrics.name, lines=damaged)
+    kept = [record for record in lines if record["step"] <= (state.validated if record.get("kind") == "validation" else state.step)]
+    if run.metrics.exists():
+        files.write(run.metrics, "".join(jsonl.dumps(record) + "\n" for record in kept))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

@@ -32,8 +32,12 @@ class Clock:
         """Let later plans on this machine know what this run reached, if it was long enough to tell."""
         tokens = sum(map(int, self.schedule.tokens)) / len(self.schedule.tokens)
         measured = run_rate(self.folder.name, self.here, self.planned.operations_per_step / tokens, self.schedule, self.timings)
-        if measured:
+        if not measured:
+            return
+        try:
             rates.keep(measured)
+        except OSError as error:  # it would be a pity, and no reason to lose the adapter
+            self.progress.say(f"what this run reached is not kept for later plans: {error}")
 
     def _tell(self, step: int) -> None:
         found, planned = forecast(self.schedule, self.timings), self.planned.total

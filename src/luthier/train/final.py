@@ -1,21 +1,24 @@
 """The final adapter, or the whole model after full fine-tuning: in the formats of PEFT and transformers, with its provenance."""
 
-import os
-import shutil
+import json
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from luthier.core import files
+from luthier.core.files import DiskError
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.load import no_progress_bars
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
-from luthier.train.checkpoint import check_finite
+from luthier.train.checkpoint import UNSOUND, check_finite, writing
 
+PROVENANCE = "provenance.json"
+SETS = ("target_modules", "exclude_modules")
 PACKAGES = ("luthier", "torch", "transformers", "peft")
 
 
@@ -30,40 +33,51 @@ class Origin:
 
 
 def save_final(model: PreTrainedModel | PeftModel, tokenizer: ChatTokenizer, run: RunFolder, origin: Origin) -> None:
-    """Leave weights, tokenizer, template and provenance.json in `adapter/`, whole or not at all; raises NonFiniteError.
+    """Leave weights, tokenizer, template and provenance.json in `adapter/`, whole and read back from the disk, or not at all.
 
-    An adapter is saved in float32, as it was trained. So is a whole model: its bfloat16 was autocast's.
+    An adapter is saved in float32, as it was trained. So is a whole model: its bfloat16 was autocast's. Raises NonFiniteError where a
+    weight is not a number, DiskError where it cannot be written.
     """
     check_finite(model, f"step {origin.step}")
-    part = run.adapter.with_name("adapter.part")
-    shutil.rmtree(part, ignore_errors=True)
-    if isinstance(model, PeftModel):
-        model.save_pretrained(str(part), save_embedding_layers=False)  # "auto" would ask the hub whether the vocabulary has grown
-    else:
-        with no_progress_bars():
-            model.save_pretrained(str(part))
-    files.write(part / "README.md", _card(origin, is_adapter=isinstance(model, PeftModel)))  # in place of PEFT's empty form
-    tokenizer.save(part)
-    files.write_json(
-        part / "provenance.json",
-        {
-            "recipe": origin.recipe.name,
-            "seed": origin.recipe.seed,
-            "base": origin.recipe.model.base,
-            "revision": origin.recipe.model.revision,
-            "data_hash": origin.data_hash,
-            "template_hash": tokenizer.template_hash,
-            "stop_ids": tokenizer.stop_ids,
-            "step": origin.step,
-            "final": origin.final,
-            "packages": {name: metadata.version(name) for name in PACKAGES},
-        },
-    )
-    files.sync_folder(part)
-    if run.adapter.exists():  # of an earlier end of this run
-        os.rename(run.adapter, run.adapter.with_name("adapter.old"))
-    part.rename(run.adapter)
-    shutil.rmtree(run.adapter.with_name("adapter.old"), ignore_errors=True)
+    with writing("the adapter", run.adapter), files.replacing(run.adapter, check=_check_written) as part:
+        if isinstance(model, PeftModel):
+            model.save_pretrained(str(part), save_embedding_layers=False)  # "auto" would ask the hub whether the vocabulary has grown
+            _sort_names(part / "adapter_config.json")
+        else:
+            with no_progress_bars():
+                model.save_pretrained(str(part))
+        files.write(part / "README.md", _card(origin, is_adapter=isinstance(model, PeftModel)))  # in place of PEFT's empty form
+        tokenizer.save(part)
+        files.write_json(part / PROVENANCE, _provenance(origin, tokenizer) | {"files": files.digests(part)})
+
+
+def _sort_names(path: Path) -> None:
+    """PEFT writes the names of modules as a set gives them, which differs between processes: sorted, a resumed run's file is the same."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    files.write_json(path, {key: sorted(value) if key in SETS and isinstance(value, list) else value for key, value in config.items()})
+
+
+def _provenance(origin: Origin, tokenizer: ChatTokenizer) -> dict[str, Any]:
+    return {
+        "recipe": origin.recipe.name,
+        "seed": origin.recipe.seed,
+        "base": origin.recipe.model.base,
+        "revision": origin.recipe.model.revision,
+        "data_hash": origin.data_hash,
+        "template_hash": tokenizer.template_hash,
+        "stop_ids": tokenizer.stop_ids,
+        "step": origin.step,
+        "final": origin.final,
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _check_written(folder: Path) -> None:
+    """Raise DiskError unless every file is what provenance.json says."""
+    written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["files"]
+    found = files.digests(folder)
+    if other := [name for name, digest in found.items() if name != PROVENANCE and digest != written.get(name)]:
+        raise DiskError(f"the adapter was written, and reads back otherwise: {', '.join(other)}", where=str(folder), change=UNSOUND)
 
 
 def _card(origin: Origin, *, is_adapter: bool) -> str:

@@ -7,6 +7,8 @@ import torch
 
 M_MXFAST, M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = 1, -1, -2, -3
 """Of glibc's malloc.h."""
+ALL_ARENAS = 4096
+"""MALLCTL_ARENAS_ALL of jemalloc.h."""
 KEPT = (1 << 31) - 1
 """Bytes above which memory is handed back: more than a step ever frees at once."""
 
@@ -22,17 +24,19 @@ def keep_freed_memory() -> bool:
     """Whether glibc now keeps what is freed for the next step, instead of handing it back and faulting it in again page by page.
 
     A step allocates the same tensors over and over; bfloat16 products with fresh pages ran at 130–460 GFLOP/s, with kept ones at 870
-    (2026-11-20, Zen 5, 2 threads, torch 2.13). Small pieces are joined to their neighbours when freed (`core/environment.py`).
+    (2026-11-20, Zen 5, 2 threads, torch 2.13). Small pieces are joined to their neighbours when freed. Where jemalloc is in its place, its
+    own settings say the same (both: `core/environment.py`).
     """
-    libc = _glibc()
+    libc = _library("malloc_trim")
     options = ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, 64 << 20), (M_MXFAST, 0))
     return libc is not None and all([libc.mallopt(option, value) for option, value in options])
 
 
 def release_freed_memory() -> None:
-    """Hand back what `keep_freed_memory` kept, so that what comes after training is not counted on top of it."""
-    libc = _glibc()
-    if libc is not None:
+    """Hand back what is kept, by `keep_freed_memory` or by jemalloc, so that what comes after training is not counted on top of it."""
+    if (jemalloc := _library("mallctl")) is not None:
+        jemalloc.mallctl(b"arena.%d.purge" % ALL_ARENAS, None, None, None, ctypes.c_size_t(0))
+    elif (libc := _library("malloc_trim")) is not None:
         libc.malloc_trim(0)
 
 
@@ -53,7 +57,7 @@ def choose_float32_products() -> str:
     return chosen
 
 
-def _glibc() -> ctypes.CDLL | None:
-    """The C library, where it is glibc: another has no malloc_trim."""
-    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-    return libc if hasattr(libc, "malloc_trim") else None
+def _library(function: str) -> ctypes.CDLL | None:
+    """All that the process has loaded, where this is in it: malloc_trim is glibc's, mallctl jemalloc's (`core/environment.py`)."""
+    loaded = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return loaded if hasattr(loaded, function) else None

@@ -3,17 +3,20 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import nn
 
 from luthier.core.errors import NonFiniteError, RunError
+from luthier.core.files import DiskError
 from luthier.core.progress import Progress
+from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_order
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
+from luthier.runs.heartbeat import Heart
 from luthier.runs.store import RunFolder
 from luthier.runs.workload import MicroBatchSize
 from luthier.train import checkpoint
@@ -21,9 +24,13 @@ from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.optim import rate_at, set_rate
+from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, train_step
+from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, train_step
 from luthier.train.validate import validation_loss
+
+MOST_SKIPPED = 3
+"""Steps in a row that may be skipped because they were not finite."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,49 +51,124 @@ class Loop:
     score: Callable[[nn.Module], Mapping[str, float]]
     origins: Callable[[Sequence[int]], list[str]]
     """Where training rows come from, for the report of a step that failed."""
+    heart: Heart
+    asked: Asked
+    """Whether a signal has come."""
     clock: Clock
+
+    @property
+    def ranks(self) -> Ranks:
+        """Those that train together."""
+        return self.precision.ranks
 
 
 def fit(loop: Loop, state: State) -> State:
-    """Train from `state` to the last step, or until validation no longer improves."""
+    """Train from `state` to the last step, or until validation no longer improves.
+
+    Raises Interrupted where a signal asks to end, TooLarge where memory is short: with all that was learned saved.
+    """
     loop.model.train()
-    with loop.progress.task("training", loop.steps.total) as advance:
-        while state.step < loop.steps.total and not state.stopped_early:
-            state = replace(state, step=state.step + 1)
-            line = _take_step(loop, state.step)
-            if state.step in loop.steps.evaluations:
-                state = _evaluate(loop, state)
-            if state.step in loop.steps.saves or state.stopped_early or (state.best and state.best.step == state.step):
+    with ending_in_order(loop.asked), loop.progress.task("training", loop.steps.total) as advance:
+        saved = _Saved(of=state)
+        try:
+            while True:
+                if state.step in loop.steps.evaluations and state.validated < state.step:
+                    state = _evaluate(loop, state)
+                if _is_save_due(loop, state, saved):
+                    saved = _save(loop, state)
+                if state.step >= loop.steps.total or state.stopped_early:
+                    if loop.ranks.largest(loop.asked.number):
+                        raise Stopped
+                    return state
+                state, line = _take_step(loop, state)
+                advance(state.step, f"loss {line.loss:.4f}, {line.tokens_per_second:,.0f} tokens/s")
+        except (Stopped, TooLarge) as broken_off:
+            loop.optimizer.zero_grad(set_to_none=True)
+            if state.step > saved.of.step:
                 _save(loop, state)
-            advance(state.step, f"loss {line.loss:.4f}, {line.tokens_per_second:,.0f} tokens/s")
-    return state
+            number = loop.ranks.largest(loop.asked.number)  # and so no rank leaves before the first has saved
+            if isinstance(broken_off, TooLarge):
+                raise
+            ended = Interrupted(int(number))
+            loop.folder.event("interrupted", step=state.step, signal=ended.signal.name)
+            raise ended from None
 
 
-def _take_step(loop: Loop, step: int) -> Line:
-    """One update and its line in metrics.jsonl; raises NonFiniteError, weights and optimizer untouched, where it could not be made."""
-    training, seed = loop.recipe.training, loop.recipe.seed
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """The newest checkpoint of this process, or the one that it began with."""
+
+    of: State
+    at: float = field(default_factory=time.monotonic)
+
+
+def _is_save_due(loop: Loop, state: State, saved: _Saved) -> bool:
+    if (state.step, state.validated) == (saved.of.step, saved.of.validated):
+        return False
+    minutes = loop.recipe.checkpoints.save_minutes
+    return (
+        state.step in loop.steps.saves
+        or state.stopped_early
+        or (state.best is not None and state.best.step == state.step)
+        or (minutes != "off" and time.monotonic() - saved.at >= 60 * minutes)
+    )
+
+
+def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
+    """One update and its line in metrics.jsonl; where it is not finite, weights and optimizer stay as they are."""
+    training, seed, step = loop.recipe.training, loop.recipe.seed, state.step + 1
+    loop.heart.beat("computing", step)
     watch = Stopwatch(loop.precision.device)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
     rows, batches = loop.batches.take(step)
     data_seconds = watch.seconds
-    done = train_step(loop.model, loop.optimizer, batches, precision=loop.precision, max_norm=training.max_grad_norm, seeds=(seed, step))
+    done = train_step(
+        loop.model,
+        loop.optimizer,
+        batches,
+        precision=loop.precision,
+        max_norm=training.max_grad_norm,
+        seeds=(seed, step),
+    )
     line = of_step(done, watch, step=step, epoch=loop.steps.epoch_at(step), rate=rate, data_seconds=data_seconds)
     loop.folder.metric(asdict(line))
     if done.num_overflows:
         loop.folder.event("overflow", step=step, times=done.num_overflows, scale=loop.precision.scaler.get_scale())
     if not done.finite:
-        raise _not_finite(loop, step, rows, done)
+        return _skip(loop, replace(state, step=step, skipped=state.skipped + 1), _not_finite(loop, step, rows, done)), line
     loop.clock.note("step", step, line.seconds)
-    return line
+    return replace(state, step=step, skipped=0), line
+
+
+def _skip(loop: Loop, state: State, error: NonFiniteError) -> State:
+    """Go on without the step's rows, or after too many such steps from a checkpoint's weights; raises the error where neither helps."""
+    if loop.recipe.training.on_nonfinite == "stop":
+        raise error
+    if state.skipped <= MOST_SKIPPED:
+        loop.progress.say(f"skipped: {error}")
+        return state
+    parts = (loop.folder, loop.model, loop.optimizer)
+    earlier = State() if state.rolled_back else checkpoint.shared(loop.ranks, *parts, lambda: checkpoint.restore(*parts, loop.progress))
+    if not earlier.step:
+        raise error
+    loop.folder.event("rolled_back", step=state.step, to=earlier.step)
+    loop.progress.say(f"{state.skipped} steps in a row were not finite: going on with the weights of step {earlier.step}")
+    return replace(state, skipped=0, rolled_back=True)
 
 
 def _evaluate(loop: Loop, state: State) -> State:
     """Validate, and judge whether this is a new best or the time to stop."""
-    watch = Stopwatch(loop.precision.device)
+    watch, state = Stopwatch(loop.precision.device), replace(state, validated=state.step)
+    loop.heart.beat("validating", state.step)
     found = validation_loss(loop.model, loop.validation_rows, loop.micro_batch, loop.precision)
-    loop.folder.metric(asdict(of_validation(found, watch, step=state.step, epoch=loop.steps.epoch_at(state.step))))
-    value = _judged(loop, state.step, found.loss)
+    line = of_validation(found, watch, step=state.step, epoch=loop.steps.epoch_at(state.step))
+    if not math.isfinite(found.loss):
+        loop.folder.metric(asdict(line))
+        loop.folder.event("nonfinite", step=state.step, of="validation")
+        raise NonFiniteError(f"the validation loss is {found.loss}", where=f"step {state.step}", change="lower training.learning_rate")
+    value = found.loss if loop.recipe.checkpoints.best_by == "loss" else _scored(loop, state.step)
+    loop.folder.metric(asdict(line))
     loop.clock.note("validation", state.step, watch.seconds)
     checkpoints = loop.recipe.checkpoints
     sign = 1 if checkpoints.best_by == "loss" else -1  # a loss is better when lower, a metric when higher
@@ -103,31 +185,51 @@ def _evaluate(loop: Loop, state: State) -> State:
     return replace(state, validations_since_best=waited, stopped_early=True)
 
 
-def _judged(loop: Loop, step: int, loss: float) -> float:
-    """The number that decides which checkpoint is best: the validation loss, or the task's metric."""
+def _scored(loop: Loop, step: int) -> float:
+    """The task's metric that decides which checkpoint is best."""
     by = loop.recipe.checkpoints.best_by
-    if not math.isfinite(loss):
-        loop.folder.event("nonfinite", step=step, of="validation")
-        raise NonFiniteError(f"the validation loss is {loss}", where=f"step {step}", change="lower training.learning_rate")
-    if by == "loss":
-        return loss
     loop.model.eval()
-    scores = loop.score(loop.model)
+    loop.heart.beat("scoring", step)
+    scores = loop.ranks.same(_scores(loop) if loop.ranks.first else {})
     loop.model.train()
-    loop.folder.event("scored", step=step, scores=dict(scores))
+    if not scores:
+        raise Stopped
+    loop.folder.event("scored", step=step, scores=scores)
     if by not in scores:
         raise RunError(f"checkpoints.best_by {by!r} was not measured", where=f"step {step}", change=f"measured were {', '.join(scores)}")
     return scores[by]
 
 
-def _save(loop: Loop, state: State) -> None:
+def _scores(loop: Loop) -> dict[str, float]:
+    """What the task measured; nothing where a signal came, for answers may take minutes: the validation is owed then."""
+    try:
+        with ending_at_once():
+            return dict(loop.score(loop.model))
+    except Interrupted as ended:
+        loop.asked.number = ended.signal
+        return {}
+
+
+def _save(loop: Loop, state: State) -> _Saved:
+    """Write a checkpoint; where the disk does not take it and the recipe says `continue`, warn and wait for the next."""
+    if not loop.ranks.first:  # it has what all have, and they wait for it in the next step
+        return _Saved(of=state)
     began = time.perf_counter()
+    loop.heart.beat("saving", state.step)
     state = replace(state, scaler=loop.precision.scaler.state_dict())
-    path = checkpoint.save(loop.folder, state, loop.model, loop.optimizer, keep=loop.recipe.checkpoints.keep)
+    try:
+        path = checkpoint.save(loop.folder, state, loop.model, loop.optimizer, keep=loop.recipe.checkpoints.keep)
+    except DiskError as error:
+        if loop.recipe.checkpoints.on_failed_save == "stop":
+            raise
+        loop.folder.event("finding", code="save-failed", severity="warn", message=str(error), step=state.step)
+        loop.progress.say(f"warn: {error} [save-failed]")
+        return _Saved(of=state)
     best = state.best is not None and state.best.step == state.step
     seconds = time.perf_counter() - began
     loop.folder.event("saved", step=state.step, checkpoint=path.name, best=best, seconds=seconds)
     loop.clock.note("save", state.step, seconds)
+    return _Saved(of=state)
 
 
 def _not_finite(loop: Loop, step: int, rows: Indices, done: StepRecord) -> NonFiniteError:

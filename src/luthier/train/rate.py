@@ -39,7 +39,8 @@ class RateHere:
         task, threads = self.task, threads_here(self.host)
         here = circumstances(device, threads, task.shape, setup, survey)
         if device.local:
-            if self.probe and device.kind == "cpu" and setup.quantization == "none" and measured_rate(here) is None:
+            alone = device.kind == "cpu" and setup.layout.devices == 1  # as the probe is
+            if self.probe and alone and setup.quantization == "none" and measured_rate(here) is None:
                 self._measure(setup, survey, here)
             if known := measured_rate(here):
                 return known
@@ -61,9 +62,7 @@ class RateHere:
             try:
                 found = probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here))
                 rates.keep(found)
-                if (
-                    found.circumstances != here
-                ):  # another engine, which this model will be found to have: the next plan asks for this one again
+                if found.circumstances != here:  # another engine: the model will be found to have it, and the next plan asks for this one
                     rates.keep(replace(found, circumstances=here))
             except CannotProbe as reason:
                 self.progress.say(str(reason))

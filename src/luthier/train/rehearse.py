@@ -6,9 +6,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 import torch
-from safetensors import SafetensorError
 
-from luthier.core.errors import RunError
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.dropout import draw
@@ -55,15 +53,14 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
             marks.append(time.perf_counter())
             _validate(loop, worst.validation)
             marks.append(time.perf_counter())
-            checkpoint.save(scratch, State(), loop.model, loop.optimizer, keep=1)
+            if loop.ranks.first:
+                checkpoint.save(scratch, State(), loop.model, loop.optimizer, keep=1)
             marks.append(time.perf_counter())
-    except (OSError, SafetensorError) as error:
-        change = "free some of the disk, or set LUTHIER_RUNS to another"
-        raise RunError(f"a checkpoint cannot be written: {error}", where=str(loop.folder.path), change=change) from error
     finally:
         loop.optimizer.zero_grad(set_to_none=True)
         loop.optimizer.state.clear()
-        shutil.rmtree(scratch.path, ignore_errors=True)
+        if loop.ranks.first:
+            shutil.rmtree(scratch.path, ignore_errors=True)
     trained, validated, saved = (after - before for before, after in pairwise(marks))
     return Rehearsal(peak_bytes=peak.num_bytes, micro_batch_seconds=trained, validation_seconds=validated, save_seconds=saved)
 

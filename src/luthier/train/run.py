@@ -2,8 +2,9 @@
 
 import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -12,8 +13,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core import files
-from luthier.core.errors import PlanRefused, RunError
+from luthier.core.errors import LuthierError, PlanRefused, RunError
 from luthier.core.progress import Progress
+from luthier.core.signals import Asked
 from luthier.data.order import Indices, rows_of_step
 from luthier.data.store import Prepared
 from luthier.data.survey import PreparedWorkload
@@ -21,10 +23,11 @@ from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
 from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
-from luthier.model.peak import is_out_of_memory
+from luthier.model.peak import is_out_of_memory, used_memory
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.recipe.schema import Recipe
+from luthier.runs.heartbeat import Heart, Unheard
 from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
@@ -37,13 +40,18 @@ from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
+from luthier.train.ranks import ALONE, Ranks
 from luthier.train.rehearse import Worst, rehearse, tell
-from luthier.train.step import Precision
+from luthier.train.step import Precision, TooLarge
+from luthier.watch.failures import explain
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """A plan with all that it needs to be trained here and now. `score` measures the metrics that `best_by` may name."""
+    """A plan with all that it needs to be trained here and now. `score` measures the metrics that `best_by` may name.
+
+    Of several ranks only the first has a folder that it writes into: the others' is `read_only`.
+    """
 
     plan: Plan
     prepared: Prepared
@@ -51,6 +59,8 @@ class TrainingJob:
     folder: RunFolder
     progress: Progress
     score: Callable[[nn.Module], Mapping[str, float]]
+    ranks: Ranks = ALONE
+    heart: Heart = field(default_factory=Unheard)
 
     @property
     def recipe(self) -> Recipe:
@@ -74,35 +84,33 @@ class _Failed:
 
     plan: Plan
     reason: str
+    used_bytes: int
 
 
 def train(job: TrainingJob) -> TrainingResult:
     """Train to the end, from the newest whole checkpoint where there is one, and leave the adapter in the run folder.
 
-    Raises NonFiniteError where loss or gradient is not a number, RecipeError and PlanRefused for what cannot be, ModelError for the base.
+    A signal raises Interrupted, once a checkpoint is saved where training has begun. Raises NonFiniteError where loss or gradient is not a
+    number, RecipeError and PlanRefused for what cannot be, ModelError for the base.
     """
     try:
         return _trained(job)
+    except Exception as error:
+        if not isinstance(error, LuthierError) and (known := explain(error)) != "unknown":
+            job.folder.event("finding", **known.to_json())
+        raise
     finally:  # the model is gone by now: what comes after training is not counted on top of it
         gc.collect()
         release_freed_memory()
 
 
 def _trained(job: TrainingJob) -> TrainingResult:
-    loop, plan = _ready(_continued(job))
-    state = checkpoint.resume(job.folder, loop.model, loop.optimizer)
-    if state.step:
-        loop.precision.scaler.load_state_dict(dict(state.scaler))
-        job.folder.event("resumed", step=state.step)
-        job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
-    state = fit(loop, state)
-    loop.clock.keep_rate()
-    final_step = _take_best(loop, state) if plan.ending.best else state.step
-    final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
-    origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
-    save_final(loop.model, job.tokenizer, job.folder, origin)
-    job.folder.event("finished", step=state.step, final=final, final_step=final_step)
-    return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, plan=plan)
+    job = _continued(job)
+    while isinstance(ended := _tried(job), _Failed):
+        gc.collect()
+        release_freed_memory()
+        job = _smaller(job, ended)
+    return ended
 
 
 def _continued(job: TrainingJob) -> TrainingJob:
@@ -116,38 +124,88 @@ def _continued(job: TrainingJob) -> TrainingJob:
     return replace(job, plan=job.plan.going_on(kept))
 
 
-def _ready(job: TrainingJob) -> tuple[Loop, Plan]:
-    """The loop of the first plan whose worst case was tried and fits; raises PlanRefused, with what would fit, where none is left."""
-    while True:
-        tried = _tried(job)
-        if not isinstance(tried, _Failed):
-            return tried
-        gc.collect()
-        release_freed_memory()
-        smaller = tried.plan.after_failure()
-        sizes, following = tried.plan.setup.sizes, smaller.setup.sizes
-        job.folder.event("out_of_memory", tried=sizes.to_json(), next=following.to_json(), reason=tried.reason)
-        job.progress.say(f"out of memory with {sizes}: trying {following}, which gives the same update")
-        job = replace(job, plan=smaller)
-
-
-def _tried(job: TrainingJob) -> tuple[Loop, Plan] | _Failed:
-    """The loop and its plan once its worst case has been run, or why there was not enough memory. What was loaded is gone by then."""
+def _tried(job: TrainingJob) -> TrainingResult | _Failed:
+    """The end of the run by this plan, or why there was not enough memory for it. What was loaded is gone by then."""
     plan = job.plan
     try:
-        loop, plan = _set_up(job)
-        done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
-    except (MemoryError, RuntimeError) as error:
+        with _together(job.ranks):
+            ready = _set_up(job)
+        loop, plan = ready
+        _rehearse(job, loop, plan)
+        return _ended(job, loop, plan)
+    except (MemoryError, OSError, RuntimeError) as error:
+        known_to_all = isinstance(error, TooLarge) or job.ranks.size == 1
+        if not (known_to_all and is_out_of_memory(error)):
+            raise
+        return _Failed(plan=plan, reason=str(error).partition("\n")[0], used_bytes=used_memory(resolve_device()))
+
+
+@contextmanager
+def _together(ranks: Ranks) -> Iterator[None]:
+    """Where memory is too short for one rank to do what stands within, all raise TooLarge."""
+    short = ""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return _Failed(plan=plan, reason=str(error).partition("\n")[0])
+        short = str(error).partition("\n")[0] or type(error).__name__
+    if any(ranks.sum([bool(short)])):
+        raise TooLarge(short or "another rank had no memory")
+
+
+def _smaller(job: TrainingJob, failed: _Failed) -> TrainingJob:
+    """The job with the next plan, for the same updates in less memory; raises PlanRefused, with what would fit, where none is left."""
+    smaller, planned = failed.plan.after_failure(), failed.plan.chosen.memory
+    sizes, following = failed.plan.setup.sizes, smaller.setup.sizes
+    job.folder.event(
+        "out_of_memory",
+        tried=sizes.to_json(),
+        next=following.to_json(),
+        reason=failed.reason,
+        planned_bytes=planned.peak_bytes,
+        used_bytes=failed.used_bytes,
+    )
+    job.progress.say(
+        f"out of memory with {sizes}: {failed.used_bytes / 1e9:.2f} GB were in use, {planned.peak_bytes / 1e9:.2f} GB planned "
+        f"of {planned.device_bytes / 1e9:.2f} GB; trying {following}, which gives the same update"
+    )
+    return replace(job, plan=smaller)
+
+
+def _rehearse(job: TrainingJob, loop: Loop, plan: Plan) -> None:
+    """Run the worst case; what fits is announced."""
+    job.heart.beat("rehearsing", 0)
+    with _together(job.ranks):
+        done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
     _announce(job, plan, loop.precision.device)
     tell(loop, done, plan.chosen.memory.peak_bytes)
-    return loop, plan
+
+
+def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
+    """Train from the newest checkpoint to the end, and leave the adapter."""
+    parts = (job.folder, loop.model, loop.optimizer)
+    state = checkpoint.shared(job.ranks, *parts, lambda: checkpoint.resume(*parts, job.progress))
+    if state.step:
+        loop.precision.scaler.load_state_dict(dict(state.scaler))
+        job.folder.event("resumed", step=state.step)
+        job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
+    state = fit(loop, state)
+    if job.ranks.first:
+        loop.clock.keep_rate()
+    final_step = _take_best(loop, state) if plan.ending.best else state.step
+    final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
+    origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
+    job.heart.beat("saving", state.step)
+    if job.ranks.first:
+        save_final(loop.model, job.tokenizer, job.folder, origin)
+    job.folder.event("finished", step=state.step, final=final, final_step=final_step)
+    return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, plan=plan)
 
 
 def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     """The loop for a plan, and the plan as it is once the model shows how it can be computed."""
+    job.heart.beat("loading", 0)
     recipe, plan = job.recipe, job.plan
     rows, validation_rows = job.prepared.rows("train"), job.prepared.rows("validation")
     device = resolve_device()
@@ -167,11 +225,15 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
             return _set_up(replace(job, plan=plan))
     job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
     job.progress.say(f"engine: {fusion}")
-    micro_batch = plan.setup.micro_batch
+    micro_batch, asked = plan.setup.micro_batch, Asked()
 
     def batches_of(step: int) -> tuple[Indices, list[MicroBatch]]:
         taken = rows_of_step(step, plan.steps.global_batch_size, recipe.seed, rows)
-        return taken, micro_batches(rows, taken, micro_batch, device)
+        return taken, micro_batches(rows, job.ranks.share(rows, taken), micro_batch, device)
+
+    def stop() -> bool:
+        job.heart.again()
+        return bool(asked)
 
     loop = Loop(
         recipe=recipe,
@@ -180,13 +242,15 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         validation_rows=validation_rows,
         model=model,
         optimizer=make_optimizer(model, recipe.training),
-        precision=Precision.of(dtype, device),
+        precision=Precision.of(dtype, device, replace(job.ranks, stop=stop)),
         micro_batch=micro_batch,
         patience=plan.ending.patience,
         folder=job.folder,
         progress=job.progress,
         score=job.score,
         origins=functools.partial(_origins, job.prepared),
+        heart=job.heart,
+        asked=asked,
         clock=Clock(
             schedule=schedule_of(rows, plan.steps, recipe.seed, plan.time),
             planned=plan.time,
@@ -199,9 +263,10 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
 
 
 def _worst(job: TrainingJob, plan: Plan) -> Worst:
-    rows_per_step, size = plan.facts.task.rows_per_step, plan.setup.micro_batch
-    workload = PreparedWorkload.of(job.prepared, job.recipe.seed, plan.steps.global_batch_size)
-    return Worst(training=workload.heaviest_rows(size, rows_per_step), validation=workload.heaviest_validation(size))
+    rows_per_step, size = plan.steps.global_batch_size, plan.setup.micro_batch
+    workload = PreparedWorkload.of(job.prepared, job.recipe.seed, rows_per_step)
+    training = workload.heaviest_rows(size, rows_per_step, job.ranks.size)
+    return Worst(training=training, validation=workload.heaviest_validation(size, job.ranks.size))
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
@@ -226,7 +291,8 @@ def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: 
 
 
 def _announce(job: TrainingJob, plan: Plan, device: torch.device) -> None:
-    files.write_json(job.folder.plan, plan.to_json())
+    if job.ranks.first:
+        files.write_json(job.folder.plan, plan.to_json())
     job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads())
     for item in plan.resolved:
         if item.why != SAID:

@@ -1,5 +1,6 @@
-"""Validation loss: the sum over all supervised tokens of a split divided by their count, whatever the batch size."""
+"""Validation loss: the sum over all supervised tokens of a split divided by their count, whatever the batch size and number of ranks."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -8,9 +9,9 @@ from torch import nn
 from luthier.data.order import validated_together
 from luthier.data.store import TokenRows
 from luthier.runs.workload import MicroBatchSize
-from luthier.train.batch import micro_batches
+from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.objective import nll_sum
-from luthier.train.step import Precision
+from luthier.train.step import Precision, Stopped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,15 +24,24 @@ class ValidationRecord:
 
 
 def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
-    """The loss of a split's rows without dropout; the model is left in the mode it was in."""
-    total = torch.zeros((), dtype=torch.float64, device=precision.device)
-    training = model.training
+    """The loss of a split's rows without dropout; the model is left in the mode it was in. Raises Stopped where a rank is to end."""
+    total, ranks = torch.zeros((), dtype=torch.float64, device=precision.device), precision.ranks
+    training, stopped = model.training, False
     model.eval()
     with torch.inference_mode(), precision.autocast():
-        for part in validated_together(rows):
-            for batch in micro_batches(rows, part, size, precision.device):
-                total += nll_sum(model, batch)
+        for batch in _batches(rows, size, precision):
+            if stopped := ranks.stop():
+                break
+            total += nll_sum(model, batch)
     model.train(training)
+    summed, anyone_stopped = ranks.sum([total.item(), stopped])  # .item(): once per validation, whose loss is logged
+    if anyone_stopped:
+        raise Stopped
     num_targets = int(rows.num_supervised.sum())
-    # .item(): once per validation, whose loss is logged
-    return ValidationRecord(loss=total.item() / num_targets, num_tokens=int(rows.lengths.sum()), num_targets=num_targets)
+    return ValidationRecord(loss=summed / num_targets, num_tokens=int(rows.lengths.sum()), num_targets=num_targets)
+
+
+def _batches(rows: TokenRows, size: MicroBatchSize, precision: Precision) -> Iterator[MicroBatch]:
+    """The micro batches of this rank's share."""
+    for part in validated_together(rows):
+        yield from micro_batches(rows, precision.ranks.share(rows, part), size, precision.device)

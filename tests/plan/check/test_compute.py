@@ -58,7 +58,10 @@ def test_a_quantised_model_that_fits_one_device_need_not_be_divided() -> None:
 
 def test_more_ranks_than_devices_are_refused_here_and_rented_elsewhere() -> None:
     assert only("more-ranks-than-devices", HERE, "parallel.data=2", world=World(host=host(gpu()))).severity == "refuse"
-    assert found(HERE, "parallel.data=2")["more-ranks-than-devices"].severity == "refuse"  # on a processor
+    assert "more-ranks-than-devices" not in found(HERE, "parallel.data=16")  # a processor has room for one on each of its cores
+    finding = found(HERE, "parallel.data=32")["more-ranks-than-devices"]
+    assert (finding.severity, finding.message.endswith("are 32 ranks, and there are 16 cores")) == ("refuse", True)
+    assert [(change.path, change.value) for change in finding.changes] == [("parallel.data", 16)]
     finding = only("more-ranks-than-devices", "launch.gpu=H100", "parallel.data=2")
     assert (finding.severity, finding.changes[0].value) == ("warn", "H100x2")
 

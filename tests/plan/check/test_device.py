@@ -22,6 +22,13 @@ def test_memory_that_others_hold_now_is_a_warning() -> None:
     assert finding.message.endswith("only 1 GB of its 80 GB are free now")
 
 
+def test_ranks_on_a_processor_each_have_their_part_of_it() -> None:
+    finding = found(HERE, "parallel.data=4", world=World(device_free=1_200_000_000))["does-not-fit"]
+    assert finding.message.startswith("Each of 4 ranks needs")
+    assert finding.message.endswith("only 1.2 GB of its 50 GB are free now")
+    assert (finding.changes[0].path, finding.changes[0].value) == ("parallel.data", 1)
+
+
 def test_a_small_micro_batch_and_recomputing_are_for_memory_that_is_short() -> None:
     finding = only("memory-unused", "training.micro_batch_size=1", "training.gradient_checkpointing=true")
     assert [change.path for change in finding.changes] == ["training.micro_batch_size", "training.gradient_checkpointing"]

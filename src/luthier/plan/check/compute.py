@@ -226,12 +226,12 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
 
     Severity: refuse on this machine; warn where devices are rented, which can be more.
 
-    data × tensor × pipeline ranks each need a device of their own: NCCL refuses two ranks on one GPU, and ranks on one processor would
-    share its memory and its cores.
+    data × tensor × pipeline ranks each need a device of their own: NCCL refuses two ranks on one GPU. Ranks on one processor divide its
+    memory and its cores, and so can be as many as the cores.
 
     Arithmetic: data 4 × tensor 2 are 8 ranks; `H200x4` are 4 devices.
 
-    What to do: `parallel.data: auto` takes as many replicas as there are devices for.
+    What to do: as many replicas as there are devices for.
 
     Source: NCCL ("Duplicate GPU detected").
     """
@@ -239,7 +239,8 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
     if layout.devices <= there:
         return
     parts = layout.tensor * layout.pipeline
-    changes = [Change(path="parallel.data", value=max(1, there // parts), why=f"{count(there, 'device')}, {parts} for each replica")]
+    noun = "device" if case.on_gpu else "core"
+    changes = [Change(path="parallel.data", value=max(1, there // parts), why=f"{count(there, noun)}, {parts} for each replica")]
     if parts > there:
         changes += [Change(path=f"parallel.{name}", value=1, why="there are not so many") for name in ("tensor", "pipeline")]
     if case.host == "elsewhere":
@@ -248,7 +249,7 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
         code="more-ranks-than-devices",
         severity="warn" if case.host == "elsewhere" else "refuse",
         message=f"data {layout.data} × tensor {layout.tensor} × pipeline {layout.pipeline} are {layout.devices} ranks, and there "
-        f"{'is' if there == 1 else 'are'} {count(there, 'device')}",
+        f"{'is' if there == 1 else 'are'} {count(there, noun)}",
         evidence={"ranks": layout.devices, "devices": there},
         changes=tuple(changes),
     )

@@ -31,10 +31,13 @@ def does_not_fit(case: Case) -> Iterator[Finding]:
     if case.memory.fits:
         return
     held = peak <= there
+    ranks = case.setup.layout.devices
+    who = f"Each of {ranks} ranks" if ranks > 1 and not case.on_gpu else "The run"
+    of_it = f"its part of {case.device.name}" if ranks > 1 and not case.on_gpu else case.device.name
     yield Finding(
         code="does-not-fit",
         severity="warn" if held else "refuse",
-        message=f"The run needs {gigabytes(peak)} of {case.device.name} ({case.memory.peak_at}), and "
+        message=f"{who} needs {gigabytes(peak)} of {of_it} ({case.memory.peak_at}), and "
         + (f"only {gigabytes(free)} of its {gigabytes(there)} are free now" if held else f"it has {gigabytes(free)}"),
         evidence={"peak_bytes": peak, "device_bytes": free, "peak_at": case.memory.peak_at},
         changes=case.remedies,

@@ -1,0 +1,79 @@
+"""Signals that ask a process to end: at once where nothing is lost by it, in order where something would be."""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+"""Ctrl-C; a host that wants its machine back; a scheduler some time before it does; a terminal that closes, if not for `nohup`."""
+
+
+class Interrupted(BaseException):
+    """A signal ended the work before it was done. Not an Exception: nothing that bears errors is to bear it."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+        super().__init__(self.signal.name)
+
+    @property
+    def exit_code(self) -> int:
+        """What a shell reports of a process that the signal ended."""
+        return 128 + self.signal
+
+
+@dataclass(slots=True)
+class Asked:
+    """Whether a signal has come."""
+
+    number: int = 0
+    """The first one's; 0 before it."""
+
+    def __bool__(self) -> bool:
+        return bool(self.number)
+
+
+@contextmanager
+def ending_at_once() -> Iterator[None]:
+    """Within, a signal raises Interrupted."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    with handled_by(end):
+        yield
+
+
+@contextmanager
+def ending_in_order(asked: Asked) -> Iterator[None]:
+    """Within, a signal is noted, and the work looks at what is noted. Ctrl-C after it ends the process there and then.
+
+    A host may send SIGTERM more than once, so that only Ctrl-C is taken for impatience.
+    """
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.number = asked.number or number
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with handled_by(note):
+        yield
+
+
+@contextmanager
+def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give these signals to a handler, in the main thread, which alone may; one that the process was started to ignore stays ignored."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in ASKING}  # none: set by code that is not Python
+    heard = [number for number, former in before.items() if former is not signal.SIG_IGN]
+    for number in heard:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, before[number])

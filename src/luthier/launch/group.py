@@ -1,0 +1,105 @@
+"""A group of ranks under supervision: begun, watched, told what the user wants, ended when one fails, and begun again."""
+
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luthier.core.errors import RunError
+from luthier.core.progress import Progress
+from luthier.core.signals import handled_by
+from luthier.launch.attempt import Attempt
+from luthier.launch.faults import STOPS, Fault, Patience, death, hang, out_of_memory_kills
+from luthier.runs.store import RunFolder
+
+SECONDS_BETWEEN_LOOKS = 0.2
+LONGEST_BACK_OFF_SECONDS = 60.0
+PATIENCE = Patience()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a group ended that did not fail: exit code 0, or 130, 143, 138 when it was asked to stop; and how often it was begun again."""
+
+    code: int
+    restarts: int
+
+
+def run_group(
+    command: Sequence[str], run: RunFolder, *, ranks: int, restarts: int, progress: Progress, patience: Patience = PATIENCE
+) -> Ended:
+    """The ranks that `command` starts, seen to their end; whatever becomes of them, none is left running.
+
+    SIGTERM, SIGINT and SIGUSR1 are passed on to every rank once; Ctrl-C after any of them kills at once. A rank that dies ends the others
+    within seconds, one that hangs does when `patience` is over; where the fault may pass and `restarts` are left, the command is run again.
+    Raises what a rank raised, if that is an error of Luthier's, else RunError. To be called by who holds the run's lock.
+    """
+    number, failed_at = 0, -1
+    asked: list[int] = []  # in order
+    with handled_by(lambda signal_number, frame: asked.append(signal_number)):
+        while True:
+            outcome = _watched(Attempt(command, run, ranks), asked, patience)
+            if isinstance(outcome, int):
+                return Ended(code=outcome, restarts=number)
+            outcome.record(run)  # now that no rank writes events any more
+            if outcome.done:
+                return Ended(code=0, restarts=number)
+            if asked and outcome.before_all:  # by the signal itself, which it could not answer yet
+                return Ended(code=128 + asked[0], restarts=number)
+            if asked or not restarts or not outcome.may_pass:
+                raise outcome.error
+            progress.say(outcome.error.what)
+            if why := _in_vain(outcome, failed_at, restarts - number):
+                run.event("gave_up", why=why)
+                raise RunError(f"{outcome.why}; {why}", change=outcome.error.change) from outcome.error
+            if stopped := _pause(patience.back_off * 2**number, asked):
+                return Ended(code=stopped, restarts=number)
+            number, failed_at = number + 1, outcome.beat.step
+            run.event("restarted", number=number, why=outcome.why)
+            progress.say(f"begun again from the last checkpoint: restart {number} of {restarts}")
+
+
+def _watched(attempt: Attempt, asked: Sequence[int], patience: Patience) -> int | Fault:
+    """An attempt from its start to its end: an exit code that is no failure, or the fault."""
+    kills = out_of_memory_kills()
+    try:
+        while True:
+            code = attempt.look()
+            if signal.SIGINT in asked[1:]:
+                attempt.end(0)
+                return 128 + signal.SIGINT
+            for number in asked:
+                attempt.pass_on(number)
+            if code is not None and (end := _good_end(attempt, code, asked)) is not None:
+                return end
+            if fault := death(attempt, code, kills) or hang(attempt, patience):
+                return fault
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    finally:
+        attempt.end(patience.grace)
+
+
+def _good_end(attempt: Attempt, code: int, asked: Sequence[int]) -> int | None:
+    """What the ended command says, where that is no failure: done, or stopped as it was asked to be, by this process or by another."""
+    if code == 0:
+        return 0
+    words = [beat.last_words.code for beat in attempt.beats.values() if beat.last_words]
+    stops = STOPS.intersection([*words, code, 128 - code])  # a negative code is the signal that a process died of
+    if stops and STOPS.union([0]).issuperset(words):
+        return 128 + asked[0] if asked else min(stops)
+    return None
+
+
+def _in_vain(fault: Fault, failed_at: int, left: int) -> str:
+    """Why it is not begun again, if it is not."""
+    if fault.beat.step == failed_at:
+        return f"it failed in step {failed_at} twice, and got no further between: another restart would not help"
+    return "" if left else "all restarts are used up"
+
+
+def _pause(seconds: float, asked: Sequence[int]) -> int:
+    """Wait before a restart; the exit code if a signal asks to stop meanwhile, else 0."""
+    end = time.monotonic() + min(seconds, LONGEST_BACK_OFF_SECONDS)
+    while not asked and time.monotonic() < end:
+        time.sleep(min(SECONDS_BETWEEN_LOOKS, seconds))
+    return 128 + asked[0] if asked else 0

@@ -1,0 +1,158 @@
+"""`luthier train recipe parallel.data=2`: real ranks, started by the command, whose end is the command's own."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from luthier import flow
+from luthier.core import jsonl
+from luthier.core.progress import Silent
+from luthier.demo import BASE
+from luthier.runs.store import RunFolder
+
+SOURCE = Path(__file__).parents[1] / "src"
+RECIPE = """\
+name: animals
+model: {base: demo, dtype: float32}
+data: {sources: [{path: rows.jsonl}], split: {train: 0.8, validation: 0.2, test: 0}, split_method: exact}
+training: {max_steps: 6, global_batch_size: 5}
+checkpoints: {eval_steps: 3, save_steps: 3}
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    sounds = ({"prompt": f"What does cat number {number} do?", "completion": "meows " * (1 + number % 5)} for number in range(24))
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(sound) + "\n" for sound in sounds))
+    return tmp_path
+
+
+def luthier(home: Path, *words: str) -> subprocess.Popen[str]:
+    """The command, in a folder of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "LUTHIER_RUNS": str(home / "runs")}
+    command = [sys.executable, "-m", "luthier.cli.main", *words]
+    return subprocess.Popen(command, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def ended(process: subprocess.Popen[str], seconds: float = 150) -> tuple[str, str]:
+    """What it printed. Where it does not end by itself, its ranks are ended with it."""
+    try:
+        return process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        raise
+
+
+def ranks_of(process: subprocess.Popen[str]) -> Iterator[psutil.Process]:
+    """The processes of its ranks."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if "RANK" in child.environ():
+            yield child
+
+
+def wait_for(metrics: Path, lines: int, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not metrics.exists() or metrics.read_text().count("\n") < lines:
+        assert time.monotonic() < end, "no step was made"
+        time.sleep(0.05)
+
+
+def test_the_command_trains_on_two_ranks_and_shows_what_the_first_says(home: Path) -> None:
+    process = luthier(home, "train", "recipe.yaml", "parallel.data=2")
+    out, err = ended(process)
+    run = RunFolder(home / "runs" / "animals")
+    assert (process.returncode, run.finished) == (0, True), err + run.log.read_text()
+    assert f"adapter: {run.adapter}" in out
+    assert "step 3: validation loss" in err
+    assert err.count("step 6: validation loss") == 1
+    assert "training 6/6 loss" in err
+    assert json.loads(run.plan.read_text())["steps"]["replicas"] == 2
+    assert [line["step"] for line in jsonl.records(run.metrics) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert not run.pid.exists()
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ["training.max_steps=80", "checkpoints.save_steps=5", "checkpoints.eval_steps=40"]
+    process = luthier(home, "train", "recipe.yaml", "parallel.data=2", *changes)
+    run = RunFolder(home / "runs" / "animals")
+    try:
+        wait_for(run.metrics, 7)
+        ranks = list(ranks_of(process))
+        assert len(ranks) == 2
+        next(rank for rank in ranks if rank.environ()["RANK"] == "1").kill()
+        began = time.monotonic()
+    finally:
+        _, err = ended(process)
+    assert time.monotonic() - began < 20
+    assert process.returncode == 1
+    assert "error: rank 1 ended in step" in err
+    assert "Traceback" not in err
+    assert psutil.wait_procs(ranks, timeout=10)[1] == []
+
+    monkeypatch.setenv("LUTHIER_RUNS", str(home / "runs"))
+    reached = [line["step"] for line in jsonl.records(run.metrics)][-1]
+    assert flow.train(flow.load(home / "recipe.yaml", changes), Silent()).run == run
+    events = {record["event"]: record for record in jsonl.records(run.events)}
+    assert events["moved"]["changes"] == ['parallel.data: 2 → "auto"']
+    assert reached - 6 <= events["resumed"]["step"] <= reached
+    assert [line["step"] for line in jsonl.records(run.metrics) if line["kind"] == "train"] == list(range(1, 81))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_all_ranks_after_the_same_step_with_a_checkpoint(home: Path, number: signal.Signals) -> None:
+    process = luthier(home, "train", "recipe.yaml", "parallel.data=2", "training.max_steps=2000", "checkpoints.eval_steps=1000")
+    run = RunFolder(home / "runs" / "animals")
+    try:
+        wait_for(run.metrics, 4)
+        process.send_signal(number)
+    finally:
+        _, err = ended(process)
+    assert process.returncode == 128 + number
+    assert f"error: ended by {number.name}; the same command goes on where it stopped" in err
+    assert "Traceback" not in err  # torchrun's, for a code that is not 0, is in log.txt
+    last = [line["step"] for line in jsonl.records(run.metrics)][-1]
+    assert json.loads(run.pointer("latest").read_text())["step"] == last
+    assert [event["step"] for event in jsonl.records(run.events) if event["event"] == "interrupted"] == [last]
+
+
+@pytest.mark.slow
+def test_the_ranks_do_not_outlive_the_command(home: Path) -> None:
+    process = luthier(home, "train", "recipe.yaml", "parallel.data=2", "training.max_steps=2000", "checkpoints.eval_steps=1000")
+    try:
+        wait_for(home / "runs" / "animals" / "metrics.jsonl", 3)
+        group = psutil.Process(process.pid).children(recursive=True)
+        assert len(list(ranks_of(process))) == 2
+    finally:
+        process.kill()
+        process.communicate(timeout=60)
+    assert psutil.wait_procs(group, timeout=60)[1] == []
+    assert (home / "runs" / "animals" / "metrics.jsonl").read_text().count("\n") < 1000
+
+
+@pytest.mark.slow
+def test_the_error_of_a_rank_is_the_commands(home: Path) -> None:
+    shutil.copytree(BASE, home / "base")
+    (home / "base" / "model.safetensors").unlink()
+    process = luthier(home, "train", "recipe.yaml", "parallel.data=2", "model.base=./base")
+    _, err = ended(process)
+    run = RunFolder(home / "runs" / "animals")
+    assert process.returncode == 1
+    message = err[err.index("error: ") :]
+    assert message.startswith(f"error: {home / 'base'}: the folder has no weights\n  convert the weights")
+    assert "Traceback" not in err
+    assert "ModelError" in run.log.read_text()
+    assert not run.progress.exists()
+    assert not run.finished

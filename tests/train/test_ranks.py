@@ -1,0 +1,155 @@
+"""Two ranks train what one trains: real processes, one group for all of it (trap 2)."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from luthier.core import jsonl
+from luthier.train.ranks import ALONE
+from luthier.train.run import TrainingJob, _set_up, train
+from luthier.train.validate import validation_loss
+from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER, killed_in_step
+from tests.train.workshop import Workshop
+
+ROOT = Path(__file__).parents[2]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
+Found = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LUTHIER_RUNS", str(folder / "runs"))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def alone(home: Path) -> Workshop:
+    """The workshop in which one process has trained everything first, and so prepared the rows; one run of it was killed."""
+    workshop = Workshop(home)
+    for kind, sections in KINDS.items():
+        train(workshop.job(f"one {kind}", **sections))
+    train(workshop.job("one one-row", **LAST_STEP_OF_ONE_ROW))
+    train(workshop.job("one whole"))
+    killed_in_step(workshop.job("one-then-two"), KILLED_IN)
+    workshop.job("metric", **BY_METRIC)
+    return workshop
+
+
+@pytest.fixture(scope="module")
+def found(home: Path, alone: Workshop) -> Found:
+    """What each of two ranks left after all their scenes."""
+    command = [sys.executable, *TORCHRUN, "-m", "tests.train.in_two_ranks", str(home)]
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    group = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        _, told = group.communicate(timeout=200)
+    finally:
+        group.terminate()  # torchrun ends its ranks
+        group.wait(60)
+    assert group.returncode == 0, told[-4000:]
+    return [json.loads((home / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def lines(job: TrainingJob) -> list[dict[str, Any]]:
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(job.folder.metrics)]
+
+
+def assert_the_same_up_to_rounding(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
+    assert len(one) == len(two) > 0
+    for alone, together in zip(one, two, strict=True):
+        assert together == {**alone, "loss": together["loss"], "grad_norm": together["grad_norm"]}  # the same rows and tokens
+        assert together["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+        if alone["grad_norm"] is not None:
+            assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_have_the_losses_and_gradients_of_one(alone: Workshop, found: Found, kind: str) -> None:
+    one, two = (alone.job(f"{number} {kind}", **KINDS[kind]) for number in ("one", "two"))
+    assert_the_same_up_to_rounding(lines(one), lines(two))
+    assert json.loads(two.folder.plan.read_text())["sizes"]["packing"] == kind.split()[1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_weights_of_both_ranks_are_the_same_bit_for_bit(found: Found, kind: str) -> None:
+    assert found[0]["trained_in_every_way"][kind] == found[1]["trained_in_every_way"][kind]
+
+
+def test_a_rank_without_rows_takes_part(alone: Workshop, found: Found) -> None:
+    given = [rank["a_rank_without_rows"] for rank in found]
+    assert [sum(shares) for shares in zip(*given, strict=True)] == [23, 1, 23, 1]
+    assert sorted(shares[1] for shares in given) == [0, 1]
+    one, two = (alone.job(f"{number} one-row", **LAST_STEP_OF_ONE_ROW) for number in ("one", "two"))
+    assert_the_same_up_to_rounding(lines(one), lines(two))
+
+
+def test_resumed_on_two_ranks_is_two_ranks_uninterrupted_bit_for_bit(alone: Workshop, found: Found) -> None:
+    whole, broken = alone.job("two whole"), alone.job("two broken")
+    for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
+        assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
+    assert lines(whole) == lines(broken)
+
+
+@pytest.mark.parametrize("order", ["one-then-two", "two-then-one"])
+def test_a_run_goes_on_with_another_number_of_ranks(alone: Workshop, found: Found, order: str) -> None:
+    job = alone.job(order)
+    assert train(job).last_step == found[0]["resumed"] == 12
+    resumed = [record["step"] for record in jsonl.records(job.folder.events) if record["event"] == "resumed"]
+    assert resumed[0] == RESUMED_AFTER
+    assert_the_same_up_to_rounding(lines(alone.job("one whole")), lines(job))
+    adapters = [load_file(alone.job(name).folder.adapter / "adapter_model.safetensors") for name in ("one whole", order)]
+    assert all(torch.allclose(weight, adapters[1][name], rtol=1e-3, atol=1e-5) for name, weight in adapters[0].items())
+
+
+def test_only_rank_0_writes_into_the_run_folder(alone: Workshop, found: Found) -> None:
+    events = [record["event"] for record in jsonl.records(alone.job("two whole").folder.events)]
+    assert [events.count(event) for event in ("started", "finished", "rehearsed")] == [1, 1, 1]
+    assert [line["step"] for line in lines(alone.job("two whole")) if line["kind"] == "train"] == list(range(1, 13))
+
+
+def test_validation_divides_its_rows(alone: Workshop, found: Found) -> None:
+    job = alone.job("validated")
+    loop, _ = _set_up(job)
+    whole = validation_loss(loop.model, job.prepared.rows("validation"), loop.micro_batch, loop.precision)
+    assert found[0]["validated"] == found[1]["validated"]
+    assert found[0]["validated"] == [pytest.approx(whole.loss, rel=1e-6), whole.num_tokens, whole.num_targets]
+
+
+def test_one_ranks_lack_of_memory_is_every_ranks(alone: Workshop, found: Found) -> None:
+    longest, tokens = found[0]["one_rank_out_of_memory"]
+    assert found[1]["one_rank_out_of_memory"] == [longest, tokens]
+    assert tokens <= longest
+    events = list(jsonl.records(alone.folder / "runs" / "two short" / "events.jsonl"))
+    assert {event["reason"] for event in events if event["event"] == "out_of_memory"} == {"another rank had no memory"}
+
+
+def test_rank_0_asks_for_the_metric_and_all_go_by_it(found: Found) -> None:
+    assert [rank["the_best_by_a_metric"] for rank in found] == [[4, 6], [0, 6]]
+
+
+def test_float16_that_overflows_on_one_rank_halves_the_scale_of_all(found: Found) -> None:
+    assert [rank["one_rank_overflows"] for rank in found] == [[2, 4.0, True]] * 2
+
+
+def test_what_only_some_ranks_have_is_added_up_or_told(found: Found) -> None:
+    assert found[0]["sums"] == found[1]["sums"]
+    assert found[0]["sums"]["gradients"] == [[5.0, 6.0], None, [3.0, 6.0], [3.0, 30.0]]
+    assert found[0]["sums"]["sum"] == [0.1 + 0.2, 3.0]
+    assert found[0]["sums"]["same"] == {"rank": 0, "λ": [0.1, None]}
+
+
+def test_one_process_alone_is_in_no_group() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    ALONE.sum_gradients([weight])
+    assert (ALONE.sum([0.1, 2]), ALONE.same("x"), ALONE.first, weight.grad) == ([0.1, 2], "x", True, None)
+    assert not torch.distributed.is_initialized()
