@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from luthier.core import jsonl
+from luthier.core.progress import Silent
 from luthier.core.signals import Interrupted, ending_at_once
+from luthier.data.prepare import prepare
+from luthier.data.store import RowWriter
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint, loop, rehearse, run
 from luthier.train.checkpoint import State
@@ -65,7 +68,7 @@ def ended_by(job: TrainingJob, number: signal.Signals) -> str:
     return newest.name
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 PHASES = {
     "the model is loaded": (run, "load_model", 1, "none"),
     "the worst case is tried": (rehearse, "_train", 1, "none"),
@@ -77,11 +80,11 @@ PHASES = {
 
 
 GRID = [
-    pytest.param(phase, number, id=f"{number.name} while {phase}", marks=() if place % 3 == turn else pytest.mark.slow)
+    pytest.param(phase, number, id=f"{number.name} while {phase}", marks=() if place % 4 == turn else pytest.mark.slow)
     for place, phase in enumerate(PHASES)
     for turn, number in enumerate(SIGNALS)
 ]
-"""Every phase by one signal, and the other two where the slow tests run."""
+"""Every phase by one signal, and the others where the slow tests run."""
 
 
 @pytest.mark.parametrize(("phase", "number"), GRID)
@@ -123,6 +126,17 @@ def test_no_micro_batch_is_begun_after_the_signal(workshop: Workshop) -> None:
     assert State.read(job.folder.checkpoint(4) / "state.json").step == 4
     interrupted = [record for record in jsonl.records(job.folder.events) if record["event"] == "interrupted"]
     assert [(record["step"], record["signal"]) for record in interrupted] == [(4, "SIGTERM")]
+
+
+def test_a_signal_while_rows_are_prepared_leaves_nothing_that_is_taken_for_whole(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = workshop.recipe(num_rows=29)
+    with monkeypatch.context() as patch:
+        signalled(patch, signal.SIGTERM, RowWriter, "add", 9)
+        with pytest.raises(Interrupted), ending_at_once():
+            prepare(recipe, Silent())
+    assert len(prepare(recipe, Silent()).rows("train")) == 23
 
 
 def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch, whole: TrainingJob) -> None:

@@ -141,3 +141,11 @@ def test_without_validation_rows_the_last_weights_are_final(workshop: Workshop) 
     result = train(job)
     assert (result.best, result.final_step) == (None, 12)
     assert lines(job.folder, "validation") == []
+
+
+@pytest.mark.parametrize(("minutes", "often"), [("off", False), (60, False), (1e-9, True)])
+def test_a_checkpoint_is_saved_when_its_minutes_are_over(workshop: Workshop, minutes: float | str, often: bool) -> None:
+    job = workshop.job(checkpoints={"save_steps": 12, "save_minutes": minutes})
+    train(job)
+    steps = {event["step"] for event in events(job.folder, "saved")}
+    assert steps == set(range(1, 13)) if often else steps <= {6, 12}
