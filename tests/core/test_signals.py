@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 
-from luthier.core.signals import ASKING, Asked, Interrupted, ending_at_once, ending_in_order
+from luthier.core.signals import ASKING, SECONDS_OF_ONE, Asked, Interrupted, ending_at_once, ending_in_order
 
 
 @pytest.fixture(autouse=True)
@@ -34,11 +35,16 @@ def test_in_order_the_first_signal_is_noted_and_others_change_nothing() -> None:
         assert asked.number == signal.SIGTERM
 
 
-def test_after_any_of_them_ctrl_c_is_the_systems_again() -> None:
-    with ending_in_order(Asked()):
-        assert signal.getsignal(signal.SIGINT) is not signal.SIG_DFL
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+@pytest.mark.parametrize(("pause", "code"), [(1.1 * SECONDS_OF_ONE, -signal.SIGINT), (0.0, 7)], ids=["insisted", "doubled"])
+def test_after_any_of_them_ctrl_c_ends_at_once_unless_it_is_the_same_one_twice(pause: float, code: int) -> None:
+    child = os.fork()
+    if not child:
+        with ending_in_order(Asked()):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(pause)
+            os.kill(os.getpid(), signal.SIGINT)
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == code
 
 
 def test_what_nohup_ignores_stays_ignored() -> None:

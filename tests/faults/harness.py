@@ -31,7 +31,6 @@ ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1}
 """Audit events that change a folder, and how many paths they begin with."""
-WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PR_SET_KEEPCAPS, CAP_DAC_READ_SEARCH = 8, 2
 PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
 

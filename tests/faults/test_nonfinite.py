@@ -63,7 +63,9 @@ def test_after_three_in_a_row_the_last_checkpoints_weights_are_taken_again(works
     job = skipping(workshop)
     loop = poisoned(job, {7, 8, 9, 10})
     state = fit(loop, State())
-    assert [(event["step"], event["to"]) for event in events(job.folder, "rolled_back")] == [(10, 8)]
+    assert [(event["step"], event["to"]) for event in events(job.folder, "rolled_back")] == [(10, 5)]
+    weights_at = {step: (job.folder.checkpoint(step) / checkpoint.WEIGHTS).read_bytes() for step in (5, 8, 10)}
+    assert weights_at[10] == weights_at[5] != weights_at[8]  # where 8 was validated: it holds the steps from which it all began
     assert (state.step, state.rolled_back, state.skipped) == (16, True, 0)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 
 from luthier.core import jsonl
 from luthier.core.progress import Silent
-from luthier.core.signals import Interrupted, ending_at_once
+from luthier.core.signals import SECONDS_OF_ONE, Interrupted, ending_at_once
 from luthier.data.prepare import prepare
 from luthier.data.store import RowWriter
 from luthier.runs.store import RunFolder
@@ -27,8 +28,10 @@ def send(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
 
 
-def signalled(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, place: object, name: str, at: int = 1) -> None:
-    """Let the signal come at the `at`-th call of a function, before it does what it does."""
+def signalled(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals, place: object, name: str, at: int = 1, *, after: float = 0.0
+) -> None:
+    """Let the signal come at the `at`-th call of a function, so many seconds before it does what it does."""
     function: Callable[..., object] = getattr(place, name)
     calls = 0
 
@@ -36,6 +39,7 @@ def signalled(monkeypatch: pytest.MonkeyPatch, number: signal.Signals, place: ob
         nonlocal calls
         calls += 1
         if calls == at:
+            time.sleep(after)
             send(number)
         return function(*args, **named)
 
@@ -143,11 +147,13 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(workshop: Workshop, monk
     job = workshop.job()
     child = os.fork()
     if not child:
-        signalled(monkeypatch, signal.SIGINT, checkpoint, "check_finite", 3)  # of the save after the first Ctrl-C
+        signalled(monkeypatch, signal.SIGINT, checkpoint, "check_finite", 3, after=1.1 * SECONDS_OF_ONE)  # in the save after the first
         signalled(monkeypatch, signal.SIGINT, loop, "validation_loss")
         torch.set_num_threads(1)
-        train(job)
-        os._exit(0)
+        try:
+            train(job)
+        finally:
+            os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
     assert [path.name for path in sorted(job.folder.checkpoints.glob("step-*")) if path.suffix != ".part"] == ["step-000005"]
     train(job)

@@ -15,10 +15,11 @@ import pytest
 from luthier.core import jsonl
 from luthier.core.errors import NonFiniteError, RecipeError, RunError
 from luthier.core.progress import Silent
+from luthier.core.signals import SECONDS_OF_ONE
 from luthier.launch import group
 from luthier.launch.faults import Patience
 from luthier.launch.group import Ended, run_group
-from luthier.runs.heartbeat import SUPERVISOR
+from luthier.runs.heartbeat import SUPERVISOR, mark
 from luthier.runs.store import RunFolder
 from tests.launch.crew import PATIENT, SELF, command
 
@@ -34,7 +35,7 @@ def of_this(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(SUPERVISOR, "").endswith(f" {folder}") and process.status() != psutil.STATUS_ZOMBIE:
+            if process.environ().get(SUPERVISOR, "").endswith(f" {mark(RunFolder(folder))}") and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
         except psutil.Error:
             continue
@@ -178,6 +179,7 @@ def test_a_second_ctrl_c_kills_at_once(run: RunFolder) -> None:
         process.send_signal(signal.SIGINT)
         eventually((run.path / "saving").exists)
         assert process.poll() is None
+        time.sleep(1.1 * SECONDS_OF_ONE)
         began = time.monotonic()
         process.send_signal(signal.SIGINT)
         assert process.stdout is not None and process.stdout.read() == "code 130\n"
@@ -240,6 +242,7 @@ def test_what_a_rank_started_ends_with_the_group_in_whatever_session_it_is(run: 
     with supervisor(run, "compute") as process:
         child = psutil.Process(int((run.path / "child").read_text()))
         process.send_signal(signal.SIGINT)
+        time.sleep(1.1 * SECONDS_OF_ONE)
         process.send_signal(signal.SIGINT)
         process.wait(timeout=20)
         assert child not in of_this(run.path)

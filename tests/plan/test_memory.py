@@ -174,6 +174,8 @@ def test_what_an_allocator_keeps_is_its_own_and_a_gpu_has_another() -> None:
     assert line(glibc, "allocator").formula.startswith("glibc: ")
     assert line(jemalloc, "libraries").bytes < line(glibc, "libraries").bytes
     assert jemalloc.bytes_of("activations") == glibc.bytes_of("activations")
+    assert line(jemalloc, "the logits' place").bytes > 0  # 2 of 64 MiB, while an MLP's backward pass has the peak
+    assert "the logits' place" not in {item.name for item in glibc.lines}
     assert memory(allocator="jemalloc") == memory(allocator="glibc")
 
 

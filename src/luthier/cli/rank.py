@@ -12,6 +12,8 @@ from luthier import flow
 from luthier.core.environment import settle, start_settings
 from luthier.core.errors import LuthierError
 from luthier.core.hardware import this_machine
+from luthier.core.redact import redact
+from luthier.core.signals import Interrupted
 from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
 
@@ -25,10 +27,10 @@ def main() -> None:
     code = 0
     try:
         flow.train_rank(Path(folder), int(free_bytes))
-    except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else 1
+    except Interrupted as ended:
+        code = ended.exit_code
     except Exception as error:
-        traceback.print_exc()
+        sys.stderr.write(redact(traceback.format_exc()))
         code = error.exit_code if isinstance(error, LuthierError) else 1
     sys.stdout.flush()
     sys.stderr.flush()

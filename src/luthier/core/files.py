@@ -129,7 +129,7 @@ def remove(folder: Path) -> None:
     part, _ = _beside(folder)
     shutil.rmtree(part, ignore_errors=True)
     folder.rename(part)
-    shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def sync_folder(path: Path) -> None:

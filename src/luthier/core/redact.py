@@ -14,7 +14,7 @@ HIDDEN = "[redacted]"
 
 ISSUED = (
     r"hf_[A-Za-z0-9]{20,}",  # Hugging Face
-    r"(?<![A-Za-z0-9\]])sk-(?=[A-Za-z_-]{0,40}[0-9])[A-Za-z0-9_-]{16,}",  # OpenAI, Anthropic and others; not task-2026-11-20
+    r"(?<![A-Za-z0-9\]])sk-(?:[a-z0-9]{1,10}-){0,3}(?=\w{0,40}[0-9])\w{16,}[\w-]*",  # OpenAI, Anthropic and others; not task-2026-11-20
     r"(?:AKIA|ASIA)[0-9A-Z]{16}",  # AWS
     r"gh[pousr]_[A-Za-z0-9]{20,}",  # GitHub
     r"github_pat_[A-Za-z0-9_]{20,}",
@@ -36,7 +36,8 @@ PATTERN = re.compile(
             r"(?<=://)[^\s/:@]{0,256}:[^\s/@]{1,1024}(?=@)",  # https://user:password@host
             r"(?<=Bearer )[\w.~+/=-]{16,}",
             *ISSUED,
-            rf"(?P<named>(?i:{KEYS})[\"']?(?:=[\"']?|[\"']?\s{{0,3}}[:=]\s{{0,3}}[\"']?)){TELLING}",  # api_key: "x1…", "password" = x1…
+            # api_key: "x1…", "password" = x1…
+            rf"(?P<named>(?i:{KEYS})[\"']?(?:=[\"']?|[\"']?\s{{0,3}}[:=]\s{{0,3}}[\"']?))(?!(?<=\s)[0-9.,]+(?![^\s,;\"'])){TELLING}",
             rf"(?P<set>(?i:{KEYS})=)(?![0-9.,]+(?![^\s,;]))[^\s\"'<>\[\]{{}}$,;&]+",  # DB_PASSWORD=word
             rf"(?P<option>--(?i:(?:[a-z]{{1,16}}-){{0,3}}{KEYS})[ =])[^\s\[-]\S*",  # --api-key word
         )

@@ -1,7 +1,9 @@
 """Signals that ask a process to end: at once where nothing is lost by it, in order where something would be."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from types import FrameType
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; a host that wants its machine back; a scheduler some time before it does; a terminal that closes, if not for `nohup`."""
+
+SECONDS_OF_ONE = 0.5
 
 
 class Interrupted(BaseException):
@@ -54,9 +58,10 @@ def ending_in_order(asked: Asked) -> Iterator[None]:
     """
 
     def note(number: int, frame: FrameType | None) -> None:
-        asked.number = asked.number or number
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        if asked and number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
+        asked.number = asked.number or number
 
     with handled_by(note):
         yield
@@ -64,14 +69,25 @@ def ending_in_order(asked: Asked) -> Iterator[None]:
 
 @contextmanager
 def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Give these signals to a handler, in the main thread, which alone may; one that the process was started to ignore stays ignored."""
+    """Give these signals to a handler, in the main thread, which alone may; one that the process was started to ignore stays ignored.
+
+    The same one again within half a second is the same: a terminal and a wrapper that passes it on both send it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in ASKING}  # none: set by code that is not Python
     heard = [number for number, former in before.items() if former is not signal.SIG_IGN]
+    times: dict[int, float] = {}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        before_that = times.get(number, -math.inf)
+        times[number] = time.monotonic()
+        if times[number] - before_that >= SECONDS_OF_ONE:
+            handler(number, frame)
+
     for number in heard:
-        signal.signal(number, handler)
+        signal.signal(number, handle)
     try:
         yield
     finally:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from luthier.core.progress import Progress, Silent, Told, follow
+from luthier.core.progress import Advance, Progress, Silent, Told, follow
 from luthier.core.signals import Interrupted, ending_at_once
-from luthier.flow.planning import SILENT, facts_of
+from luthier.flow.planning import facts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,7 +75,7 @@ def train_rank(folder: Path, free_bytes: int) -> None:
     rank = int(os.environ["RANK"])
     run = RunFolder(folder, read_only=rank > 0)
     listen(run, rank)
-    with Heartbeat(run, rank) as heart, _ending_with_its_code(), run.progress.open("a", encoding="utf-8") as told:
+    with ending_at_once(), Heartbeat(run, rank) as heart, run.progress.open("a", encoding="utf-8") as told:
         ranks = join(heart.waiting)
         progress = Told(told) if ranks.first else Silent()
         recipe = load(run.recipe).recipe
@@ -94,7 +94,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
 
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
-    score = functools.partial(_validation_scores, recipe, prepared, tokenizer)
+    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, _Alive(heart))
     run_training(
         TrainingJob(
             plan=planned,
@@ -107,16 +107,6 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
             heart=heart,
         )
     )
-
-
-@contextmanager
-def _ending_with_its_code() -> Iterator[None]:
-    """A signal becomes an exit code: the last words that who watches the ranks understands."""
-    try:
-        with ending_at_once():
-            yield
-    except Interrupted as ended:
-        raise SystemExit(ended.exit_code) from None
 
 
 @contextmanager
@@ -147,12 +137,29 @@ def _lines(path: Path, over: threading.Event) -> Iterator[str]:
             over.wait(SECONDS_BETWEEN_LOOKS)
 
 
-def _validation_scores(recipe: Recipe, prepared: Prepared, tokenizer: ChatTokenizer, model: nn.Module) -> dict[str, float]:
+class _Alive:
+    """Progress that is not shown, and says that the rank lives."""
+
+    def __init__(self, heart: Heart) -> None:
+        self._heart = heart
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        """A beat for each part."""
+        yield lambda done, text: self._heart.again()
+
+    def say(self, line: str) -> None:
+        """Says nothing."""
+
+
+def _validation_scores(
+    prepared: Prepared, tokenizer: ChatTokenizer, recipe: Recipe, progress: Progress, model: nn.Module
+) -> dict[str, float]:
     """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows."""
     from luthier.evaluate.task import evaluate_task
     from luthier.model.generate import LocalCompleter
 
     name = recipe.checkpoints.best_by.partition(".")[0]
     task = next(task for task in recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
-    scores = evaluate_task(task, prepared.examples("validation"), LocalCompleter(model, tokenizer), recipe.seed, SILENT).scores
+    scores = evaluate_task(task, prepared.examples("validation"), LocalCompleter(model, tokenizer), recipe.seed, progress).scores
     return {f"{name}.{scores.metric}": scores.value}

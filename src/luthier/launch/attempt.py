@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import psutil
 
 from luthier.core.errors import RunError
-from luthier.runs.heartbeat import STACK_SIGNAL, SUPERVISOR, Beat, beats, folder, stack_file
+from luthier.runs.heartbeat import STACK_SIGNAL, SUPERVISOR, Beat, beats, folder, mark, stack_file
 from luthier.runs.store import RunFolder
 
 LONGEST_LOOK_SECONDS = 1.0
@@ -43,7 +43,7 @@ class Attempt:
         for path in folder(run).glob("rank-*"):
             path.unlink()
         self._looked = time.monotonic()
-        environment = {**os.environ, SUPERVISOR: f"{os.getpid()} {run.path.absolute()}"}
+        environment = {**os.environ, SUPERVISOR: f"{os.getpid()} {mark(run)}"}
         self._leader = psutil.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
     def look(self) -> int | None:
@@ -121,20 +121,19 @@ class Attempt:
 def end_leftovers(run: RunFolder) -> None:
     """Kill the ranks of a supervisor that was itself killed, should they have been stopped just then and could not notice.
 
-    To be called by who holds the run's lock. They are known by their heartbeats, process id and start, and by their environment.
+    To be called by who holds the run's lock. They are known by the mark in their environment.
     """
-    said = [beat.process() for beat in beats(run).values() if not beat.last_words]
-    _kill({process for process in said if process and process.pid != os.getpid()} | set(_started_for(run)), run)
+    _kill(set(_started_for(run)), run)
 
 
 def _started_for(run: RunFolder) -> Iterator[psutil.Process]:
     """What was started for this run, directly or by its ranks: the mark in its environment stays, whatever session or parent it has now."""
     for process in psutil.process_iter():
         try:
-            _, _, path = process.environ().get(SUPERVISOR, "").partition(" ")
+            _, _, found = process.environ().get(SUPERVISOR, "").partition(" ")
         except psutil.Error:  # gone, or another user's
             continue
-        if path == str(run.path.absolute()) and process.pid != os.getpid():
+        if found == mark(run) and process.pid != os.getpid():
             yield process
 
 

@@ -83,6 +83,8 @@ def _good_end(attempt: Attempt, code: int, asked: Sequence[int]) -> int | None:
     """What the ended command says, where that is no failure: done, or stopped as it was asked to be, by this process or by another."""
     if code == 0:
         return 0
+    if attempt.gone() and not asked:  # one was killed, and torchrun has told the others to end
+        return None
     words = [beat.last_words.code for beat in attempt.beats.values() if beat.last_words]
     stops = STOPS.intersection([*words, code, 128 - code])  # a negative code is the signal that a process died of
     if stops and STOPS.union([0]).issuperset(words):

@@ -13,18 +13,24 @@ PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
 _GLIBC: dict[Engine, int] = {"fused": 60_000_000, "packed": 200_000_000, "plain": 150_000_000}
 LIBRARY_BYTES: dict[Allocator, dict[Engine, int]] = {
-    "jemalloc": {"fused": 35_000_000, "packed": 35_000_000, "plain": 35_000_000},
+    "jemalloc": {"fused": 12_000_000, "packed": 40_000_000, "plain": 30_000_000},
     "glibc": _GLIBC,
     "other": _GLIBC,
 }
-"""After that, on a CPU: code that is loaded late (25 MB of pages), torch's optimizers and autograd, threads. With glibc it is mostly holes that oneDNN's and
-autograd's large pieces leave."""
+"""After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads. With glibc it is mostly holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
 PRODUCT_BYTES = 570_000
 """Of a matrix product of one shape, in the two caches that torch's CPU products have: oneDNN's 290 kB, ideep's 280 kB, nearly all of it
 space for code."""
-ALLOCATOR_SHARE: dict[Allocator, float] = {"jemalloc": 0.15, "glibc": 0.15, "other": 0.15}
+ALLOCATOR_SHARE: dict[Allocator, dict[Engine, float]] = {
+    "jemalloc": {"fused": 0.02, "packed": 0.03, "plain": 0.07},
+    "glibc": {"fused": 0.15, "packed": 0.15, "plain": 0.15},
+    "other": {"fused": 0.15, "packed": 0.15, "plain": 0.15},
+}
+LOGITS_PLACES: dict[Engine, int] = {"fused": 2, "packed": 1, "plain": 1}
+"""Of jemalloc: the logits are the largest tensors that come and go, no hole between others is as large, and small tensors soon stand in the
+place of the last ones."""
 CUDA_SHARE = 0.05
 """Of the live bytes: holes between tensors, which the allocators of CPUs keep (`luthier.train.host`); torch's GPU allocator keeps blocks of
 2 MiB and more."""
@@ -60,7 +66,16 @@ def product_shapes(setup: Setup, survey: Survey) -> int:
     return min(PRODUCTS_KEPT, tried + trained * len(seen) + validated * len(unseen))
 
 
-def allocator(setup: Setup, live: int) -> Line:
-    """Memory that the allocator holds and cannot give."""
-    share, whose = (ALLOCATOR_SHARE[setup.allocator], f"{setup.allocator}: ") if setup.device == "cpu" else (CUDA_SHARE, "")
-    return Line(name="allocator", kind="context", bytes=round(share * live), formula=f"{whose}{share:.0%} of {live / 1e9:.3g} GB")
+def allocator(setup: Setup, live: int, *, logits: tuple[int, int]) -> tuple[Line, ...]:
+    """Memory that the allocator holds and cannot give. `logits`: bytes of them where they are largest, and now."""
+    if setup.device == "cuda":
+        return (Line(name="allocator", kind="context", bytes=round(CUDA_SHARE * live), formula=f"{CUDA_SHARE:.0%} of {live / 1e9:.3g} GB"),)
+    share = ALLOCATOR_SHARE[setup.allocator][setup.engine]
+    formula = f"{setup.allocator}: {share:.0%} of {live / 1e9:.3g} GB"
+    lines = [Line(name="allocator", kind="context", bytes=round(share * live), formula=formula)]
+    if setup.allocator == "jemalloc":
+        largest, now = logits
+        places = LOGITS_PLACES[setup.engine]
+        formula = f"{places} × {largest:,} B" + (f", of which {now:,} B are in use" if now else "")
+        lines.append(Line(name="the logits' place", kind="context", bytes=max(0, places * largest - now), formula=formula))
+    return tuple(lines)

@@ -21,7 +21,7 @@ TOKENS = {"cpu": 4096, "cuda": 16384}
 bfloat16, trees of 16 rows of 316 tokens): a step in packs of at most 1,024 tokens 7.24 s, 2,048 7.16, 4,096 6.74, 8,192 6.76. The GPU's
 is a guess."""
 HEADROOM = 0.85
-"""Of the free memory, what an `auto` may use: in 19 of 20 runs the ledger errs by at most 17 % (docs/plan-accuracy.md)."""
+"""Of the free memory, what an `auto` may use: in 19 of 20 runs the ledger errs by at most a fifth (docs/plan-accuracy.md)."""
 WORTH_A_TREE = 0.05
 """Share of a step's tokens that several rows begin with. Building the tree costs 2.4 ms for 16 rows; 5 % of a step of model S are 30 ms."""
 

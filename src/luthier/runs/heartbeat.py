@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Protocol, Self
@@ -19,7 +19,7 @@ from typing import Annotated, Literal, Protocol, Self
 import psutil
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, RunError
 from luthier.core.signals import Interrupted
 from luthier.runs.store import RunFolder
 
@@ -32,7 +32,7 @@ STEPS_REMEMBERED = 31
 WIDTH = 512
 """Bytes that a beat takes at least, filled with blanks: a shorter one leaves nothing of a longer one behind it."""
 SUPERVISOR = "LUTHIER_SUPERVISOR"
-"""The environment variable by which a rank knows whose end is its own: the process id, and after a blank the path of the run folder."""
+"""The environment variable by which a rank knows whose end is its own, the process id, and after a blank the mark of its run folder."""
 STACK_SIGNAL = signal.SIGUSR2
 SECONDS_BETWEEN_LOOKS = 1.0
 """How long a rank may outlive its supervisor."""
@@ -64,7 +64,7 @@ class LastWords(BaseModel):
                 return cls(code=error.exit_code)
             case KeyboardInterrupt():
                 return cls(code=128 + signal.SIGINT)
-        return cls(code=1, kind=type(error).__name__, what=str(error))
+        return cls(code=1, kind=type(error).__name__, what=RunError(str(error)).what)  # without secrets, and printable
 
     @property
     def error(self) -> LuthierError | None:
@@ -170,7 +170,8 @@ class Heartbeat:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._write(time.monotonic(), LastWords.of(error))
+        with suppress(OSError):  # a full disk: what ended the rank is more than how it says so
+            self._write(time.monotonic(), LastWords.of(error))
         os.close(self._file)
 
     def _write(self, now: float, last_words: LastWords | None) -> None:
@@ -180,6 +181,12 @@ class Heartbeat:
         self._width = max(self._width, len(text))
         os.pwrite(self._file, text.ljust(self._width), 0)
         self._written = now
+
+
+def mark(run: RunFolder) -> str:
+    """Which folder this is, on this machine: a path may be another one in another container, and one folder have several."""
+    found = run.path.stat()
+    return f"{found.st_dev}:{found.st_ino}"
 
 
 def folder(run: RunFolder) -> Path:

@@ -37,6 +37,7 @@ WEIGHTS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.safetens
 MOMENTS = {"exp_avg", "exp_avg_sq"}
 CONTENT = {WEIGHTS, OPTIMIZER, STATE}
 UNSOUND = "look for faults of the disk and of memory (the system's log, smartctl, memtest); the same command goes on elsewhere"
+OTHER_VERSION = "finish the run with the version of Luthier that began it, or give it another name"
 SILENT = Silent()
 
 
@@ -71,14 +72,14 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> "State":
-        """The state in a state.json; raises Damaged where it is not one, to the key."""
+        """The state in a state.json; raises RunError where it is not one, to the key: another version's."""
         text = path.read_bytes()
         try:
             if json.loads(text).keys() == {item.name for item in fields(cls)}:
                 return cls.of_json(text)
         except (ValueError, AttributeError, RecursionError) as error:  # pydantic's is a ValueError
-            raise Damaged(f"{path.name} is not a state: {_first_line(error)}", where=str(path)) from error
-        raise Damaged(f"{path.name} does not have the keys of a state", where=str(path))
+            raise RunError(f"{path.name} is not a state: {_first_line(error)}", where=str(path), change=OTHER_VERSION) from error
+        raise RunError(f"{path.name} does not have the keys of a state", where=str(path), change=OTHER_VERSION)
 
     @classmethod
     def of_json(cls, text: bytes | str) -> "State":
@@ -151,19 +152,34 @@ def resume(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, p
     return state
 
 
-def restore(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT) -> State:
-    """Load the newest checkpoint that is whole; State(), and nothing is loaded, where there is none. A damaged one is set aside."""
-    for folder in run.saved:
-        try:
-            verify(folder)
-            found = State.read(folder / STATE)
-        except Damaged as damage:
-            _set_aside(run, folder, damage, progress)
-            continue
-        state = _whole_best(run, found, progress)
-        load(folder, model, optimizer)
-        return state
+def restore(
+    run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT, *, before_skips: bool = False
+) -> State:
+    """Load the newest checkpoint that is whole; State(), and nothing is loaded, where there is none. A damaged one is set aside.
+
+    `before_skips` passes over those of steps that were skipped, whose weights are those of now.
+    """
+    for folder in _whole(run, progress):
+        state = State.read(folder / STATE)
+        if not (before_skips and state.skipped):
+            state = _whole_best(run, state, progress)
+            load(folder, model, optimizer)
+            return state
     return State()
+
+
+def _whole(run: RunFolder, progress: Progress) -> Iterator[Path]:
+    """The checkpoints that are whole, the newest first; of one that is damaged, what it had taken the place of, if that is still there."""
+    for folder in run.saved:
+        while folder.exists():
+            try:
+                verify(folder)
+            except Damaged as damage:
+                _set_aside(run, folder, damage, progress)
+                files.put_back(folder)
+            else:
+                yield folder
+                break
 
 
 def shared(ranks: Ranks, run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, choose: Callable[[], State]) -> State:
@@ -256,7 +272,7 @@ def _load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     values: dict[str, dict[str, Tensor]] = {}
     for entry, tensor in _tensors(folder / OPTIMIZER).items():
         key, _, name = entry.partition("/")
-        values.setdefault(name, {})[key] = tensor
+        values.setdefault(name, {})[key] = tensor.clone()  # load_file maps the file, which is to go one day
     names = {parameter: name for name, parameter in model.named_parameters()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
     shapes = {name: parameter.shape for parameter, name in names.items()}
@@ -310,14 +326,9 @@ def _point(run: RunFolder, state: State) -> None:
 
 
 def _retire(run: RunFolder, state: State, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints and the best.
-
-    A later step's folder takes no place among the newest: the run went back behind it, and will write it again.
-    """
-    current = run.checkpoint(state.step)
-    best = run.checkpoint(state.best.step) if state.best else current
-    reached = [path for path in run.saved if _step_of(path) <= state.step]
-    for folder in reached[keep:]:
+    """Remove all but the newest `keep` checkpoints and the best."""
+    best = run.checkpoint(state.best.step if state.best else state.step)
+    for folder in run.saved[keep:]:
         if folder != best:
             files.remove(folder)
     _sweep(run)
@@ -326,7 +337,7 @@ def _retire(run: RunFolder, state: State, keep: int) -> None:
 def _sweep(run: RunFolder) -> None:
     """Remove what a save that was killed left."""
     for left in (*run.checkpoints.glob("*.part"), *run.checkpoints.glob("*.old")):
-        shutil.rmtree(left)
+        shutil.rmtree(left, ignore_errors=True)  # the new one is whole: that an old one stays must not end the run
 
 
 def _forget_after(run: RunFolder, state: State) -> None:

@@ -23,6 +23,7 @@ from luthier.train import checkpoint
 from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
+from luthier.train.host import release_freed_memory
 from luthier.train.optim import rate_at, set_rate
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
@@ -68,6 +69,7 @@ def fit(loop: Loop, state: State) -> State:
     Raises Interrupted where a signal asks to end, TooLarge where memory is short: with all that was learned saved.
     """
     loop.model.train()
+    release_freed_memory()  # the rehearsal's; the same below: what is left there is of other sizes than a step's tensors
     with ending_in_order(loop.asked), loop.progress.task("training", loop.steps.total) as advance:
         saved = _Saved(of=state)
         try:
@@ -75,17 +77,15 @@ def fit(loop: Loop, state: State) -> State:
                 if state.step in loop.steps.evaluations and state.validated < state.step:
                     state = _evaluate(loop, state)
                 if _is_save_due(loop, state, saved):
-                    saved = _save(loop, state)
+                    saved = _save(loop, state, saved)
                 if state.step >= loop.steps.total or state.stopped_early:
-                    if loop.ranks.largest(loop.asked.number):
-                        raise Stopped
                     return state
                 state, line = _take_step(loop, state)
                 advance(state.step, f"loss {line.loss:.4f}, {line.tokens_per_second:,.0f} tokens/s")
         except (Stopped, TooLarge) as broken_off:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
-                _save(loop, state)
+                _save(loop, state, saved)
             number = loop.ranks.largest(loop.asked.number)  # and so no rank leaves before the first has saved
             if isinstance(broken_off, TooLarge):
                 raise
@@ -106,12 +106,10 @@ def _is_save_due(loop: Loop, state: State, saved: _Saved) -> bool:
     if (state.step, state.validated) == (saved.of.step, saved.of.validated):
         return False
     minutes = loop.recipe.checkpoints.save_minutes
-    return (
-        state.step in loop.steps.saves
-        or state.stopped_early
-        or (state.best is not None and state.best.step == state.step)
-        or (minutes != "off" and time.monotonic() - saved.at >= 60 * minutes)
-    )
+    if state.stopped_early or state.step == loop.steps.total or (state.best is not None and state.best.step == state.step):
+        return True
+    due = state.step in loop.steps.saves or (minutes != "off" and time.monotonic() - saved.at >= 60 * minutes)
+    return due and not state.skipped  # what was skipped changed nothing, and would take the place of what may be gone back to
 
 
 def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
@@ -149,7 +147,11 @@ def _skip(loop: Loop, state: State, error: NonFiniteError) -> State:
         loop.progress.say(f"skipped: {error}")
         return state
     parts = (loop.folder, loop.model, loop.optimizer)
-    earlier = State() if state.rolled_back else checkpoint.shared(loop.ranks, *parts, lambda: checkpoint.restore(*parts, loop.progress))
+    earlier = (
+        State()
+        if state.rolled_back
+        else checkpoint.shared(loop.ranks, *parts, lambda: checkpoint.restore(*parts, loop.progress, before_skips=True))
+    )
     if not earlier.step:
         raise error
     loop.folder.event("rolled_back", step=state.step, to=earlier.step)
@@ -161,7 +163,9 @@ def _evaluate(loop: Loop, state: State) -> State:
     """Validate, and judge whether this is a new best or the time to stop."""
     watch, state = Stopwatch(loop.precision.device), replace(state, validated=state.step)
     loop.heart.beat("validating", state.step)
+    release_freed_memory()
     found = validation_loss(loop.model, loop.validation_rows, loop.micro_batch, loop.precision)
+    release_freed_memory()
     line = of_validation(found, watch, step=state.step, epoch=loop.steps.epoch_at(state.step))
     if not math.isfinite(found.loss):
         loop.folder.metric(asdict(line))
@@ -204,13 +208,13 @@ def _scores(loop: Loop) -> dict[str, float]:
     """What the task measured; nothing where a signal came, for answers may take minutes: the validation is owed then."""
     try:
         with ending_at_once():
-            return dict(loop.score(loop.model))
+            return {} if loop.asked else dict(loop.score(loop.model))
     except Interrupted as ended:
         loop.asked.number = ended.signal
         return {}
 
 
-def _save(loop: Loop, state: State) -> _Saved:
+def _save(loop: Loop, state: State, saved: _Saved) -> _Saved:
     """Write a checkpoint; where the disk does not take it and the recipe says `continue`, warn and wait for the next."""
     if not loop.ranks.first:  # it has what all have, and they wait for it in the next step
         return _Saved(of=state)
@@ -224,7 +228,8 @@ def _save(loop: Loop, state: State) -> _Saved:
             raise
         loop.folder.event("finding", code="save-failed", severity="warn", message=str(error), step=state.step)
         loop.progress.say(f"warn: {error} [save-failed]")
-        return _Saved(of=state)
+        return _Saved(of=saved.of)
+    release_freed_memory()
     best = state.best is not None and state.best.step == state.step
     seconds = time.perf_counter() - began
     loop.folder.event("saved", step=state.step, checkpoint=path.name, best=best, seconds=seconds)

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from luthier.core import files
 from luthier.core.errors import LuthierError, PlanRefused, RunError
 from luthier.core.progress import Progress
-from luthier.core.signals import Asked
+from luthier.core.signals import Asked, Interrupted
 from luthier.data.order import Indices, rows_of_step
 from luthier.data.store import Prepared
 from luthier.data.survey import PreparedWorkload
@@ -191,6 +191,8 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         job.folder.event("resumed", step=state.step)
         job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
     state = fit(loop, state)
+    if number := int(job.ranks.largest(loop.asked.number)):  # it came with the last step
+        raise Interrupted(number)
     if job.ranks.first:
         loop.clock.keep_rate()
     final_step = _take_best(loop, state) if plan.ending.best else state.step
@@ -215,6 +217,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     prepare_host(device)
     dtype = DTYPES[plan.setup.dtype]
     base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
+    release_freed_memory()  # what loading left
     model = _trainable(job, base, plan.setup.checkpoint_activations)
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     fusion = fuse(model, pack=pack, longest=plan.facts.task.workload.longest)
