@@ -111,13 +111,40 @@ def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_all_ranks_after_the_same_step_with_a_checkpoint(home: Path, number: signal.Signals) -> None:
+def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path) -> None:
+    changes = ["lora.dropout=0.1", "training.max_steps=30", "checkpoints.save_steps=5", "checkpoints.eval_steps=15"]
+    command = ("train", "recipe.yaml", "parallel.data=2", "launch.restarts=1", *changes)
+    whole = luthier(home, *command, "name=whole")
+    _, err = ended(whole)
+    assert whole.returncode == 0, err
+    broken = luthier(home, *command, "name=broken")
+    try:
+        wait_for(home / "runs" / "broken" / "metrics.jsonl", 7)
+        next(rank for rank in ranks_of(broken) if rank.environ()["RANK"] == "1").kill()
+    finally:
+        _, err = ended(broken)
+    assert broken.returncode == 0, err
+    one, other = (RunFolder(home / "runs" / name) for name in ("whole", "broken"))
+    assert [record["number"] for record in jsonl.records(other.events) if record["event"] == "restarted"] == [1]
+    for file in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
+        assert (one.checkpoint(30) / file).read_bytes() == (other.checkpoint(30) / file).read_bytes()
+    losses = [[(line["step"], line["kind"], line["loss"]) for line in jsonl.records(run.metrics)] for run in (one, other)]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "to"),
+    [(signal.SIGTERM, "the command"), (signal.SIGINT, "the command"), (signal.SIGINT, "all that it started")],
+    ids=["SIGTERM", "SIGINT", "SIGINT to torchrun, which sends it to ranks that have it already"],
+)
+def test_a_signal_ends_all_ranks_after_the_same_step_with_a_checkpoint(home: Path, number: signal.Signals, to: str) -> None:
     process = luthier(home, "train", "recipe.yaml", "parallel.data=2", "training.max_steps=2000", "checkpoints.eval_steps=1000")
     run = RunFolder(home / "runs" / "animals")
     try:
         wait_for(run.metrics, 4)
-        process.send_signal(number)
+        for receiver in (process,) if to == "the command" else psutil.Process(process.pid).children(recursive=True):
+            receiver.send_signal(number)
     finally:
         _, err = ended(process)
     assert process.returncode == 128 + number

@@ -169,7 +169,7 @@ def begun(run: RunFolder) -> Sizes | Literal["none"]:
         if "packing" in sizes:
             return Sizes.of_json(sizes)
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        change = "put it back, or give the recipe another name"
+        change = "put it back; or remove it, and the run goes on with the sizes that fit now: equal up to rounding"
         raise RunError(
             "plan.json is not what the run began with, and its sizes are needed to go on", where=str(run.plan), change=change
         ) from error

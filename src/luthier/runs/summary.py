@@ -128,7 +128,7 @@ class DataSummary(Part):
         try:
             return cls.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
-            change = "remove its folder, which `luthier prepare` makes anew; a run's copy comes with the run"
+            change = "remove this file in a run's folder, and the same command goes on; in prepared/, remove the folder that it stands in"
             raise RunError(f"this is not what prepare writes: {str(error).splitlines()[0]}", where=str(path), change=change) from error
 
     def write(self, path: Path) -> None:

@@ -190,6 +190,8 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         loop.precision.scaler.load_state_dict(dict(state.scaler))
         job.folder.event("resumed", step=state.step)
         job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
+    elif list(job.folder.checkpoints.glob("*.damaged")):
+        job.progress.say("no whole checkpoint is left: training begins at step 1")
     state = fit(loop, state)
     if number := int(job.ranks.largest(loop.asked.number)):  # it came with the last step
         raise Interrupted(number)

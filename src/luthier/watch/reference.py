@@ -13,7 +13,7 @@ HEAD = """\
     luthier doctor                     # this machine, and a tiny training whose losses are known
     luthier doctor --no-canary         # without the training: a second
     luthier doctor --json              # the same as one object: findings, and what is fine
-    luthier doctor --write-unit DIR    # also write a systemd unit that sets persistence mode of the GPUs at boot
+    luthier doctor --write-unit PATH   # also write a systemd unit that sets persistence mode of the GPUs at boot
 
 It prints what it finds, the gravest first, each with the command that mends it, and then what the machine is, a line each. *refuse*: a
 run cannot work so, and the exit code is 1; *warn*: it works, and badly; *note*: worth knowing. Nothing is imported that might be broken,
