@@ -16,7 +16,7 @@ from luthier.runs.store import RunFolder
 ROOT = Path(__file__).parents[2]
 IN_ROWS = {
     "prompt": "hf_" + "PlantedInAPrompt42" * 2,
-    "completion": "sk-planted-InACompletion-0123456789",
+    "completion": "sk-planted-InACompletion0123456789",
     "group": "AKIAPLANTEDGROUP0123",
     "system": "ghp_" + "PlantedInASystem4" * 2,
     "bad row": "eyJhbGciOiJQTEFOVEVE.eyJzdWIiOiJQTEFOVEVE.plantedsignature42",
