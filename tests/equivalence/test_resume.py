@@ -1,45 +1,12 @@
 """A run that was killed and resumed is bit for bit the run that was not (trap 25)."""
 
-from typing import Any
-
 import pytest
 import torch
 
 from luthier.core import jsonl
 from luthier.plan import layout
-from luthier.runs.workload import MicroBatchSize
-from luthier.train.checkpoint import State
-from luthier.train.loop import fit
-from luthier.train.run import TrainingJob, _continued, _rehearse, _set_up, train
-from tests.train.workshop import Workshop
-
-TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
-
-
-class Killed(Exception):
-    """Stands for a power cut."""
-
-
-def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
-    """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
-    loop, plan = _set_up(job)
-    _rehearse(job, loop, plan)
-    updates = 0
-
-    def die(*_: object) -> None:
-        nonlocal updates
-        updates += 1
-        if updates == step:
-            raise Killed
-
-    loop.optimizer.register_step_pre_hook(die)
-    with pytest.raises(Killed):
-        fit(loop, State())
-    return loop.micro_batch
-
-
-def lines(job: TrainingJob) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(job.folder.metrics)]
+from luthier.train.run import _continued, _set_up, train
+from tests.train.workshop import Workshop, killed_in_step, metrics
 
 
 @pytest.mark.parametrize(("step", "resumed_after", "packing"), [(3, 0, "off"), (9, 6, "tree"), (12, 10, "bins")])
@@ -54,7 +21,7 @@ def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, s
     assert resumed == ([resumed_after] if resumed_after else [])
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
         assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
-    assert lines(whole) == lines(broken)
+    assert metrics(whole.folder) == metrics(broken.folder)
 
 
 def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Workshop) -> None:
@@ -69,7 +36,7 @@ def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Wo
     train(broken)
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
         assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
-    assert lines(whole) == lines(broken)
+    assert metrics(whole.folder) == metrics(broken.folder)
     kept = [record for record in jsonl.records(broken.folder.events) if record["event"] == "sizes_kept"]
     assert [(record["kept"]["tokens"], record["fitting_now"]["tokens"]) for record in kept] == [(began_with.tokens, fresh.tokens)]
     again = _set_up(_continued(broken))[0].micro_batch
@@ -86,7 +53,7 @@ def test_dropout_has_an_effect(workshop: Workshop) -> None:
     with_dropout, without = workshop.job("with"), workshop.job("without", lora={"dropout": 0.0})
     train(with_dropout)
     train(without)
-    assert lines(with_dropout)[5]["loss"] != lines(without)[5]["loss"]
+    assert metrics(with_dropout.folder)[5]["loss"] != metrics(without.folder)[5]["loss"]
 
 
 def test_a_run_that_has_begun_keeps_its_packing(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from luthier.core import jsonl
 from luthier.core.environment import AT_START, SETTINGS
 from luthier.runs.store import RunFolder
+from tests.train.workshop import metrics
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1}
 """Audit events that change a folder, and how many paths they begin with."""
 PR_SET_KEEPCAPS, CAP_DAC_READ_SEARCH = 8, 2
@@ -165,7 +164,7 @@ def outcome(run: RunFolder, step: int) -> dict[str, bytes]:
     folders = (run.adapter, run.checkpoint(step))
     found = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
     found |= {path.name: path.read_bytes() for path in (run.pointer("latest"), run.pointer("best"))}
-    lines = [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(run.metrics)]
+    lines = metrics(run)
     return found | {"metrics.jsonl": json.dumps(lines, indent=1).encode()}
 
 

@@ -14,13 +14,11 @@ from luthier.core.progress import Silent
 from luthier.core.signals import SECONDS_OF_ONE, Interrupted, ending_at_once
 from luthier.data.prepare import prepare
 from luthier.data.store import RowWriter
-from luthier.runs.store import RunFolder
 from luthier.train import checkpoint, loop, rehearse, run
 from luthier.train.checkpoint import State
 from luthier.train.run import TrainingJob, train
-from tests.train.workshop import Workshop
+from tests.train.workshop import Workshop, metrics
 
-TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 
 
@@ -55,10 +53,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainingJob]:
         job = Workshop(folder).job("run")
         train(job)
         yield job
-
-
-def lines(folder: RunFolder) -> list[dict[str, object]]:
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(folder.metrics)]
 
 
 def ended_by(job: TrainingJob, number: signal.Signals) -> str:
@@ -103,7 +97,7 @@ def test_a_signal_in_any_phase_leaves_a_whole_checkpoint_and_the_same_run(
     assert not job.folder.finished
     torch.manual_seed(99)
     assert train(job).last_step == 12
-    assert lines(job.folder) == lines(whole.folder)
+    assert metrics(job.folder) == metrics(whole.folder)
     for file in FILES:
         assert (job.folder.checkpoint(12) / file).read_bytes() == (whole.folder.checkpoint(12) / file).read_bytes()
     assert (job.folder.adapter / "adapter_model.safetensors").read_bytes() == (
@@ -126,7 +120,7 @@ def test_no_micro_batch_is_begun_after_the_signal(workshop: Workshop) -> None:
     with pytest.raises(Interrupted):
         loop.fit(ready, State())
     assert computed == 9
-    assert [record["step"] for record in lines(job.folder)] == [1, 2, 3, 4]
+    assert [record["step"] for record in metrics(job.folder)] == [1, 2, 3, 4]
     assert State.read(job.folder.checkpoint(4) / "state.json").step == 4
     interrupted = [record for record in jsonl.records(job.folder.events) if record["event"] == "interrupted"]
     assert [(record["step"], record["signal"]) for record in interrupted] == [(4, "SIGTERM")]
@@ -157,4 +151,4 @@ def test_a_second_ctrl_c_ends_at_once_and_harms_nothing(workshop: Workshop, monk
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGINT
     assert [path.name for path in sorted(job.folder.checkpoints.glob("step-*")) if path.suffix != ".part"] == ["step-000005"]
     train(job)
-    assert lines(job.folder) == lines(whole.folder)
+    assert metrics(job.folder) == metrics(whole.folder)

@@ -21,7 +21,7 @@ from luthier.train.ranks import Ranks, join, part
 from luthier.train.run import TrainingJob, _rehearse, _set_up, train
 from luthier.train.step import Precision, train_step
 from luthier.train.validate import validation_loss
-from tests.train.workshop import CPU, Workshop, tiny_model
+from tests.train.workshop import CPU, Workshop, killed_in_step, tiny_model
 
 EIGHT = {"max_steps": 8, "global_batch_size": 5}
 KINDS: dict[str, dict[str, Any]] = {
@@ -35,30 +35,6 @@ BY_METRIC = {
     "evaluation": {"tasks": [{"name": "answers", "split": "validation"}]},
 }
 KILLED_IN, RESUMED_AFTER = 9, 6
-
-
-class Killed(Exception):
-    """Stands for a power cut."""
-
-
-def killed_in_step(job: TrainingJob, step: int) -> None:
-    """Train until this step's gradient is there and its update is not."""
-    loop, plan = _set_up(job)
-    _rehearse(job, loop, plan)
-    updates = 0
-
-    def die(*_: object) -> None:
-        nonlocal updates
-        updates += 1
-        if updates == step:
-            raise Killed
-
-    loop.optimizer.register_step_pre_hook(die)
-    try:
-        fit(loop, State())
-    except Killed:
-        return
-    raise AssertionError("it was not killed")
 
 
 def weights_hash(model: nn.Module) -> str:

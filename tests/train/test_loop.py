@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from luthier.core import jsonl
-from luthier.core.errors import NonFiniteError
+from luthier.core.errors import NonFiniteError, RunError
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import State
@@ -84,6 +84,13 @@ def test_the_best_may_be_chosen_by_a_metric_which_is_better_when_higher(workshop
     assert result.best is not None
     assert (result.best.step, result.best.value, result.final_step) == (6, 0.7, 6)
     assert [record["scores"]["answers.exact"] for record in events(job.folder, "scored")] == [0.2, 0.7, 0.7, 0.1]
+
+
+def test_a_metric_that_the_task_does_not_give_is_named_with_those_it_gives(workshop: Workshop) -> None:
+    tasks = {"tasks": [{"name": "answers", "split": "validation"}]}
+    job = workshop.job(checkpoints={"eval_steps": 3, "best_by": "answers.exact"}, evaluation=tasks)
+    with pytest.raises(RunError, match=r"'answers\.exact' was not measured.*measured were answers\.truncated"):
+        train(replace(job, score=lambda _: {"answers.truncated": 0.5}))
 
 
 def test_the_last_weights_become_the_adapter_where_the_recipe_says_so(workshop: Workshop) -> None:

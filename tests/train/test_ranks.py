@@ -13,14 +13,13 @@ from safetensors.torch import load_file
 
 from luthier.core import jsonl
 from luthier.train.ranks import ALONE
-from luthier.train.run import TrainingJob, _set_up, train
+from luthier.train.run import _set_up, train
 from luthier.train.validate import validation_loss
-from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER, killed_in_step
-from tests.train.workshop import Workshop
+from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER
+from tests.train.workshop import Workshop, killed_in_step, metrics
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
 Found = list[dict[str, Any]]
 
 
@@ -60,10 +59,6 @@ def found(home: Path, alone: Workshop) -> Found:
     return [json.loads((home / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def lines(job: TrainingJob) -> list[dict[str, Any]]:
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(job.folder.metrics)]
-
-
 def assert_the_same_up_to_rounding(one: list[dict[str, Any]], two: list[dict[str, Any]]) -> None:
     assert len(one) == len(two) > 0
     for alone, together in zip(one, two, strict=True):
@@ -76,7 +71,7 @@ def assert_the_same_up_to_rounding(one: list[dict[str, Any]], two: list[dict[str
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_ranks_have_the_losses_and_gradients_of_one(alone: Workshop, found: Found, kind: str) -> None:
     one, two = (alone.job(f"{number} {kind}", **KINDS[kind]) for number in ("one", "two"))
-    assert_the_same_up_to_rounding(lines(one), lines(two))
+    assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
     assert json.loads(two.folder.plan.read_text())["sizes"]["packing"] == kind.split()[1]
 
 
@@ -90,14 +85,14 @@ def test_a_rank_without_rows_takes_part(alone: Workshop, found: Found) -> None:
     assert [sum(shares) for shares in zip(*given, strict=True)] == [23, 1, 23, 1]
     assert sorted(shares[1] for shares in given) == [0, 1]
     one, two = (alone.job(f"{number} one-row", **LAST_STEP_OF_ONE_ROW) for number in ("one", "two"))
-    assert_the_same_up_to_rounding(lines(one), lines(two))
+    assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
 
 
 def test_resumed_on_two_ranks_is_two_ranks_uninterrupted_bit_for_bit(alone: Workshop, found: Found) -> None:
     whole, broken = alone.job("two whole"), alone.job("two broken")
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
         assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
-    assert lines(whole) == lines(broken)
+    assert metrics(whole.folder) == metrics(broken.folder)
 
 
 @pytest.mark.parametrize("order", ["one-then-two", "two-then-one"])
@@ -106,7 +101,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: Workshop, found: Foun
     assert train(job).last_step == found[0]["resumed"] == 12
     resumed = [record["step"] for record in jsonl.records(job.folder.events) if record["event"] == "resumed"]
     assert resumed[0] == RESUMED_AFTER
-    assert_the_same_up_to_rounding(lines(alone.job("one whole")), lines(job))
+    assert_the_same_up_to_rounding(metrics(alone.job("one whole").folder), metrics(job.folder))
     adapters = [load_file(alone.job(name).folder.adapter / "adapter_model.safetensors") for name in ("one whole", order)]
     assert all(torch.allclose(weight, adapters[1][name], rtol=1e-3, atol=1e-5) for name, weight in adapters[0].items())
 
@@ -114,7 +109,7 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone: Workshop, found: Foun
 def test_only_rank_0_writes_into_the_run_folder(alone: Workshop, found: Found) -> None:
     events = [record["event"] for record in jsonl.records(alone.job("two whole").folder.events)]
     assert [events.count(event) for event in ("started", "finished", "rehearsed")] == [1, 1, 1]
-    assert [line["step"] for line in lines(alone.job("two whole")) if line["kind"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in metrics(alone.job("two whole").folder) if line["kind"] == "train"] == list(range(1, 13))
 
 
 def test_validation_divides_its_rows(alone: Workshop, found: Found) -> None:

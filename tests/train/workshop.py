@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
@@ -23,12 +24,17 @@ from luthier.plan.shape import shape_of
 from luthier.plan.speed import Range, Rate
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
+from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, collate
-from luthier.train.run import TrainingJob
+from luthier.train.checkpoint import State
+from luthier.train.loop import fit
+from luthier.train.run import TrainingJob, _rehearse, _set_up
 from luthier.train.step import Precision, train_step
 from tests.data.families import family
 
 VOCABULARY = 96
+TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
+"""What differs from run to run in metrics.jsonl."""
 CPU = torch.device("cpu")
 FLOAT32 = Precision.of(torch.float32, CPU)
 SHAPE: dict[str, Any] = {
@@ -153,6 +159,33 @@ class Workshop:
             progress=Silent(),
             score=lambda model: {},
         )
+
+
+class Killed(Exception):
+    """Stands for a power cut."""
+
+
+def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
+    """Train until this step's gradient is there and its update is not; how the run's rows were divided."""
+    loop, plan = _set_up(job)
+    _rehearse(job, loop, plan)
+    updates = 0
+
+    def die(*_: object) -> None:
+        nonlocal updates
+        updates += 1
+        if updates == step:
+            raise Killed
+
+    loop.optimizer.register_step_pre_hook(die)
+    with pytest.raises(Killed):
+        fit(loop, State())
+    return loop.micro_batch
+
+
+def metrics(run: RunFolder) -> list[dict[str, Any]]:
+    """What the run recorded, without times."""
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(run.metrics)]
 
 
 def plan_of(recipe: Recipe, prepared: Prepared, free_bytes: int = 10**10) -> Plan:
