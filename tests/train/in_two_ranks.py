@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.data.order import rows_of_step
+from luthier.plan.setup import Layout
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import State
@@ -146,7 +147,7 @@ class Together:
 def main() -> None:
     """All scenes, in one group."""
     folder = Path(sys.argv[1])
-    ranks = join()
+    ranks = join(Layout(data=2))
     together = Together(ranks, folder)
     scenes = [
         *(together.sums, together.one_rank_overflows, together.validated, together.trained_in_every_way, together.a_rank_without_rows),

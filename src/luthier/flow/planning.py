@@ -114,7 +114,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.core.hardware import this_machine
     from luthier.data.store import Prepared
     from luthier.data.survey import PreparedWorkload
-    from luthier.plan.layout import Task, devices_of, place_of
+    from luthier.plan.layout import Task, layout_of, place_of
     from luthier.plan.plan import Facts
     from luthier.plan.shape import shape_of
     from luthier.train.rate import RateHere
@@ -126,7 +126,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
         workload, data = PreparedWorkload.of(rows, recipe.seed, recipe.training.global_batch_size), rows.summary
     else:
         workload, data = rows, "stated"
-    place = place_of(recipe.launch.gpu, host, devices_of(recipe))
+    place = place_of(recipe.launch.gpu, host, layout_of(recipe).devices)
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
     return Facts(task=task, data=data, host=host, rate=rate)

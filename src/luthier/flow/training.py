@@ -65,6 +65,7 @@ def train_rank(folder: Path, free_bytes: int) -> None:
     All ranks make the same plan from the same facts. The rows have been prepared, and the folder is held by who started them.
     """
     from luthier.data.store import Prepared
+    from luthier.plan.layout import layout_of
     from luthier.plan.plan import make
     from luthier.recipe.load import load
     from luthier.runs.heartbeat import Heartbeat, listen
@@ -76,9 +77,9 @@ def train_rank(folder: Path, free_bytes: int) -> None:
     run = RunFolder(folder, read_only=rank > 0)
     listen(run, rank)
     with ending_at_once(), Heartbeat(run, rank) as heart, run.progress.open("a", encoding="utf-8") as told:
-        ranks = join(heart.waiting)
-        progress = Told(told) if ranks.first else Silent()
         recipe = load(run.recipe).recipe
+        ranks = join(layout_of(recipe), heart.waiting)
+        progress = Told(told) if ranks.first else Silent()
         prepared = Prepared(prepared_root() / DataSummary.read(run.data).hash)
         facts = facts_of(recipe, prepared, progress, probe=False)
         place = replace(facts.task.place, free_bytes=free_bytes)

@@ -60,10 +60,11 @@ def place_of(gpu: str, host: Hardware, ranks: int = 1) -> Place:
     return Place(device=part, count=min(ranks, host.cores), free_bytes=free_memory_bytes() // ranks, allocator=host.allocator)
 
 
-def devices_of(recipe: Recipe) -> int:
-    """Ranks that the recipe asks for, one for `auto`."""
+def layout_of(recipe: Recipe) -> Layout:
+    """That which the recipe asks for here, with one replica for `auto`."""
     parallel = recipe.parallel
-    return (1 if parallel.data == "auto" else parallel.data) * parallel.tensor * parallel.pipeline
+    replicas = 1 if parallel.data == "auto" else parallel.data
+    return Layout(data=replicas, shard=parallel.shard, tensor=parallel.tensor, pipeline=parallel.pipeline)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,14 +302,14 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
         (several and recipe.parallel.pipeline == 1, "parallel.pipeline", 2, "the layers divided between two devices"),
     ]
     fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)
-    if task.place.device.kind == "cpu" and (ranks := devices_of(recipe)) > 1:
+    if task.place.device.kind == "cpu" and (ranks := layout_of(recipe).devices) > 1:
         undivided = replace(task.place.device, memory_bytes=ranks * task.place.device.memory_bytes)
         whole = Place(device=undivided, count=1, free_bytes=ranks * task.place.free_bytes)
         change = Change(path="parallel.data", value=1, why="one process has all of the memory, and all threads")
         yield change, replace(fresh, recipe=_with(recipe, "parallel.data", 1), place=whole)
     for possible, path, value, why in wishes:
         changed = _with(recipe, path, value)
-        if possible and devices_of(changed) <= max(task.place.count, devices_of(recipe)):
+        if possible and layout_of(changed).devices <= max(task.place.count, layout_of(recipe).devices):
             yield Change(path=path, value=value, why=why), replace(fresh, recipe=changed)
     larger = [device for device in table().values() if device.memory_bytes > task.place.device.memory_bytes]
     for device in sorted(larger, key=_price_of_work):

@@ -86,7 +86,7 @@ def fit(loop: Loop, state: State) -> State:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
                 _save(loop, state, saved)
-            number = loop.ranks.largest(loop.asked.number)  # and so no rank leaves before the first has saved
+            (number,) = loop.ranks.largest([loop.asked.number])  # and so no rank leaves before the first has saved
             if isinstance(broken_off, TooLarge):
                 raise
             ended = Interrupted(int(number))

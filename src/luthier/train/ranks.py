@@ -1,23 +1,26 @@
 """The processes that train one model together: which rows each computes, and what they add up.
 
-Each rank holds the whole model and computes its share of a step's rows. Losses, counts and gradients are sums over all of them, so that
-every rank sees the same numbers, makes the same update and takes the same decisions. Only rank 0 writes into the run folder.
+Replicas compute their shares of a step's rows; the ranks of one replica (`model/mesh.py`) divide the model. Losses, counts and gradients
+are sums over all rows, so that every rank sees the same numbers, makes the same update and takes the same decisions.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from luthier.data.order import Indices, rank_shares
 from luthier.data.store import TokenRows
+from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Mesh, Pieces
+from luthier.plan.setup import Layout
 
 Value = TypeVar("Value")
 
@@ -38,6 +41,9 @@ class Ranks:
 
     rank: int
     size: int
+    mesh: Mesh = UNDIVIDED
+    pieces: Pieces = field(default_factory=dict, repr=False)
+    """Of the trained parameters."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened around every wait for the others, so that who looks at a rank's heartbeat knows whom to blame."""
     stop: Callable[[], bool] = bool
@@ -45,43 +51,76 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes."""
+        """Whether this is the rank that writes what all have."""
         return self.rank == 0
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank tells what its replica has counted: the one of them that sees the loss."""
+        return self.mesh.pipeline.last and self.mesh.tensor.first
+
     def share(self, rows: TokenRows, indices: Indices) -> Indices:
-        """Those of the rows that this rank computes; none where there are fewer than ranks."""
-        return rank_shares(rows, indices, self.size)[self.rank]
+        """Those of the rows that this rank's replica computes; none where there are fewer rows than replicas."""
+        return rank_shares(rows, indices, self.mesh.data.size)[self.mesh.data.index]
 
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Each value, added up over the ranks, in float64: the same bits for all."""
+        """Each value, added up over the replicas, in float64: the same bits for all."""
         if self.size == 1:
             return list(values)
-        summed = torch.tensor(values, dtype=torch.float64)
+        summed = torch.tensor(values, dtype=torch.float64) * self.speaks
         with self.waiting():
             dist.all_reduce(summed)
         found: list[float] = summed.tolist()
         return found
 
-    def largest(self, value: float) -> float:
-        """The largest of the ranks' values."""
+    def any(self, values: Sequence[bool]) -> list[bool]:
+        """Each value, true where it is on any rank."""
+        return [bool(largest) for largest in self.largest([float(value) for value in values])]
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks' values, each."""
         if self.size == 1:
-            return value
-        found = torch.tensor(value, dtype=torch.float64)
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
         with self.waiting():
             dist.all_reduce(found, dist.ReduceOp.MAX)
-        return found.item()
+        largest: list[float] = found.tolist()
+        return largest
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up each parameter's gradient over the ranks that have one: all have it then, or none where none had."""
-        if self.size == 1:
-            return
+        """Add up each parameter's gradient over the ranks that have a part of it: all have it then, or none where none had."""
         trained = list(parameters)
-        anywhere = self.sum([float(parameter.grad is not None) for parameter in trained])
-        for bucket in _buckets(parameter for parameter, ranks in zip(trained, anywhere, strict=True) if ranks):
+        partial = [parameter for parameter in trained if (piece := self.pieces.get(parameter)) and piece.partial]
+        self._sum_along(self.mesh.tensor.group, partial)
+        self._sum_along(self.mesh.data.group, trained)
+
+    def norm(self, parameters: Iterable[Tensor]) -> Tensor:
+        """Of the whole gradient, in float32: each number counts once, on the first of the ranks that hold it."""
+        held = [parameter for parameter in parameters if parameter.grad is not None]
+        if not self.pieces:
+            return get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+        own = [parameter.grad for parameter in held if parameter.grad is not None and self.owns(parameter)]
+        squared = get_total_norm(own).double().square()
+        with self.waiting():
+            dist.all_reduce(squared)
+        return squared.sqrt().float()
+
+    def owns(self, parameter: Tensor) -> bool:
+        """Whether this is the first of the ranks that hold the same numbers of it."""
+        divided = self.pieces[parameter].divided if parameter in self.pieces else frozenset()
+        return all(self.mesh.axis(direction).first for direction in DIRECTIONS if direction not in divided)
+
+    def _sum_along(self, group: dist.ProcessGroup | None, trained: Sequence[Tensor]) -> None:
+        if group is None or not trained:
+            return
+        present = torch.tensor([float(parameter.grad is not None) for parameter in trained])
+        with self.waiting():
+            dist.all_reduce(present, group=group)
+        for bucket in _buckets(parameter for parameter, ranks in zip(trained, present.tolist(), strict=True) if ranks):
             gradients = [torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in bucket]
             flat = torch.cat([gradient.flatten() for gradient in gradients]) if len(bucket) > 1 else gradients[0].contiguous()
             with self.waiting():
-                dist.all_reduce(flat)
+                dist.all_reduce(flat, group=group)
             summed = torch.split(flat, [parameter.numel() for parameter in bucket]) if len(bucket) > 1 else (flat,)
             for parameter, gradient in zip(bucket, summed, strict=True):
                 parameter.grad = gradient.view_as(parameter)
@@ -104,7 +143,7 @@ ALONE = Ranks(rank=0, size=1)
 """One process: nothing is sent."""
 
 
-def join(waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Ranks:
+def join(layout: Layout, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> Ranks:
     """This process among those that torchrun started, once all are there; its GPU is set, or its part of the processor's threads."""
     rank, size, place = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if torch.cuda.is_available():
@@ -112,7 +151,7 @@ def join(waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> R
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group(NCCL if torch.cuda.is_available() else GLOO, timeout=PATIENCE)
-    return Ranks(rank=rank, size=size, waiting=waiting)
+    return Ranks(rank=rank, size=size, mesh=Mesh.of(layout, "cuda" if torch.cuda.is_available() else "cpu"), waiting=waiting)
 
 
 def part(ranks: Ranks) -> None:

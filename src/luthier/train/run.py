@@ -150,7 +150,7 @@ def _together(ranks: Ranks) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         short = str(error).partition("\n")[0] or type(error).__name__
-    if any(ranks.sum([bool(short)])):
+    if any(ranks.any([bool(short)])):
         raise TooLarge(short or "another rank had no memory")
 
 
@@ -193,7 +193,7 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
     elif list(job.folder.checkpoints.glob("*.damaged")):
         job.progress.say("no whole checkpoint is left: training begins at step 1")
     state = fit(loop, state)
-    if number := int(job.ranks.largest(loop.asked.number)):  # it came with the last step
+    if number := int(*job.ranks.largest([loop.asked.number])):  # it came with the last step
         raise Interrupted(number)
     if job.ranks.first:
         loop.clock.keep_rate()
@@ -268,10 +268,10 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
 
 
 def _worst(job: TrainingJob, plan: Plan) -> Worst:
-    rows_per_step, size = plan.steps.global_batch_size, plan.setup.micro_batch
+    rows_per_step, size, replicas = plan.steps.global_batch_size, plan.setup.micro_batch, job.ranks.mesh.data.size
     workload = PreparedWorkload.of(job.prepared, job.recipe.seed, rows_per_step)
-    training = workload.heaviest_rows(size, rows_per_step, job.ranks.size)
-    return Worst(training=training, validation=workload.heaviest_validation(size, job.ranks.size))
+    training = workload.heaviest_rows(size, rows_per_step, replicas)
+    return Worst(training=training, validation=workload.heaviest_validation(size, replicas))
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:

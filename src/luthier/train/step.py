@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
 
 from luthier.model.dropout import draw, seed_of
 from luthier.model.peak import is_out_of_memory
@@ -92,7 +92,7 @@ def train_step(
             if not is_out_of_memory(error):
                 raise
             short = str(error).partition("\n")[0] or type(error).__name__
-        anyone_stopped, anyone_short = precision.ranks.sum([stopped, bool(short)])  # what stops one rank stops all, in the same step
+        anyone_stopped, anyone_short = precision.ranks.any([stopped, bool(short)])  # what stops one rank stops all, in the same step
         if anyone_stopped:
             raise Stopped
         if anyone_short:  # and what the failed micro batch had computed is gone with the error
@@ -137,7 +137,7 @@ def _backward(
     for index, batch in enumerate(batches):
         if ranks.stop():
             raise Stopped
-        torch.manual_seed(dropout_seed(*seeds, ranks.rank + index * ranks.size))
+        torch.manual_seed(dropout_seed(*seeds, ranks.mesh.data.index + index * ranks.mesh.data.size))
         draw(model, batch.keys_A, batch.needed_S, seeds)
         with precision.autocast():
             part = nll_sum(model, batch) / num_targets
@@ -151,8 +151,7 @@ def _summed(loss: Tensor, optimizer: torch.optim.Optimizer, precision: Precision
     ranks = precision.ranks
     ranks.sum_gradients(trained_parameters(optimizer))  # before they are unscaled: what overflowed on one rank is infinite on all
     precision.scaler.unscale_(optimizer)
-    gradients: list[Tensor] = [parameter.grad for parameter in trained_parameters(optimizer) if parameter.grad is not None]
-    norm = get_total_norm(gradients)
+    norm = ranks.norm(trained_parameters(optimizer))
     loss_value, norm_value = torch.stack([loss, norm]).tolist()  # the step's only sync: it decides on the update, and both are logged
     (loss_sum,) = ranks.sum([loss_value])
     return loss_sum, norm_value

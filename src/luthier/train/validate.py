@@ -34,9 +34,9 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
                 break
             total += nll_sum(model, batch)
     model.train(training)
-    summed, anyone_stopped = ranks.sum([total.item(), stopped])  # .item(): once per validation, whose loss is logged
-    if anyone_stopped:
+    if any(ranks.any([stopped])):
         raise Stopped
+    (summed,) = ranks.sum([total.item()])  # .item(): once per validation, whose loss is logged
     num_targets = int(rows.num_supervised.sum())
     return ValidationRecord(loss=summed / num_targets, num_tokens=int(rows.lengths.sum()), num_targets=num_targets)
 

@@ -9,7 +9,7 @@ from luthier.core.finding import Change, Finding
 from luthier.core.hardware import Gpu, Hardware
 from luthier.plan.check import check
 from luthier.plan.check.case import Case
-from luthier.plan.layout import Place, Task, choose, devices_of, place_of, remedies
+from luthier.plan.layout import Place, Task, choose, layout_of, place_of, remedies
 from luthier.plan.shape import known_config, shape_of
 from luthier.plan.speed import Range, Rate, estimate
 from luthier.plan.stated import StatedWorkload
@@ -150,7 +150,7 @@ def _written(change: Change) -> str:
 
 
 def _place(recipe: Recipe, world: World) -> Place:
-    place = place_of(recipe.launch.gpu, world.host, devices_of(recipe))
+    place = place_of(recipe.launch.gpu, world.host, layout_of(recipe).devices)
     free = place.free_bytes if world.device_free == "all" else world.device_free
     if recipe.launch.gpu == "here" and not world.host.gpus:
         free = place.device.memory_bytes if world.device_free == "all" else world.device_free
