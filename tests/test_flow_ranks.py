@@ -82,6 +82,29 @@ def test_the_command_trains_on_two_ranks_and_shows_what_the_first_says(home: Pat
     assert not run.pid.exists()
 
 
+def test_two_ranks_give_the_answers_of_one_row_for_row(home: Path) -> None:
+    recipe = home / "recipe.yaml"
+    recipe.write_text(RECIPE + "evaluation: {tasks: [{name: sounds, split: train, max_new_tokens: 8}]}\n")
+    reports = []
+    for words in ([], ["parallel: {data: 2}\n"]):
+        recipe.write_text("".join([recipe.read_text(), *words]))
+        process = luthier(home, "evaluate", "demo", "--recipe", "recipe.yaml", "--json")
+        out, err = ended(process)
+        assert process.returncode == 0, err
+        assert "evaluate sounds" in err
+        reports.append(flow.kept_report(home / "runs" / "evaluations" / "demo"))
+        assert not (home / "runs" / "evaluations" / "demo" / "ranks").exists()
+    alone, together = reports
+    assert len(alone.predictions["sounds"]) == 19
+    times = {"seconds"}
+    assert [row.model_dump(exclude=times) for row in together.predictions["sounds"]] == [
+        row.model_dump(exclude=times) for row in alone.predictions["sounds"]
+    ]
+    assert alone.scores.loss and together.scores.loss
+    assert together.scores.loss.value == pytest.approx(alone.scores.loss.value, rel=1e-6)
+    assert together.scores.latency and len(together.scores.latency.rows) == 16
+
+
 @pytest.mark.slow
 def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["training.max_steps=80", "checkpoints.save_steps=5", "checkpoints.eval_steps=40"]

@@ -10,6 +10,7 @@ from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
 from luthier.evaluate.measure import latency_rows, measure_latency
 from luthier.evaluate.report import Latency, Loss, Report, Scores
+from luthier.evaluate.shared import SharedCompleter
 from luthier.evaluate.task import evaluate_task
 from luthier.model.adapt import check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
@@ -17,6 +18,7 @@ from luthier.model.load import load_model, resolve_device, resolve_dtype
 from luthier.model.peak import peak_memory
 from luthier.recipe.schema import Model, Recipe
 from luthier.runs.workload import MicroBatchSize
+from luthier.train.ranks import ALONE, Ranks
 from luthier.train.step import Precision
 from luthier.train.validate import validation_loss
 
@@ -33,8 +35,11 @@ class Subject:
     """None, or the folder of one."""
 
 
-def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> Report:
-    """Scores and predictions of the subject on the recipe's tasks over the prepared rows."""
+def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Progress, ranks: Ranks = ALONE) -> Report:
+    """Scores and predictions of the subject on the recipe's tasks over the prepared rows.
+
+    Several ranks divide the rows; every one returns the same but for latency and memory, which the first measures, the others waiting.
+    """
     tokenizer = load_tokenizer(subject.model)
     for adapter in subject.adapters:
         check_provenance(adapter, subject.model, tokenizer)
@@ -45,12 +50,13 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
         for adapter in subject.adapters:
             model = load_adapter(model, adapter)
         completer = LocalCompleter(model, tokenizer)
-        loss = _validation_loss(model, prepared, Precision.of(dtype, device))
+        answering = SharedCompleter(own=completer, ranks=ranks) if ranks.size > 1 else completer
+        loss = _validation_loss(model, prepared, Precision.of(dtype, device, ranks))
         results = {
-            task.name: evaluate_task(task, prepared.examples(task.split), completer, recipe.seed, progress)
+            task.name: evaluate_task(task, prepared.examples(task.split), answering, recipe.seed, progress)
             for task in recipe.evaluation.tasks
         }
-        latency = _latency(recipe, prepared, completer, progress)
+        latency = _latency(recipe, prepared, completer, progress) if ranks.first else None
     seconds = sum(result.seconds for result in results.values())
     scores = Scores(
         subject=subject.name,

@@ -15,6 +15,7 @@ from luthier.core import files
 from luthier.core.errors import PlanRefused, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, stated
 from luthier.flow.training import train_here, train_in_ranks, train_rank
@@ -42,6 +43,7 @@ __all__ = [
     "demo",
     "doctor",
     "evaluate",
+    "evaluate_rank",
     "init",
     "inspect",
     "keep_plan",
@@ -245,10 +247,8 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
 
 
 def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
-    from luthier.evaluate.run import evaluate as run_evaluation
-
     progress.say(f"evaluating {subject.name}")
-    report = run_evaluation(subject, recipe, prepare(recipe, progress), progress)
+    report = evaluated(subject, recipe, prepare(recipe, progress), folder, progress)
     report.write(folder)
     return Evaluated(folder=folder, report=report)
 

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from luthier.core.progress import Advance, Progress, Silent, Told, follow
 from luthier.core.signals import Interrupted, ending_at_once
-from luthier.flow.planning import facts_of
+from luthier.flow.planning import SILENT, facts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,16 +47,16 @@ def train_in_ranks(run: RunFolder, planned: Plan, progress: Progress) -> None:
     from luthier.launch.group import run_group
 
     num_ranks, restarts = planned.setup.layout.devices, planned.facts.task.recipe.launch.restarts
-    command = rank_command(run, num_ranks, planned.facts.task.place.free_bytes)
-    with _shown(run.progress, progress):
+    command = rank_command("train", run, num_ranks, planned.facts.task.place.free_bytes)
+    with shown(run.progress, progress):
         ended = run_group(command, run, ranks=num_ranks, restarts=restarts, progress=progress)
     if ended.code:
         raise Interrupted(ended.code - 128)
 
 
-def rank_command(run: RunFolder, num_ranks: int, free_bytes: int) -> list[str]:
+def rank_command(verb: Literal["train", "evaluate"], run: RunFolder, num_ranks: int, free_bytes: int) -> list[str]:
     """What starts the ranks of a run on this machine, and becomes torchrun (`luthier.cli.rank`)."""
-    return [sys.executable, "-P", "-m", "luthier.cli.rank", str(run.path), str(free_bytes), str(num_ranks)]
+    return [sys.executable, "-P", "-m", "luthier.cli.rank", verb, str(run.path), str(free_bytes), str(num_ranks)]
 
 
 def train_rank(folder: Path, free_bytes: int) -> None:
@@ -95,7 +95,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
 
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
-    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, _Alive(heart))
+    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, Alive(heart))
     run_training(
         TrainingJob(
             plan=planned,
@@ -111,7 +111,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
 
 
 @contextmanager
-def _shown(path: Path, progress: Progress) -> Iterator[None]:
+def shown(path: Path, progress: Progress) -> Iterator[None]:
     """While it is open, what is told in the file is shown."""
     over = threading.Event()
     path.write_text("", encoding="utf-8")
@@ -138,19 +138,26 @@ def _lines(path: Path, over: threading.Event) -> Iterator[str]:
             over.wait(SECONDS_BETWEEN_LOOKS)
 
 
-class _Alive:
-    """Progress that is not shown, and says that the rank lives."""
+class Alive:
+    """Progress that also says, with each part, that the rank lives; shown elsewhere, or nowhere."""
 
-    def __init__(self, heart: Heart) -> None:
-        self._heart = heart
+    def __init__(self, heart: Heart, progress: Progress = SILENT) -> None:
+        self._heart, self._progress = heart, progress
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
         """A beat for each part."""
-        yield lambda done, text: self._heart.again()
+        with self._progress.task(name, total) as advance:
+
+            def beat(done: int, text: str) -> None:
+                self._heart.again()
+                advance(done, text)
+
+            yield beat
 
     def say(self, line: str) -> None:
-        """Says nothing."""
+        """Says it where the rest is shown."""
+        self._progress.say(line)
 
 
 def _validation_scores(

@@ -138,6 +138,19 @@ class Ranks:
         told: Value = json.loads(bytes(sent.numpy()))
         return told
 
+    def every(self, value: Value) -> list[Value]:
+        """All ranks' values, by rank, for all: anything that JSON can hold."""
+        if self.size == 1:
+            return [value]
+        text = json.dumps(value).encode()
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        with self.waiting():
+            dist.all_gather(lengths, torch.tensor([len(text)]))
+            longest = int(max(lengths))
+            sent = [torch.empty(longest, dtype=torch.uint8) for _ in range(self.size)]
+            dist.all_gather(sent, torch.frombuffer(bytearray(text.ljust(longest)), dtype=torch.uint8))
+        return [json.loads(bytes(each.numpy())) for each in sent]
+
 
 ALONE = Ranks(rank=0, size=1)
 """One process: nothing is sent."""

@@ -1,0 +1,92 @@
+"""Evaluation in this process, or in ranks that each have the whole model and answer their share of the rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from luthier.core import files
+from luthier.core.progress import Progress, Silent, Told
+from luthier.core.signals import Interrupted, ending_at_once
+from luthier.flow.training import Alive, rank_command, shown
+
+if TYPE_CHECKING:
+    from luthier.data.store import Prepared
+    from luthier.evaluate.report import Report
+    from luthier.evaluate.run import Subject
+    from luthier.recipe.schema import Recipe
+
+REQUEST, REPORT = "evaluation.json", "report"
+
+
+def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:
+    """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
+    from luthier.evaluate.run import evaluate
+
+    replicas = recipe.parallel.data
+    if replicas == "auto" or replicas == 1:
+        return evaluate(subject, recipe, prepared, progress)
+    return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
+
+
+def evaluate_rank(folder: Path) -> None:
+    """Answer, as one of the ranks that torchrun started, what the request in `folder` asks; rank 0 leaves the report."""
+    from luthier.data.store import Prepared
+    from luthier.evaluate.run import Subject, evaluate
+    from luthier.plan.setup import Layout
+    from luthier.recipe.schema import Model, Recipe
+    from luthier.runs.heartbeat import Heartbeat, listen
+    from luthier.runs.store import RunFolder, prepared_root
+    from luthier.train.ranks import join, part
+
+    rank = int(os.environ["RANK"])
+    run = RunFolder(folder, read_only=rank > 0)
+    listen(run, rank)
+    with ending_at_once(), Heartbeat(run, rank) as heart, run.progress.open("a", encoding="utf-8") as told:
+        heart.beat("scoring", 0)
+        ranks = join(Layout(data=int(os.environ["WORLD_SIZE"])), heart.waiting)
+        asked = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
+        subject = Subject(
+            name=asked["subject"],
+            model=Model.model_validate(asked["model"]),
+            adapters=tuple(Path(adapter) for adapter in asked["adapters"]),
+        )
+        progress = Alive(heart, Told(told) if ranks.first else Silent())
+        prepared = Prepared(prepared_root() / asked["prepared"])
+        report = evaluate(subject, Recipe.model_validate(asked["recipe"]), prepared, progress, ranks)
+        if ranks.first:
+            report.write(folder / REPORT)
+        part(ranks)
+
+
+def _request(subject: Subject, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    return {
+        "subject": subject.name,
+        "model": subject.model.model_dump(mode="json"),
+        "adapters": [str(adapter.absolute()) for adapter in subject.adapters],
+        "recipe": recipe.model_dump(mode="json"),
+        "prepared": prepared.summary.hash,
+    }
+
+
+def _in_ranks(request: dict[str, Any], place: Path, num_ranks: int, progress: Progress) -> Report:
+    from luthier.core.hardware import free_memory_bytes
+    from luthier.evaluate import report
+    from luthier.launch.group import run_group
+    from luthier.runs.store import RunFolder, alone
+
+    place.mkdir(parents=True, exist_ok=True)
+    run = RunFolder(place)
+    with alone(run):
+        files.write_json(place / REQUEST, request)
+        with shown(run.progress, progress):
+            command = rank_command("evaluate", run, num_ranks, free_memory_bytes())
+            ended = run_group(command, run, ranks=num_ranks, restarts=0, progress=progress)
+        if ended.code:
+            raise Interrupted(ended.code - 128)
+        made = report.read(place / REPORT)
+    shutil.rmtree(place)
+    return made
