@@ -1,0 +1,39 @@
+"""The model where its ranks hold it: parallelism is put on from outside, after the adapter and before the engine."""
+
+from dataclasses import dataclass
+
+from peft import PeftModel
+from torch import nn
+from transformers import PreTrainedModel
+
+from luthier.model.mesh import Mesh, Pieces
+from luthier.model.shard import shard
+from luthier.plan.setup import Layout
+
+Trained = dict[str, nn.Parameter]
+"""What this rank updates, by the names that the whole model has for it: parameters, or its pieces of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A model of which this rank holds its part; its `forward` and `backward` are called by all ranks that divide it, together."""
+
+    model: PreTrainedModel | PeftModel
+    trained: Trained
+    pieces: Pieces
+    """Of what is trained."""
+
+
+def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Placed:
+    """Leave of the model what this rank holds. Replicas that divide nothing (`shard: none`) hold all of it, and it stays as it is."""
+    placed = Placed(model=model, trained=trained_parameters(model), pieces={})
+    # tensor parallelism comes here, then the pipeline: what is left of the model is divided among the replicas
+    if layout.shard != "none" and mesh.data.size > 1:
+        trained, pieces = shard(placed.model, layout.shard, mesh, placed.pieces)
+        placed = Placed(model=placed.model, trained=trained, pieces=pieces)
+    return placed
+
+
+def trained_parameters(model: nn.Module) -> Trained:
+    """Every parameter that is trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
