@@ -25,6 +25,10 @@ ADVICE = {
 """What mends it, by the system's reason."""
 
 
+Digest = dict[str, int | str]
+"""`{bytes, sha256}` of a file."""
+
+
 class DiskError(RunError):
     """Something could not be written; what was there before still is."""
 
@@ -79,26 +83,56 @@ def replacing(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     Only after that the old folder goes. After an error, which may be `check`'s, nothing of the new one is left and `folder` is as it was.
     A crash may leave NAME.part, and NAME.old in place of `folder`: `put_back` is for that.
     """
-    part, old = _beside(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    part = begin(folder)
     try:
         yield part
         sync_folder(part)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            folder.rename(old)
-        part.rename(folder)
-        sync(folder.parent)
-        _drop_cached(folder)
+        take_place(folder)
         check(folder)
     except BaseException:
-        with suppress(OSError):
-            if not part.exists():
-                folder.rename(part)
-            put_back(folder)
-        shutil.rmtree(part, ignore_errors=True)
+        take_back(folder)
         raise
+    finish(folder)
+
+
+def begin(folder: Path) -> Path:
+    """An empty folder to fill, that is to take the place of another, in the steps of `replacing`."""
+    part, _ = _beside(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    return part
+
+
+def part_of(folder: Path) -> Path:
+    """What `begin` begins."""
+    part, _ = _beside(folder)
+    return part
+
+
+def take_place(folder: Path) -> None:
+    """Give what `begin` began, whose files are flushed, the name of `folder`, which goes on as NAME.old; the next reading is the disk's."""
+    part, old = _beside(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    part.rename(folder)
+    sync(folder.parent)
+    drop_cached(folder)
+
+
+def take_back(folder: Path) -> None:
+    """Leave `folder` as it was before `begin`."""
+    part, _ = _beside(folder)
+    with suppress(OSError):
+        if not part.exists():
+            folder.rename(part)
+        put_back(folder)
+    shutil.rmtree(part, ignore_errors=True)
+
+
+def finish(folder: Path) -> None:
+    """Remove what `folder` has taken the place of."""
+    _, old = _beside(folder)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -153,9 +187,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(folder: Path) -> dict[str, dict[str, int | str]]:
+def digest(path: Path) -> Digest:
+    """The file's size and sha256."""
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def digests(folder: Path) -> dict[str, Digest]:
     """`{name: {bytes, sha256}}` of what lies in a folder, by name."""
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    return {path.name: digest(path) for path in sorted(folder.iterdir())}
 
 
 def _beside(folder: Path) -> tuple[Path, Path]:
@@ -163,7 +202,7 @@ def _beside(folder: Path) -> tuple[Path, Path]:
     return folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
 
 
-def _drop_cached(folder: Path) -> None:
+def drop_cached(folder: Path) -> None:
     """Let the next reading come from the disk and not from memory, where the system can do that."""
     if sys.platform != "linux":
         return

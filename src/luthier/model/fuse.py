@@ -8,13 +8,14 @@ import weakref
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from peft import PeftModel
 from peft.tuners.lora import Linear as LoraLinear
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -42,6 +43,7 @@ SOFTMAX = {"full_attention", "sliding_attention", "chunked_attention"}
 WINDOWS = ("sliding_window", "attention_chunk_size")
 
 Held = Callable[[], Any]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,8 +116,10 @@ def _obstacle(base: PreTrainedModel, longest: int) -> str:
 def _patch(base: PreTrainedModel) -> tuple[Fusion, list[nn.Module]]:
     """Put fused functions where they are known, as a forward of the instance; what was done, and to which modules.
 
-    They hold their module weakly: a cycle would keep the model in memory after training.
+    They hold their module weakly: a cycle would keep the model in memory after training. Where replicas divide the weights, a layer has
+    them only while it is computed, and they are looked up in each call.
     """
+    undivided = not isinstance(base, FSDPModule)
     reasons: Counter[str] = Counter()
     patched: list[nn.Module] = []
     inside: set[nn.Module] = set()
@@ -126,18 +130,19 @@ def _patch(base: PreTrainedModel) -> tuple[Fusion, list[nn.Module]]:
         except Unfusable as reason:
             reasons[str(reason)] += 1
             continue
-        layer.forward = functools.partial(_layer, fused, weakref.ref(layer), layer is layers[-1])
+        found = functools.partial(_given, fused) if undivided else fused_layer
+        layer.forward = functools.partial(_layer, found, weakref.ref(layer), layer is layers[-1])
         patched.append(layer)
         inside.update(layer.modules())
     num_layers = len(patched)
     for module in base.modules():
         if isinstance(module, LoraLinear) and module not in inside:
             try:
-                group = Group(members=(member_of(module),))
+                group = _group_of(module)
             except Unfusable as reason:
                 reasons[str(reason)] += 1
                 continue
-            module.forward = functools.partial(_linear, group, weakref.ref(module))
+            module.forward = functools.partial(_linear, functools.partial(_given, group) if undivided else _group_of, weakref.ref(module))
             patched.append(module)
     told = tuple(f"{number} × {reason}" for reason, number in reasons.items())
     if base.device.type == "cpu" and native().library is None:
@@ -145,8 +150,20 @@ def _patch(base: PreTrainedModel) -> tuple[Fusion, list[nn.Module]]:
     return Fusion(packs=True, num_layers=num_layers, num_linear=len(patched) - num_layers, reasons=told), patched
 
 
+def _given(found: Found, _: nn.Module) -> Found:
+    """What was found once."""
+    return found
+
+
+def _group_of(layer: nn.Module) -> Group:
+    return Group(members=(member_of(layer),))
+
+
 def _layer(
-    fused: FusedLayer, held: Held, last: bool, hidden_BTD: Tensor, tree: Tree | None = None, needed_S: Tensor | None = None, **options: Any
+    found: Callable[[Any], FusedLayer],
+    held: Held,
+    last: bool,
+    hidden_BTD: Tensor, tree: Tree | None = None, needed_S: Tensor | None = None, **options: Any
 ) -> Tensor:
     """A decoder layer's forward: fused for a pack; its own otherwise, as in generation, or where adapters are switched off or merged.
 
@@ -156,6 +173,7 @@ def _layer(
     if tree is None or any(module.disable_adapters or module.merged for module in layer.modules() if isinstance(module, LoraLinear)):
         plain: Tensor = type(layer).forward(layer, hidden_BTD, **options if tree is None else {**options, "tree": tree})
         return plain
+    fused = found(layer)
     cos_Td2, sin_Td2 = (whole_1Td[0].chunk(2, dim=-1)[0].float().contiguous() for whole_1Td in options["position_embeddings"])
     inputs = (hidden_BTD[0], Angles(cos_Td2=cos_Td2, sin_Td2=sin_Td2), tree, needed_S if last else None)
     if layer.gradient_checkpointing and layer.training:  # which transformers does inside the forward that this one stands for
@@ -164,9 +182,10 @@ def _layer(
     return fused(*inputs)[None]
 
 
-def _linear(group: Group, held: Held, x: Tensor, *args: Any, **options: Any) -> Tensor:
+def _linear(found: Callable[[Any], Group], held: Held, x: Tensor, *args: Any, **options: Any) -> Tensor:
     """An adapted linear layer's forward: fused, unless the adapter is switched off or sees other tokens than its dropout knows."""
     layer = held()
+    group = found(layer)
     weight_OD, adapter = group.members[0].weight_OD, group.members[0].adapter
     flat = x.reshape(-1, x.shape[-1]).contiguous()  # a transposed input may still be a view
     dropout = adapter.dropout if adapter and layer.training else None

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from luthier.model.adapt import base_of
 from luthier.model.pointwise import cross_entropy_
+from luthier.model.shard import class_of
 
 CHUNK_BYTES = 64 << 20
 """Of logits at once. 64 MiB of 2 bytes are 1,048 rows of 32,000, or 220 of 152,000: enough for the product to run at its full rate."""
@@ -26,8 +27,14 @@ PLAIN = {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma"}
 class Halves:
     """A causal model cut before its head."""
 
+    base: nn.Module
     decoder: nn.Module
-    weight_VD: Tensor
+    head: nn.Linear
+
+    @property
+    def weight_VD(self) -> Tensor:
+        """The head's, as it is now: where replicas divide it, it is whole only within the base."""
+        return self.head.weight
 
 
 def halves(model: nn.Module) -> Halves | None:
@@ -36,10 +43,10 @@ def halves(model: nn.Module) -> Halves | None:
         return None
     base = base_of(model)
     head = base.get_output_embeddings()
-    known = type(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
+    known = class_of(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
     if not known or type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None
-    return Halves(decoder=base.get_decoder(), weight_VD=head.weight)
+    return Halves(base=base, decoder=base.get_decoder(), head=head)
 
 
 def nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:

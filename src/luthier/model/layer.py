@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from luthier.model.attention import Heads, Tree, Unfusable, attend, attend_backward, by_node, stacked
 from luthier.model.lora import Gate, Group, Norm, Nothing, member_of
 from luthier.model.pointwise import Activation, Angles, HeadNorm, rotate, rotate_backward
+from luthier.model.shard import class_of
 
 ACTIVATIONS: dict[str, Activation] = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 """transformers' names for the activations that the gate kernel has."""
@@ -144,7 +145,7 @@ FAMILIES = {
 
 def fused_layer(layer: Any) -> FusedLayer:
     """The functions for a layer of one of the FAMILIES; raises Unfusable for another, or where a linear layer in it cannot be."""
-    name = f"{type(layer).__module__}.{type(layer).__qualname__}"
+    name = f"{class_of(layer).__module__}.{class_of(layer).__qualname__}"
     if name not in FAMILIES:
         raise Unfusable(f"{type(layer).__name__} is not a layer that the fused functions know")
     family, attention = FAMILIES[name], layer.self_attn

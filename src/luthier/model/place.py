@@ -26,7 +26,7 @@ class Placed:
 
 def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Placed:
     """Leave of the model what this rank holds. Replicas that divide nothing (`shard: none`) hold all of it, and it stays as it is."""
-    placed = Placed(model=model, trained=trained_parameters(model), pieces={})
+    placed = Placed(model=model, trained=trained_of(model), pieces={})
     # tensor parallelism comes here, then the pipeline: what is left of the model is divided among the replicas
     if layout.shard != "none" and mesh.data.size > 1:
         trained, pieces = shard(placed.model, layout.shard, mesh, placed.pieces)
@@ -34,6 +34,6 @@ def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Pla
     return placed
 
 
-def trained_parameters(model: nn.Module) -> Trained:
-    """Every parameter that is trained, by name."""
+def trained_of(model: nn.Module) -> Trained:
+    """Every parameter of an undivided model that is trained, by name."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

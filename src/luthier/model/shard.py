@@ -1,11 +1,16 @@
-"""Replicas that divide what they would all hold: FSDP2, layer by layer (arXiv:1910.02054, 2304.11277).
+"""Replicas that divide what they would all hold: torch's FSDP2, layer by layer (ZeRO, arXiv:1910.02054; FSDP, 2304.11277).
 
-zero2   gradients and optimizer state are divided; weights are whole while a micro batch is computed, frozen ones always
-zero3   weights are divided too, and a layer's are put together while it is computed
+zero2   Gradients and optimizer state are divided. What is trained is whole from a micro batch's forward to its backward; frozen weights always.
+zero3   Frozen weights are divided too, and a layer's are put together while it is computed: in the forward pass and again in the backward.
+
+A model's parameters are FSDP's while it is computed; the loop has what this rank updates, plain tensors that share their memory with FSDP's,
+and gets their gradients after each micro batch, summed over the replicas.
 """
 
+import types
+import warnings
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from peft import PeftModel
@@ -16,35 +21,73 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.model.adapt import base_of
-from luthier.model.mesh import Mesh, Piece, Pieces
+from luthier.model.mesh import Axis, Mesh, Piece, Pieces
 
-WITHIN = "within"
+Value = TypeVar("Value")
 
 
 def shard(
     model: PreTrainedModel | PeftModel, how: Literal["zero2", "zero3"], mesh: Mesh, pieces: Pieces
-) -> tuple[dict[str, nn.Parameter], Pieces]:
-    """Divide a model among the replicas; what of each trained parameter this rank updates. `pieces` are those divided otherwise before."""
-    assert mesh.devices is not None
-    base, devices = base_of(model), mesh.devices["data"]
+) -> tuple[dict[str, nn.Parameter], dict[Tensor, Piece]]:
+    """Divide a model among the replicas; what this rank updates, by name, and which pieces those are. `pieces` are what it held before."""
+    base = base_of(model)
+    whole = {name: (parameter.shape, pieces.get(parameter)) for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = {parameter for parameter in model.parameters() if how == "zero2" and not parameter.requires_grad}
-    before = {name: (parameter, pieces.get(parameter)) for name, parameter in model.named_parameters() if parameter.requires_grad}
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in (*layers, base):
-        fully_shard(
+        divided = fully_shard(
             module,
-            mesh=devices,
+            mesh=cast(Any, mesh.devices)["data"],
             reshard_after_forward=how == "zero3",
-            shard_placement_fn=lambda parameter: Shard(_dimension(parameter, mesh.data.size)),
+            shard_placement_fn=lambda parameter: Shard(_dimension(parameter.shape, mesh.data)),
             ignored_params=kept,
         )
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.set_gradient_divide_factor(1.0)
-            module.set_force_sum_reduction_for_comms(True)
-    return {}, {}
+        divided.set_gradient_divide_factor(1.0)  # the loss is already divided by the count of all ranks
+        divided.set_force_sum_reduction_for_comms(True)  # gloo has no other
+    base.within = types.MethodType(lambda _, compute: compute(), base)
+    register_fsdp_forward_method(base, "within")
+    # A fused layer's output is a view, which nobody writes to
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+    parameters = {name: cast(DTensor, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {name: _local(parameter) for name, parameter in parameters.items()}
+    return trained, {trained[name]: _piece(shape, before, mesh.data) for name, (shape, before) in whole.items()}
 
 
-def _dimension(parameter: Tensor, replicas: int) -> int:
-    """The first that replicas can divide evenly, or else the first of all."""
-    return next((dimension for dimension, size in enumerate(parameter.shape) if size % replicas == 0), 0)
+def within(base: nn.Module, compute: Callable[[], Value]) -> Value:
+    """compute(), which goes past the forward of `base` to parts of it, while the weights that belong to no layer are whole."""
+    if not isinstance(base, FSDPModule):
+        return compute()
+    computed: Value = cast(Any, base).within(compute)
+    return computed
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """Its class, under the one that FSDP makes of it."""
+    return type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
+
+
+def _local(parameter: DTensor) -> nn.Parameter:
+    """This rank's piece in the same memory; its gradient comes to it after each backward pass."""
+    local = nn.Parameter(parameter.detach().to_local())
+
+    def take(_: Tensor) -> None:
+        gradient = cast(DTensor, parameter.grad).to_local()
+        local.grad = gradient if local.grad is None else local.grad.add_(gradient)
+        parameter.grad = None
+
+    parameter.register_post_accumulate_grad_hook(take)
+    return local
+
+
+def _dimension(shape: torch.Size, data: Axis) -> int:
+    """The first that replicas can divide evenly, or else the first of all, of which the last ranks get less, or nothing."""
+    return next((dimension for dimension, size in enumerate(shape) if size % data.size == 0), 0)
+
+
+def _piece(shape: torch.Size, before: Piece | None, data: Axis) -> Piece:
+    """Of a parameter that had this shape on this rank, and there may have been a piece itself."""
+    dimension = _dimension(shape, data)
+    begin = min(shape[dimension], data.index * -(-shape[dimension] // data.size))  # as torch.chunk divides
+    before = before or Piece(shape=tuple(shape), offsets=(0,) * len(shape))
+    offsets = tuple(offset + begin * (axis == dimension) for axis, offset in enumerate(before.offsets))
+    return Piece(shape=before.shape, offsets=offsets, divided=before.divided | {"data"}, partial=before.partial)

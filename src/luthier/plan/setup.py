@@ -30,6 +30,11 @@ class Layout:
         """In all."""
         return self.data * self.tensor * self.pipeline
 
+    @property
+    def divided(self) -> bool:
+        """Whether a device holds less than the whole of what is trained."""
+        return self.tensor * self.pipeline > 1 or (self.shard != "none" and self.data > 1)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:

@@ -1,7 +1,7 @@
 """Micro batches: rows side by side, padded, or as one pack.  B = rows, T = positions, A = B·T, N = targets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -69,6 +69,13 @@ def micro_batches(rows: TokenRows, indices: Indices, size: MicroBatchSize, devic
     packed = trees if size.packing == "tree" else bins
     packs = packed([rows[int(index)] for index in indices], indices.tolist(), size.tokens)
     return [of_pack(pack, device) for pack in sorted(packs, key=lambda pack: -len(pack.ids_T))]
+
+
+def nothing(size: MicroBatchSize, device: torch.device) -> MicroBatch:
+    """Two tokens of which none counts: what is left to compute where a rank has no rows, and others wait for it in every layer."""
+    row = TokenRow(ids=np.zeros(2, np.int32), supervised=np.array([False, True]))
+    batch = collate([row], [0], device) if size.packing == "off" else of_pack(*bins([row], [0], len(row)), device)
+    return replace(batch, counts_N=torch.zeros_like(batch.counts_N), num_tokens=0, num_targets=0)
 
 
 def of_pack(pack: Pack, device: torch.device) -> MicroBatch:

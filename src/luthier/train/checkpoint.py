@@ -10,12 +10,13 @@ Beside them may lie NAME.part and NAME.old, which a save that was killed left, a
 """
 
 import errno
+import functools
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +24,18 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from luthier.core import files, jsonl
 from luthier.core.errors import NonFiniteError, RunError
-from luthier.core.files import DiskError
+from luthier.core.files import Digest, DiskError
 from luthier.core.progress import Progress, Silent
+from luthier.model.place import Trained
 from luthier.runs.store import RunFolder
-from luthier.train.ranks import Ranks
+from luthier.train.contents import Contents, load_optimizer, load_weights, names_among
+from luthier.train.ranks import ALONE, Ranks
 
-WEIGHTS, OPTIMIZER, STATE, MANIFEST = "adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
-MOMENTS = {"exp_avg", "exp_avg_sq"}
-CONTENT = {WEIGHTS, OPTIMIZER, STATE}
+STATE, MANIFEST = "state.json", "manifest.json"
+Acting = Callable[[], AbstractContextManager[None]]
 UNSOUND = "look for faults of the disk and of memory (the system's log, smartctl, memtest); the same command goes on elsewhere"
 OTHER_VERSION = "finish the run with the version of Luthier that began it, or give it another name"
 SILENT = Silent()
@@ -87,40 +87,70 @@ class State:
         return TypeAdapter(cls).validate_json(text, strict=True)
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Every trained parameter by name."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def check_finite(model: nn.Module, where: str) -> None:
+def check_finite(trained: Trained, where: str) -> None:
     """Raise NonFiniteError where a trained weight is not a finite number."""
-    bad = [name for name, weight in trained_weights(model).items() if not weight.isfinite().all()]
+    bad = [name for name, weight in trained.items() if not weight.detach().isfinite().all()]
     if bad:
         change = "nothing was saved; lower training.learning_rate and start again from an earlier checkpoint"
         raise NonFiniteError(f"{len(bad)} trained weights are not finite, first {bad[0]}", where=where, change=change)
 
 
-def save(run: RunFolder, state: State, model: nn.Module, optimizer: torch.optim.Optimizer, *, keep: int) -> Path:
+def save(
+    run: RunFolder, state: State, trained: Trained, optimizer: torch.optim.Optimizer, *, keep: int, ranks: Ranks = ALONE
+) -> Path:
     """Write the checkpoint of `state.step`, read it back from the disk, point at it, and only then remove what is no longer kept.
 
     Raises DiskError where it cannot be written, NonFiniteError where it should not; the checkpoints before it stay as they are.
     """
-    check_finite(model, f"step {state.step}")
-    folder = run.checkpoint(state.step)
-    weights, moments = trained_weights(model), _optimizer_tensors(model, optimizer)
-    num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
-    with writing(f"a checkpoint of {num_bytes / 1e9:.3g} GB", folder):
-        for lines in (run.metrics, run.events):  # no power cut shall leave a checkpoint without the lines that led to it
-            if lines.exists():
-                files.sync(lines)
-        with files.replacing(folder, check=_check_written) as part:
-            save_file({name: weight.contiguous() for name, weight in weights.items()}, part / WEIGHTS)
-            save_file(moments, part / OPTIMIZER)
-            files.write_json(part / STATE, asdict(state))
-            files.write_json(part / MANIFEST, _manifest(run, state.step, part))
-        _point(run, state)
-        _retire(run, state, keep)
+    with ranks.agreeing():
+        check_finite(trained, f"step {state.step}")
+    folder, contents = run.checkpoint(state.step), Contents.of(trained, optimizer, ranks)
+    acting = functools.partial(_acting, ranks, f"a checkpoint of {contents.num_bytes / 1e9:.3g} GB", folder)
+    with acting():
+        if ranks.first:
+            for lines in (run.metrics, run.events):  # no power cut shall leave a checkpoint without the lines that led to it
+                if lines.exists():
+                    files.sync(lines)
+            files.begin(folder)
+    try:
+        _fill(run, state, contents, acting, ranks)
+    except BaseException:
+        if ranks.first:
+            files.take_back(folder)
+        raise
+    with acting():
+        if ranks.first:
+            files.finish(folder)
+            _point(run, state)
+            _retire(run, state, keep)
     return folder
+
+
+def _fill(run: RunFolder, state: State, contents: Contents, acting: Acting, ranks: Ranks) -> None:
+    """What all ranks do for one checkpoint between its folder's beginning and its end."""
+    folder = run.checkpoint(state.step)
+    part = files.part_of(folder)
+    digests: dict[str, Digest] = {}
+    with acting():
+        contents.write(part)
+        digests = {name: files.digest(part / name) for name in contents.names}
+    digests = {name: digest for told in ranks.every(digests) for name, digest in told.items()}
+    with acting():
+        if ranks.first:
+            files.write_json(part / STATE, asdict(state))
+            digests[STATE] = files.digest(part / STATE)
+            files.write_json(part / MANIFEST, _manifest(run, state.step, digests))
+            files.sync_folder(part)
+            files.take_place(folder)
+    with acting():
+        _check_written(run, state.step, (*contents.names, *((STATE,) if ranks.first else ())))
+
+
+@contextmanager
+def _acting(ranks: Ranks, what: str, folder: Path) -> Iterator[None]:
+    """A block of every rank's; what cannot be written by one is a DiskError of all."""
+    with ranks.agreeing(), writing(what, folder):
+        yield
 
 
 @contextmanager
@@ -134,37 +164,52 @@ def writing(what: str, folder: Path) -> Iterator[None]:
             raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error
 
 
-def resume(run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT) -> State:
+def resume(
+    run: RunFolder, trained: Trained, optimizer: torch.optim.Optimizer, progress: Progress = SILENT, *, ranks: Ranks = ALONE
+) -> State:
     """Load the newest checkpoint that is whole and forget what was recorded after it; State() where there is none.
 
     A damaged one is set aside and passed over for the one before, which events.jsonl says; so are damaged lines of metrics.jsonl. Raises
     RunError where a whole one is of another model, or may not be read.
     """
-    with files.told("the run folder", run.path):
-        for old in run.checkpoints.glob("*.old"):
-            files.put_back(old.with_suffix(""))
-    state = restore(run, model, optimizer, progress)
-    with files.told("the run folder", run.path):
-        _sweep(run)
-        if state.step:
-            _point(run, state)
-        _forget_after(run, state)
+    if ranks.first:
+        with files.told("the run folder", run.path):
+            for old in run.checkpoints.glob("*.old"):
+                files.put_back(old.with_suffix(""))
+    state = restore(run, trained, optimizer, progress, ranks=ranks)
+    if ranks.first:
+        with files.told("the run folder", run.path):
+            _sweep(run)
+            if state.step:
+                _point(run, state)
+            _forget_after(run, state)
     return state
 
 
 def restore(
-    run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress = SILENT, *, before_skips: bool = False
+    run: RunFolder,
+    trained: Trained,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress = SILENT,
+    *,
+    before_skips: bool = False,
+    ranks: Ranks = ALONE,
 ) -> State:
     """Load the newest checkpoint that is whole; State(), and nothing is loaded, where there is none. A damaged one is set aside.
 
-    `before_skips` passes over those of steps that were skipped, whose weights are those of now.
+    `before_skips` passes over those of steps that were skipped, whose weights are those of now. Rank 0 chooses for all.
     """
+    state = State.of_json(ranks.same(json.dumps(asdict(_newest(run, progress, before_skips=before_skips)) if ranks.first else "")))
+    if state.step:
+        load(run.checkpoint(state.step), trained, optimizer, ranks)
+    return state
+
+
+def _newest(run: RunFolder, progress: Progress, *, before_skips: bool) -> State:
     for folder in _whole(run, progress):
         state = State.read(folder / STATE)
         if not (before_skips and state.skipped):
-            state = _whole_best(run, state, progress)
-            load(folder, model, optimizer)
-            return state
+            return _whole_best(run, state, progress)
     return State()
 
 
@@ -182,57 +227,42 @@ def _whole(run: RunFolder, progress: Progress) -> Iterator[Path]:
                 break
 
 
-def shared(ranks: Ranks, run: RunFolder, model: nn.Module, optimizer: torch.optim.Optimizer, choose: Callable[[], State]) -> State:
-    """The state of the checkpoint that rank 0 chooses and loads, for all ranks: the others load the same."""
-    if ranks.size == 1:
-        return choose()
-    state = State.of_json(ranks.same(json.dumps(asdict(choose())) if ranks.first else ""))
-    if state.step and not ranks.first:
-        load(run.checkpoint(state.step), model, optimizer)
-    return state
-
-
 def verify(folder: Path) -> None:
     """Raise Damaged unless a checkpoint is, to the byte, what `save` wrote for this run and step; RunError where it may not be read."""
     try:
         written = (folder / MANIFEST).read_bytes()
-        found = _manifest(RunFolder(folder.parents[1]), _step_of(folder), folder)
+        digests = {name: digest for name, digest in files.digests(folder).items() if name != MANIFEST}
+        found = _manifest(RunFolder(folder.parents[1]), _step_of(folder), digests)
     except OSError as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError) or error.errno == errno.EIO:
             raise Damaged(f"it cannot be read: {error.strerror}: {Path(error.filename or folder).name}", where=str(folder)) from error
         change = "let the user who trains read it, then the same command goes on"
         raise RunError(f"a checkpoint cannot be read: {error.strerror}", where=str(folder), change=change) from error
-    if found["files"].keys() != CONTENT or written != files.json_text(found).encode():
+    if digests.keys() != _content(digests) or written != files.json_text(found).encode():
         raise Damaged(_difference(written, found), where=str(folder))
 
 
-def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Copy a checkpoint's weights into the model, and its optimizer's state into the optimizer."""
-    load_weights(folder, model)
-    _load_optimizer(folder, model, optimizer)
+def load(folder: Path, trained: Trained, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE) -> None:
+    """Copy what this rank holds of a checkpoint's weights and its optimizer's state to where it belongs, whichever ranks wrote it."""
+    load_weights(folder, trained, ranks)
+    load_optimizer(folder, trained, optimizer, ranks)
 
 
-def load_weights(folder: Path, model: nn.Module) -> None:
-    """Copy a checkpoint's weights into the model."""
-    saved = _tensors(folder / WEIGHTS)
-    own = trained_weights(model)
-    if {name: weight.shape for name, weight in saved.items()} != {name: weight.shape for name, weight in own.items()}:
-        raise RunError("the checkpoint was made of another model or adapter", where=str(folder), change="give the run another name")
-    for name, weight in own.items():
-        weight.copy_(saved[name])
+def _manifest(run: RunFolder, step: int, digests: Mapping[str, Digest]) -> dict[str, Any]:
+    """What a manifest says, or should say, of these files."""
+    return {"run": run.identity, "step": step, "files": dict(sorted(digests.items()))}
 
 
-def _manifest(run: RunFolder, step: int, folder: Path) -> dict[str, Any]:
-    """What a manifest says, or should say, of a folder as it lies there."""
-    content = {name: digest for name, digest in files.digests(folder).items() if name != MANIFEST}
-    return {"run": run.identity, "step": step, "files": content}
+def _content(names: Iterable[str]) -> set[str]:
+    """The files that a checkpoint has beside its manifest, some of whose names these are."""
+    return {*names_among(names), STATE}
 
 
 def _difference(written: bytes, found: Mapping[str, Any]) -> str:
     """Why a manifest is not that of what was found, in words."""
-    names = found["files"].keys()
-    for name in sorted(names ^ CONTENT):
-        return f"{name} is missing" if name in CONTENT else f"{name} does not belong to it"
+    names, content = found["files"].keys(), _content(found["files"])
+    for name in sorted(names ^ content):
+        return f"{name} is missing" if name in content else f"{name} does not belong to it"
     try:
         said = json.loads(written)
         for key in ("run", "step"):
@@ -248,42 +278,19 @@ def _difference(written: bytes, found: Mapping[str, Any]) -> str:
     return f"{MANIFEST} is not what was written"
 
 
-def _check_written(folder: Path) -> None:
+def _check_written(run: RunFolder, step: int, names: Iterable[str]) -> None:
+    """Raise DiskError unless what this rank wrote, and what the manifest says of it, is what the disk holds."""
+    folder = run.checkpoint(step)
+    files.drop_cached(folder)
+    written = (folder / MANIFEST).read_bytes()
     try:
-        verify(folder)
-    except Damaged as damage:
-        raise DiskError(f"a checkpoint was written, and reads back otherwise: {damage.what}", where=str(folder), change=UNSOUND) from damage
-
-
-def _tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except SafetensorError as error:  # its sha256 was right: Luthier did not write it
-        raise RunError(f"not a safetensors file: {error}", where=str(path), change="give the run another name") from error
-    return tensors
-
-
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {f"{key}/{names[parameter]}": value for parameter, values in optimizer.state.items() for key, value in values.items()}
-
-
-def _load_optimizer(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    values: dict[str, dict[str, Tensor]] = {}
-    for entry, tensor in _tensors(folder / OPTIMIZER).items():
-        key, _, name = entry.partition("/")
-        values.setdefault(name, {})[key] = tensor.clone()  # load_file maps the file, which is to go one day
-    names = {parameter: name for name, parameter in model.named_parameters()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    shapes = {name: parameter.shape for parameter, name in names.items()}
-    fitting = all(
-        tensors.keys() == MOMENTS | {"step"} and all(tensors[key].shape == shapes.get(name) for key in MOMENTS)
-        for name, tensors in values.items()
-    )
-    if not fitting or not values.keys() <= set(order):
-        raise RunError("the optimizer's state is of another model or adapter", where=str(folder), change="give the run another name")
-    state = {index: values[name] for index, name in enumerate(order) if name in values}
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        said: Mapping[str, Digest] = json.loads(written)["files"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        said = {}
+    found = _manifest(run, step, {**said, **{name: files.digest(folder / name) for name in names}})
+    if written != files.json_text(found).encode():
+        what = f"a checkpoint was written, and reads back otherwise: {_difference(written, found)}"
+        raise DiskError(what, where=str(folder), change=UNSOUND)
 
 
 def _step_of(folder: Path) -> int:

@@ -14,6 +14,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_order
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
+from luthier.model.place import Trained
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.heartbeat import Heart
@@ -27,7 +28,7 @@ from luthier.train.host import release_freed_memory
 from luthier.train.optim import rate_at, set_rate
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, train_step
+from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, evened, train_step
 from luthier.train.validate import validation_loss
 
 MOST_SKIPPED = 3
@@ -43,6 +44,7 @@ class Loop:
     batches: Ahead
     validation_rows: TokenRows
     model: nn.Module
+    trained: Trained
     optimizer: torch.optim.Optimizer
     precision: Precision
     micro_batch: MicroBatchSize
@@ -120,6 +122,7 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
     rows, batches = loop.batches.take(step)
+    batches = evened(batches, loop.micro_batch, loop.precision)
     data_seconds = watch.seconds
     done = train_step(
         loop.model,
@@ -146,12 +149,8 @@ def _skip(loop: Loop, state: State, error: NonFiniteError) -> State:
     if state.skipped <= MOST_SKIPPED:
         loop.progress.say(f"skipped: {error}")
         return state
-    parts = (loop.folder, loop.model, loop.optimizer)
-    earlier = (
-        State()
-        if state.rolled_back
-        else checkpoint.shared(loop.ranks, *parts, lambda: checkpoint.restore(*parts, loop.progress, before_skips=True))
-    )
+    parts = (loop.folder, loop.trained, loop.optimizer, loop.progress)
+    earlier = State() if state.rolled_back else checkpoint.restore(*parts, before_skips=True, ranks=loop.ranks)
     if not earlier.step:
         raise error
     loop.folder.event("rolled_back", step=state.step, to=earlier.step)
@@ -216,13 +215,12 @@ def _scores(loop: Loop) -> dict[str, float]:
 
 def _save(loop: Loop, state: State, saved: _Saved) -> _Saved:
     """Write a checkpoint; where the disk does not take it and the recipe says `continue`, warn and wait for the next."""
-    if not loop.ranks.first:  # it has what all have, and they wait for it in the next step
-        return _Saved(of=state)
     began = time.perf_counter()
     loop.heart.beat("saving", state.step)
     state = replace(state, scaler=loop.precision.scaler.state_dict())
     try:
-        path = checkpoint.save(loop.folder, state, loop.model, loop.optimizer, keep=loop.recipe.checkpoints.keep)
+        keep = loop.recipe.checkpoints.keep
+        path = checkpoint.save(loop.folder, state, loop.trained, loop.optimizer, keep=keep, ranks=loop.ranks)
     except DiskError as error:
         if loop.recipe.checkpoints.on_failed_save == "stop":
             raise

@@ -1,14 +1,17 @@
 """The loss: a sum over supervised tokens.  A = tokens of a micro batch, N = targets, D = hidden, V = vocabulary."""
 
+import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import Tensor, nn
 
 from luthier.model import head
+from luthier.model.shard import within
 from luthier.train.batch import MicroBatch
 
 
@@ -21,6 +24,10 @@ def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     if halves is None:
         nll_N = F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="none")
         return (nll_N * batch.counts_N).sum()
+    return within(halves.base, functools.partial(_nll_sum, halves, batch))
+
+
+def _nll_sum(halves: head.Halves, batch: MicroBatch) -> Tensor:
     hidden_AD = halves.decoder(**batch.inputs(), **batch.hints()).last_hidden_state.flatten(0, 1)
     places_N = batch.sources_N if len(hidden_AD) == len(batch.keys_A) else batch.places_N
     return head.nll_sum(hidden_AD[places_N], halves.weight_VD, batch.targets_N, batch.counts_N)
@@ -32,8 +39,9 @@ def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:
     The hidden states are selected as they enter the head, so that whatever a model does to its logits after it
     (soft caps, scales) is still done.
     """
+    base = model.get_base_model() if isinstance(model, PeftModel) else model  # PEFT calls its forward, past the hooks that put it together
     with _head_sees_targets_only(model, batch):
-        logits: Tensor = model(**batch.inputs()).logits
+        logits: Tensor = base(**batch.inputs()).logits
     if logits.shape[:2] == (1, len(batch.needed_S)):
         # Where no token predicts several targets, places are all of them in order: no copy of the logits, nor of their gradient
         return logits[0] if len(batch.places_N) == len(batch.needed_S) else logits[0, batch.places_N]

@@ -3,18 +3,17 @@
 import math
 
 import torch
-from torch import nn
 
+from luthier.model.place import Trained
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Training
 
 
-def make_optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """AdamW over what is trainable; matrices decay, vectors (norms, biases, DoRA's magnitudes) do not."""
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def make_optimizer(trained: Trained, training: Training) -> torch.optim.AdamW:
+    """AdamW over what is trained here; matrices decay, vectors (norms, biases, DoRA's magnitudes) do not."""
     groups = [
-        {"params": [parameter for parameter in trainable if parameter.ndim >= 2], "weight_decay": training.weight_decay},
-        {"params": [parameter for parameter in trainable if parameter.ndim < 2], "weight_decay": 0.0},
+        {"params": [parameter for parameter in trained.values() if parameter.ndim >= 2], "weight_decay": training.weight_decay},
+        {"params": [parameter for parameter in trained.values() if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     filled = [group for group in groups if group["params"]]
     return torch.optim.AdamW(filled, lr=training.learning_rate, betas=(0.9, 0.999), eps=1e-8, fused=True)

@@ -7,7 +7,7 @@ are sums over all rows, so that every rank sees the same numbers, makes the same
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -17,9 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
+from luthier.core.errors import NonFiniteError, RunError
+from luthier.core.files import DiskError
 from luthier.data.order import Indices, rank_shares
 from luthier.data.store import TokenRows
-from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Mesh, Pieces
+from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Direction, Mesh, Pieces
 from luthier.plan.setup import Layout
 
 Value = TypeVar("Value")
@@ -30,6 +32,9 @@ BUCKET_NUMBERS = 16 * 2**20
 """Numbers that gradients are copied together up to, and sent at once: 64 MB in float32."""
 GLOO, NCCL = "gloo", "cpu:gloo,cuda:nccl"
 """Counts and decisions lie on the host and go through gloo, gradients through what their device has."""
+
+FAILURES: dict[str, type[RunError]] = {kind.__name__: kind for kind in (DiskError, NonFiniteError, RunError)}
+"""What all ranks raise where one does, the more special first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,8 @@ class Ranks:
     mesh: Mesh = UNDIVIDED
     pieces: Pieces = field(default_factory=dict, repr=False)
     """Of the trained parameters."""
+    divided: bool = False
+    """Whether they divide the model, and compute together: one that fails leaves the others waiting for it."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened around every wait for the others, so that who looks at a rank's heartbeat knows whom to blame."""
     stop: Callable[[], bool] = bool
@@ -58,6 +65,15 @@ class Ranks:
     def speaks(self) -> bool:
         """Whether this rank tells what its replica has counted: the one of them that sees the loss."""
         return self.mesh.pipeline.last and self.mesh.tensor.first
+
+    @property
+    def sharded(self) -> bool:
+        """Whether replicas divide the model, and so compute each of their micro batches together."""
+        return any("data" in piece.divided for piece in self.pieces.values())
+
+    def stops(self) -> bool:
+        """Whether this rank is to end before the next micro batch; of ranks that compute it together, whether any is."""
+        return any(self.any([self.stop()])) if self.divided else self.stop()
 
     def share(self, rows: TokenRows, indices: Indices) -> Indices:
         """Those of the rows that this rank's replica computes; none where there are fewer rows than replicas."""
@@ -88,11 +104,14 @@ class Ranks:
         return largest
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Add up each parameter's gradient over the ranks that have a part of it: all have it then, or none where none had."""
+        """Add up each parameter's gradient over the ranks that have a part of it: all have it then, or none where none had.
+
+        What replicas divide is summed already (`luthier.model.shard`).
+        """
         trained = list(parameters)
         partial = [parameter for parameter in trained if (piece := self.pieces.get(parameter)) and piece.partial]
         self._sum_along(self.mesh.tensor.group, partial)
-        self._sum_along(self.mesh.data.group, trained)
+        self._sum_along(self.mesh.data.group, [parameter for parameter in trained if "data" not in self._divided(parameter)])
 
     def norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Of the whole gradient, in float32: each number counts once, on the first of the ranks that hold it."""
@@ -107,8 +126,10 @@ class Ranks:
 
     def owns(self, parameter: Tensor) -> bool:
         """Whether this is the first of the ranks that hold the same numbers of it."""
-        divided = self.pieces[parameter].divided if parameter in self.pieces else frozenset()
-        return all(self.mesh.axis(direction).first for direction in DIRECTIONS if direction not in divided)
+        return all(self.mesh.axis(direction).first for direction in DIRECTIONS if direction not in self._divided(parameter))
+
+    def _divided(self, parameter: Tensor) -> frozenset[Direction]:
+        return self.pieces[parameter].divided if parameter in self.pieces else frozenset()
 
     def _sum_along(self, group: dist.ProcessGroup | None, trained: Sequence[Tensor]) -> None:
         if group is None or not trained:
@@ -124,6 +145,22 @@ class Ranks:
             summed = torch.split(flat, [parameter.numel() for parameter in bucket]) if len(bucket) > 1 else (flat,)
             for parameter, gradient in zip(bucket, summed, strict=True):
                 parameter.grad = gradient.view_as(parameter)
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Around what all ranks do: the error of one, of a run or of its disk, is raised by all of them."""
+        failed: RunError | None = None
+        try:
+            yield
+        except RunError as error:
+            if self.size == 1:
+                raise
+            failed = error
+        told = self.every([] if failed is None else [_kind(failed), failed.what, failed.where, failed.change])
+        if failed is not None:
+            raise failed
+        for kind, what, where, change in filter(None, told):
+            raise FAILURES[kind](what, where=where, change=change)
 
     def same(self, value: Value) -> Value:
         """Rank 0's value, for all: anything that JSON can hold."""
@@ -164,7 +201,8 @@ def join(layout: Layout, waiting: Callable[[], AbstractContextManager[None]] = n
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group(NCCL if torch.cuda.is_available() else GLOO, timeout=PATIENCE)
-    return Ranks(rank=rank, size=size, mesh=Mesh.of(layout, "cuda" if torch.cuda.is_available() else "cpu"), waiting=waiting)
+    mesh = Mesh.of(layout, "cuda" if torch.cuda.is_available() else "cpu")
+    return Ranks(rank=rank, size=size, mesh=mesh, divided=layout.divided, waiting=waiting)
 
 
 def part(ranks: Ranks) -> None:
@@ -172,6 +210,10 @@ def part(ranks: Ranks) -> None:
     if ranks.size > 1:
         ranks.sum([0.0])
         dist.destroy_process_group()
+
+
+def _kind(failed: RunError) -> str:
+    return next(name for name, kind in FAILURES.items() if isinstance(failed, kind))
 
 
 def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:

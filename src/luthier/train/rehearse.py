@@ -18,6 +18,7 @@ from luthier.train.checkpoint import State
 from luthier.train.loop import Loop
 from luthier.train.objective import nll_sum
 from luthier.train.optim import set_rate, trained_parameters
+from luthier.train.step import evened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,7 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
             marks.append(time.perf_counter())
             _validate(loop, worst.validation)
             marks.append(time.perf_counter())
-            if loop.ranks.first:
-                checkpoint.save(scratch, State(), loop.model, loop.optimizer, keep=1)
+            checkpoint.save(scratch, State(), loop.trained, loop.optimizer, keep=1, ranks=loop.ranks)
             marks.append(time.perf_counter())
     finally:
         loop.optimizer.zero_grad(set_to_none=True)
@@ -84,20 +84,20 @@ def _update_by_nothing(loop: Loop) -> None:
 def _train(loop: Loop, rows: TokenRows, indices: Indices) -> None:
     """The step's two largest micro batches: the first without gradients, the second beside those of the first."""
     loop.model.train()
-    for batch in _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[:2]:
+    batches = _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[:2]
+    for batch in evened(batches, loop.micro_batch, loop.precision):
         draw(loop.model, batch.keys_A, batch.needed_S, (0, 0))
         with loop.precision.autocast():
-            loss = nll_sum(loop.model, batch) / batch.num_targets
+            loss = nll_sum(loop.model, batch) / max(1, batch.num_targets)
         loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _validate(loop: Loop, indices: Indices) -> None:
-    if not len(indices):
-        return
-    largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[0]
+    largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[:1]
     loop.model.eval()
-    with torch.inference_mode(), loop.precision.autocast():
-        nll_sum(loop.model, largest)
+    with torch.no_grad(), loop.precision.autocast():
+        for batch in evened(largest, loop.micro_batch, loop.precision):
+            nll_sum(loop.model, batch)
     loop.model.train()
 
 

@@ -11,7 +11,8 @@ from torch.nn.utils import clip_grads_with_norm_
 
 from luthier.model.dropout import draw, seed_of
 from luthier.model.peak import is_out_of_memory
-from luthier.train.batch import MicroBatch
+from luthier.runs.workload import MicroBatchSize
+from luthier.train.batch import MicroBatch, nothing
 from luthier.train.objective import nll_sum
 from luthier.train.optim import trained_parameters
 from luthier.train.ranks import ALONE, Ranks
@@ -89,7 +90,7 @@ def train_step(
         except Stopped:
             stopped = True
         except (MemoryError, OSError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            if precision.ranks.divided or not is_out_of_memory(error):  # the others wait in the middle of this micro batch
                 raise
             short = str(error).partition("\n")[0] or type(error).__name__
         anyone_stopped, anyone_short = precision.ranks.any([stopped, bool(short)])  # what stops one rank stops all, in the same step
@@ -119,6 +120,13 @@ def train_step(
     )
 
 
+def evened(batches: Sequence[MicroBatch], size: MicroBatchSize, precision: Precision) -> list[MicroBatch]:
+    """As many micro batches as any replica has, where replicas compute them together: those that it lacks have nothing that counts."""
+    ranks = precision.ranks
+    most = int(*ranks.largest([len(batches)])) if ranks.sharded else len(batches)
+    return [*batches, *(nothing(size, precision.device) for _ in range(most - len(batches)))]
+
+
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     """What torch's generator starts from in one micro batch, for a model with dropout of its own; the adapter's goes by token."""
     return seed_of(f"{seed}/{step}/{micro_batch}")
@@ -135,7 +143,7 @@ def _backward(
     ranks = precision.ranks
     loss = torch.zeros((), device=precision.device)
     for index, batch in enumerate(batches):
-        if ranks.stop():
+        if ranks.stops():
             raise Stopped
         torch.manual_seed(dropout_seed(*seeds, ranks.mesh.data.index + index * ranks.mesh.data.size))
         draw(model, batch.keys_A, batch.needed_S, seeds)

@@ -11,7 +11,7 @@ from luthier.data.store import TokenRows
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.objective import nll_sum
-from luthier.train.step import Precision, Stopped
+from luthier.train.step import Precision, Stopped, evened
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
     total, ranks = torch.zeros((), dtype=torch.float64, device=precision.device), precision.ranks
     training, stopped = model.training, False
     model.eval()
-    with torch.inference_mode(), precision.autocast():
+    with torch.no_grad(), precision.autocast():  # inference_mode's tensors could not be trained with, where weights are gathered first here
         for batch in _batches(rows, size, precision):
-            if stopped := ranks.stop():
+            if stopped := ranks.stops():
                 break
             total += nll_sum(model, batch)
     model.train(training)
@@ -44,4 +44,4 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
 def _batches(rows: TokenRows, size: MicroBatchSize, precision: Precision) -> Iterator[MicroBatch]:
     """The micro batches of this rank's share."""
     for part in validated_together(rows):
-        yield from micro_batches(rows, precision.ranks.share(rows, part), size, precision.device)
+        yield from evened(micro_batches(rows, precision.ranks.share(rows, part), size, precision.device), size, precision)

@@ -1,0 +1,113 @@
+"""What of a checkpoint is one rank's: its boxes of the trained weights, and of the optimizer's state for them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from luthier.core import files
+from luthier.core.errors import RunError
+from luthier.model.mesh import Piece
+from luthier.model.place import Trained
+from luthier.train import boxes
+from luthier.train.boxes import OTHER_NAME, Held, Writer, Written
+from luthier.train.ranks import ALONE, Ranks
+
+WEIGHTS, OPTIMIZER = "adapter", "optimizer"
+"""Stems of the files' names."""
+MOMENTS = {"exp_avg", "exp_avg_sq"}
+STEP = "step"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """What this rank writes, and as which of the ranks that write; nothing where others hold the same numbers or there are none."""
+
+    weights: Mapping[str, Held]
+    moments: Mapping[str, Held]
+    writer: Writer
+
+    @classmethod
+    def of(cls, trained: Trained, optimizer: torch.optim.Optimizer, ranks: Ranks) -> "Contents":
+        """That of this rank."""
+        own = {name: parameter for name, parameter in trained.items() if ranks.owns(parameter) and parameter.numel()}
+        writing = ranks.any([bool(own) and rank == ranks.rank for rank in range(ranks.size)])
+        moments = {}
+        for name, parameter in own.items():
+            held = _held(parameter, ranks)
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if key in MOMENTS:
+                    moments[f"{key}/{name}"] = Held(tensor=value, piece=held.piece)
+                elif not any(held.piece.offsets):  # one number for all of the tensor, written with its first box
+                    moments[f"{key}/{name}"] = Held.whole(value)
+        return cls(
+            weights={name: _held(parameter, ranks) for name, parameter in own.items()},
+            moments=moments,
+            writer=Writer(index=sum(writing[: ranks.rank]), count=max(1, sum(writing))),
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all tensors."""
+        return sum(held.tensor.nbytes for held in (*self.weights.values(), *self.moments.values()))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the files that this rank writes."""
+        return (self.writer.name(WEIGHTS), self.writer.name(OPTIMIZER)) if self.weights else ()
+
+    def write(self, folder: Path) -> None:
+        """Write them, and flush them to disk."""
+        for name, tensors in zip(self.names, (self.weights, self.moments), strict=False):
+            boxes.write(folder / name, tensors)
+            files.sync(folder / name)
+
+
+def names_among(names: Iterable[str]) -> set[str]:
+    """The files of weights and optimizer that belong together, as the names of some of them say."""
+    found = list(names)
+    return boxes.names_of(WEIGHTS, found) | boxes.names_of(OPTIMIZER, found)
+
+
+def load_weights(folder: Path, trained: Trained, ranks: Ranks = ALONE) -> None:
+    """Copy a checkpoint's weights into what this rank holds of them, read from the boxes that whichever ranks wrote."""
+    with boxes.opened(folder, WEIGHTS) as written, ranks.agreeing():
+        own = {name: _held(parameter, ranks) for name, parameter in trained.items()}
+        _expect(written, own, ranks, "the checkpoint was made of another model or adapter")
+        for name, held in own.items():
+            written.read(name, held)
+
+
+def load_optimizer(folder: Path, trained: Trained, optimizer: torch.optim.Optimizer, ranks: Ranks = ALONE) -> None:
+    """Put a checkpoint's optimizer state into this rank's optimizer. A parameter that was never updated has none."""
+    names = {parameter: name for name, parameter in trained.items()}
+    order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    other = "the optimizer's state is of another model or adapter"
+    with boxes.opened(folder, OPTIMIZER) as written, ranks.agreeing():
+        known = {entry.partition("/")[2] for entry in written.boxes}
+        state: dict[int, dict[str, Tensor]] = {}
+        own: dict[str, Held] = {}
+        for index, parameter in enumerate(order):
+            if names[parameter] in known:
+                piece = _held(parameter, ranks).piece
+                state[index] = {key: torch.empty_like(parameter, requires_grad=False) for key in sorted(MOMENTS)} | {STEP: torch.empty(())}
+                own |= {f"{key}/{names[parameter]}": Held(tensor=state[index][key], piece=piece) for key in MOMENTS}
+                own[f"{STEP}/{names[parameter]}"] = Held.whole(state[index][STEP])
+        _expect(written, own, ranks, other)
+        for name, held in own.items():
+            written.read(name, held)
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _expect(written: Written, own: Mapping[str, Held], ranks: Ranks, other: str) -> None:
+    """Raise RunError unless what is written is all that the ranks have, and of the same shapes."""
+    fitting = all(name in written.boxes and written.shape(name) == held.piece.shape for name, held in own.items())
+    if not all(ranks.any([name in own for name in sorted(written.boxes)])) or not fitting:
+        raise RunError(other, where=str(written.folder), change=OTHER_NAME)
+
+
+def _held(parameter: Tensor, ranks: Ranks) -> Held:
+    piece = ranks.pieces[parameter] if parameter in ranks.pieces else Piece(shape=tuple(parameter.shape), offsets=(0,) * parameter.ndim)
+    return Held(tensor=parameter.detach(), piece=piece)
