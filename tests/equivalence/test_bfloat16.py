@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from luthier.model.adapt import add_lora
 from luthier.model.fuse import fuse
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Training
 from luthier.train.objective import nll_sum
 from luthier.train.optim import make_optimizer
@@ -133,7 +134,7 @@ def test_the_first_steps_gain_is_that_of_float32_and_with_pefts_two_roundings_it
             model = make(add_lora(base_of("qwen3", seed, precision), Lora(r=16), seed=1))
             alone = "bins" if packing == "tree" else "off"
             before[path].append(losses(model, precision, alone))
-            optimizer = make_optimizer(model, Training(learning_rate=1e-4))
+            optimizer = make_optimizer(trained_of(model), Training(learning_rate=1e-4))
             train_step(model.train(), optimizer, in_packs(ROWS, packing), precision=precision, max_norm=1.0, seeds=(0, 1))
             after[path].append(losses(model, precision, alone))
     gain = {path: (torch.cat(before[path]) - torch.cat(after[path])).mean().item() for path in PATHS}

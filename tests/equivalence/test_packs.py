@@ -19,6 +19,7 @@ from luthier.model import attention, head, pointwise
 from luthier.model.adapt import add_lora
 from luthier.model.fuse import fuse
 from luthier.model.native import Native
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Training
 from luthier.train.batch import collate, of_pack
 from luthier.train.optim import make_optimizer
@@ -261,7 +262,7 @@ def steps(packing: str, *, fused: bool, num_steps: int = 50) -> tuple[list[float
     model = add_lora(tiny("qwen3"), Lora(r=4, alpha=8), seed=1).train()
     if fused:
         assert fuse(model, pack=True, longest=LONGEST).num_layers == 2
-    optimizer = make_optimizer(model, Training(learning_rate=1e-3))
+    optimizer = make_optimizer(trained_of(model), Training(learning_rate=1e-3))
     rows, losses = shared_rows(), []
     for step in range(1, num_steps + 1):
         chosen = [rows[place] for place in np.random.default_rng(step).permutation(len(rows))[:8]]

@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from luthier.data.store import TokenRow
+from luthier.model.place import trained_of
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer, rate_at, set_rate
@@ -50,7 +51,7 @@ class Log(TrainerCallback):
 
 def trainers_steps(rows: list[TokenRow], folder: Path) -> tuple[list[dict[str, float]], torch.nn.Module]:
     model = tiny_model()
-    optimizer = make_optimizer(model, SETTINGS)
+    optimizer = make_optimizer(trained_of(model), SETTINGS)
     schedule = LambdaLR(optimizer, lambda done: rate_at(min(done + 1, STEPS), PLAN, SETTINGS) / SETTINGS.learning_rate)
     arguments = TrainingArguments(
         output_dir=str(folder),
@@ -76,7 +77,7 @@ def test_eight_steps_have_the_loss_and_gradient_norm_of_transformers_trainer(tmp
     rows = [row for start in range(0, len(lengths), ROWS) for row in ragged_rows(lengths[start : start + ROWS])]
     theirs, their_model = trainers_steps(rows, tmp_path)
     model = tiny_model().train()
-    optimizer = make_optimizer(model, SETTINGS)
+    optimizer = make_optimizer(trained_of(model), SETTINGS)
     for step in range(1, STEPS + 1):
         rate = rate_at(step, PLAN, SETTINGS)
         set_rate(optimizer, rate)

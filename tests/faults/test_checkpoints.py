@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from luthier.core import files, jsonl
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
@@ -34,7 +35,8 @@ class Trainee:
         self.run.path.mkdir(parents=True)
         self.run.recipe.write_text("name: run\n")
         self.model: nn.Module = tiny_model().train()
-        self.optimizer = make_optimizer(self.model, Training(learning_rate=1e-2))
+        self.trained = trained_of(self.model)
+        self.optimizer = make_optimizer(self.trained, Training(learning_rate=1e-2))
         self.weights: dict[int, torch.Tensor] = {}
         for step in (1, 2, 3):
             train_step(self.model, self.optimizer, in_batches(ragged_rows(), 8), precision=FLOAT32, max_norm=1.0, seeds=(0, step))
@@ -44,12 +46,14 @@ class Trainee:
                 self.save(step)
 
     def save(self, step: int, **changed: int) -> None:
-        checkpoint.save(self.run, State(step=step, best=Best(step=step, value=1.0), **changed), self.model, self.optimizer, keep=1)
+        checkpoint.save(self.run, State(step=step, best=Best(step=step, value=1.0), **changed), self.trained, self.optimizer, keep=1)
 
     def resumed(self) -> tuple[State, torch.Tensor]:
         """What a new process makes of the folder."""
         model = tiny_model().train()
-        return checkpoint.resume(self.run, model, make_optimizer(model, Training(learning_rate=1e-2))), self.flat(model)
+        return checkpoint.resume(self.run, trained_of(model), make_optimizer(trained_of(model), Training(learning_rate=1e-2))), self.flat(
+            model
+        )
 
     @staticmethod
     def flat(model: nn.Module) -> torch.Tensor:
@@ -133,7 +137,7 @@ def test_an_adapter_is_whole_or_not_there_wherever_its_writing_is_killed(worksho
     loop, _ = _set_up(job)
 
     def write(step: int) -> None:
-        save_final(loop.model, job.tokenizer, job.folder, Origin(recipe=job.recipe, step=step, final="last", data_hash="0"))
+        save_final(loop.placed, job.tokenizer, job.folder, Origin(recipe=job.recipe, step=step, final="last", data_hash="0"))
 
     def whole() -> bool:
         said = json.loads((job.folder.adapter / "provenance.json").read_text())["files"]

@@ -36,6 +36,7 @@ from luthier.evaluate import report
 from luthier.model.adapt import add_lora, check_provenance, load_adapter
 from luthier.model.adapter_config import read_config
 from luthier.model.load import load_model
+from luthier.model.place import trained_of
 from luthier.plan.plan import begun
 from luthier.plan.shape import shape_of
 from luthier.recipe.load import load
@@ -237,7 +238,7 @@ def read_rates(folder: Path, content: bytes) -> object:
 def trainee() -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
-    return model, make_optimizer(model, Training())
+    return model, make_optimizer(trained_of(model), Training())
 
 
 def checkpoint_seeds() -> list[bytes]:
@@ -253,13 +254,13 @@ def read_checkpoint(folder: Path, content: bytes) -> object:
     run.path.mkdir(exist_ok=True)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    place = checkpoint.save(run, State(step=1, best=Best(step=1, value=0.5), scaler={"scale": 2.0}), model, optimizer, keep=3)
+    place = checkpoint.save(run, State(step=1, best=Best(step=1, value=0.5), scaler={"scale": 2.0}), trained_of(model), optimizer, keep=3)
     name = random.choice([path.name for path in sorted(place.iterdir())])
     (changed,) = mutants(random, [(place / name).read_bytes()], 1)
     (place / name).write_bytes(changed)
     if random.random() < 0.7 and name != checkpoint.MANIFEST:
         checkpoint_manifest(run, place)
-    checkpoint.resume(run, model, optimizer)
+    checkpoint.resume(run, trained_of(model), optimizer)
     return optimizer.step()
 
 

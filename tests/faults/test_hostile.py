@@ -21,6 +21,7 @@ from luthier.data.tokenizer import chat_tokenizer, load_tokenizer
 from luthier.evaluate import report
 from luthier.model.adapt import add_lora, load_adapter
 from luthier.model.load import load_model
+from luthier.model.place import trained_of
 from luthier.recipe.load import load
 from luthier.recipe.schema import Lora, Model, Training
 from luthier.runs.environment import describe
@@ -102,11 +103,11 @@ from luthier.core.errors import LuthierError
 from luthier.core.progress import Silent
 from luthier.model.adapt import add_lora, load_adapter
 from luthier.model.load import load_model
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Model, Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import State
-from luthier.train.optim import make_optimizer
 from luthier.train.optim import make_optimizer
 from tests.train.workshop import Workshop, tiny_model
 
@@ -120,8 +121,8 @@ add_lora(tiny_model(), Lora(r=4), seed=0).save_pretrained(str(adapter), save_emb
 run = RunFolder(folder / "run")
 run.path.mkdir()
 model = add_lora(tiny_model(), Lora(r=4), seed=0)
-optimizer = make_optimizer(model, Training())
-place = checkpoint.save(run, checkpoint.State(step=1), model, optimizer, keep=3)
+optimizer = make_optimizer(trained_of(model), Training())
+place = checkpoint.save(run, checkpoint.State(step=1), trained_of(model), optimizer, keep=3)
 
 def offered(path):
     for name in NAMES:
@@ -155,7 +156,7 @@ offered(base), offered(adapter), offered(place), offered(run.path), offered(run.
 sys.addaudithook(watch)
 attempt("base", load)
 attempt("adapter", adapt)
-attempt("run", lambda: checkpoint.resume(run, model, optimizer))
+attempt("run", lambda: checkpoint.resume(run, trained_of(model), optimizer))
 without_index(base)
 attempt("sharded base", load)
 (base / "model.safetensors.index.json").unlink()
@@ -163,7 +164,7 @@ attempt("pickled base", load)
 renamed(adapter, "adapter_model.safetensors", "adapter_model.safetensors.old")
 attempt("pickled adapter", adapt)
 renamed(place.parent / "step-000001.damaged" if not place.exists() else place, "adapter.safetensors", "adapter.bin")
-attempt("pickled run", lambda: checkpoint.resume(run, model, optimizer))
+attempt("pickled run", lambda: checkpoint.resume(run, trained_of(model), optimizer))
 print(json.dumps({"seen": seen, "ends": ends, "ran": (folder / "unpickled").exists()}))
 """
 
@@ -361,7 +362,7 @@ def test_a_page_of_rows_shows_markup_as_text() -> None:
 def test_what_a_link_in_the_run_folder_leads_to_is_not_removed(tmp_path: Path) -> None:
     """Old checkpoints are removed, left ones swept, damaged ones set aside: where such a name is a link, only the link is touched."""
     model = torch.nn.Linear(2, 2)
-    optimizer = make_optimizer(model, Training())
+    optimizer = make_optimizer(trained_of(model), Training())
     outside, run = tmp_path / "outside", RunFolder(tmp_path / "run")
     outside.mkdir()
     (outside / "precious").write_text("mine")
@@ -369,10 +370,10 @@ def test_what_a_link_in_the_run_folder_leads_to_is_not_removed(tmp_path: Path) -
     for name in ("step-000001", "step-000002.part", "step-000003.old", "step-000009"):
         (run.checkpoints / name).symlink_to(outside)
     with suppress(LuthierError):
-        checkpoint.resume(run, model, optimizer)
+        checkpoint.resume(run, trained_of(model), optimizer)
     for step in (4, 5, 6):
         with suppress(LuthierError):
-            checkpoint.save(run, State(step=step), model, optimizer, keep=1)
+            checkpoint.save(run, State(step=step), trained_of(model), optimizer, keep=1)
     assert (outside / "precious").read_text() == "mine"
     assert [path.name for path in outside.iterdir()] == ["precious"]
 

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.data.order import rows_of_step
+from luthier.model.place import trained_of
 from luthier.plan.setup import Layout
 from luthier.runs.store import RunFolder
-from luthier.train import checkpoint
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
 from luthier.train.ranks import Ranks, join, part
@@ -40,8 +40,8 @@ KILLED_IN, RESUMED_AFTER = 9, 6
 
 def weights_hash(model: nn.Module) -> str:
     """Of every trained weight's bytes."""
-    weights = sorted(checkpoint.trained_weights(model).items())
-    return hashlib.sha256(b"".join(name.encode() + weight.numpy().tobytes() for name, weight in weights)).hexdigest()
+    weights = sorted(trained_of(model).items())
+    return hashlib.sha256(b"".join(name.encode() + weight.detach().numpy().tobytes() for name, weight in weights)).hexdigest()
 
 
 class Together:

@@ -11,10 +11,12 @@ from torch import nn
 
 from luthier.core import files, jsonl
 from luthier.core.errors import NonFiniteError, RunError
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import Best, Damaged, State
+from luthier.train.contents import load_weights
 from luthier.train.optim import make_optimizer
 from luthier.train.step import train_step
 from tests.train.workshop import FLOAT32, in_batches, ragged_rows, tiny_model
@@ -32,12 +34,13 @@ class Trainee:
         self.run = RunFolder(folder)
         self.run.recipe.write_text("name: a\n")
         self.model: nn.Module = tiny_model().train()
-        self.optimizer = make_optimizer(self.model, Training(learning_rate=1e-3))
+        self.trained = trained_of(self.model)
+        self.optimizer = make_optimizer(self.trained, Training(learning_rate=1e-3))
 
     def advance(self, step: int, best: Best | None = None, keep: int = 3) -> None:
         train_step(self.model, self.optimizer, in_batches(ragged_rows(), 8), precision=FLOAT32, max_norm=1.0, seeds=(0, step))
         self.run.metric({"step": step})
-        checkpoint.save(self.run, State(step=step, best=best), self.model, self.optimizer, keep=keep)
+        checkpoint.save(self.run, State(step=step, best=best), self.trained, self.optimizer, keep=keep)
 
     def events(self, kind: str) -> list[dict[str, object]]:
         return [record for record in jsonl.salvage(self.run.events).records if record["event"] == kind]
@@ -55,7 +58,7 @@ def test_weights_optimizer_and_state_come_back_bit_for_bit(trainee: Trainee) -> 
     trainee.advance(1)
     trainee.advance(2, best=Best(step=1, value=0.1))
     other = Trainee(trainee.run.path)
-    assert checkpoint.resume(other.run, other.model, other.optimizer) == State(step=2, best=Best(step=1, value=0.1))
+    assert checkpoint.resume(other.run, other.trained, other.optimizer) == State(step=2, best=Best(step=1, value=0.1))
     for one, two in zip(trainee.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(one, two)
         before, after = trainee.optimizer.state[one], other.optimizer.state[two]
@@ -87,7 +90,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_and_events_say_s
         case "a folder":
             file.mkdir()
     other = Trainee(trainee.run.path)
-    assert checkpoint.resume(other.run, other.model, other.optimizer).step == 1
+    assert checkpoint.resume(other.run, other.trained, other.optimizer).step == 1
     (event,) = other.events("damaged")
     assert (event["checkpoint"], event["now"]) == ("step-000002", "step-000002.damaged")
     assert name in str(event["why"])
@@ -123,14 +126,14 @@ def test_a_checkpoint_of_another_run_is_passed_over(trainee: Trainee, tmp_path: 
     other.advance(2)
     trainee.advance(1)
     shutil.copytree(other.run.checkpoint(2), trainee.run.checkpoint(2))
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 1
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).step == 1
     assert [event["why"] for event in trainee.events("damaged")] == ["its manifest is of another run"]
 
 
 def test_a_checkpoint_of_another_step_is_passed_over(trainee: Trainee) -> None:
     trainee.advance(1)
     shutil.copytree(trainee.run.checkpoint(1), trainee.run.checkpoint(2))
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 1
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).step == 1
     assert [event["why"] for event in trainee.events("damaged")] == ["its manifest is of another step"]
 
 
@@ -141,7 +144,7 @@ def test_where_every_checkpoint_is_damaged_training_starts_at_the_beginning_and_
         (trainee.run.checkpoint(step) / "manifest.json").unlink()
     other = Trainee(trainee.run.path)
     fresh = [weight.clone() for weight in other.model.parameters()]
-    assert checkpoint.resume(other.run, other.model, other.optimizer) == State()
+    assert checkpoint.resume(other.run, other.trained, other.optimizer) == State()
     assert all(torch.equal(one, two) for one, two in zip(fresh, other.model.parameters(), strict=True))
     assert len(other.events("damaged")) == 2
 
@@ -184,7 +187,7 @@ def test_no_other_file_of_the_run_folder_can_stop_a_resume(trainee: Trainee, nam
     file.unlink()
     if damage in damaged:
         file.write_bytes(damaged[damage])
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer) == State(step=2, best=Best(step=1, value=0.5))
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer) == State(step=2, best=Best(step=1, value=0.5))
     assert not trainee.run.finished
     assert json.loads(trainee.run.pointer("latest").read_text())["step"] == 2
     assert json.loads(trainee.run.pointer("best").read_text())["step"] == 1
@@ -196,7 +199,7 @@ def test_a_save_that_was_interrupted_is_not_a_checkpoint(trainee: Trainee) -> No
     trainee.advance(1)
     shutil.copytree(trainee.run.checkpoint(1), trainee.run.checkpoints / "step-000002.part")
     other = Trainee(trainee.run.path)
-    assert checkpoint.resume(other.run, other.model, other.optimizer).step == 1
+    assert checkpoint.resume(other.run, other.trained, other.optimizer).step == 1
     other.advance(2)
     assert other.saved() == ["step-000001", "step-000002"]
 
@@ -205,7 +208,7 @@ def test_without_a_checkpoint_training_starts_at_the_beginning_and_old_metrics_g
     trainee.run.metric({"step": 1})
     with trainee.run.metrics.open("a") as file:
         file.write('{"step": 2, "lo')
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer) == State()
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer) == State()
     assert trainee.run.metrics.read_text() == ""
 
 
@@ -213,8 +216,8 @@ def test_the_line_of_a_validation_that_is_owed_goes_and_of_one_that_was_made_sta
     trainee.advance(1)
     for validated, lines in ((2, 3), (1, 2)):
         trainee.run.metrics.write_text('{"step": 1}\n{"step": 2, "kind": "train"}\n{"step": 2, "kind": "validation"}\n')
-        checkpoint.save(trainee.run, State(step=2, validated=validated), trainee.model, trainee.optimizer, keep=1)
-        assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).validated == validated
+        checkpoint.save(trainee.run, State(step=2, validated=validated), trainee.trained, trainee.optimizer, keep=1)
+        assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).validated == validated
         assert len(list(jsonl.records(trainee.run.metrics))) == lines
 
 
@@ -231,10 +234,10 @@ def test_a_newer_damaged_checkpoint_takes_no_place_among_the_kept(trainee: Train
     for step in (1, 2, 9):
         trainee.advance(step, best=best)
     (trainee.run.checkpoint(9) / "adapter.safetensors").write_bytes(b"")
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 2
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).step == 2
     trainee.advance(3, best=best, keep=1)
     assert trainee.saved() == ["step-000001", "step-000003", "step-000009.damaged"]
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 3
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).step == 3
 
 
 @pytest.mark.parametrize("manifest", ['{"files": {}}', '{"files": {"state.json": null}}'])
@@ -249,7 +252,7 @@ def test_a_best_that_is_gone_is_no_longer_the_best(trainee: Trainee) -> None:
     trainee.advance(1)
     trainee.advance(2, best=Best(step=1, value=0.5))
     (trainee.run.checkpoint(1) / "adapter.safetensors").write_bytes(b"")
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer) == State(step=2)
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer) == State(step=2)
     assert not trainee.run.pointer("best").exists()
     assert [event["checkpoint"] for event in trainee.events("damaged")] == ["step-000001"]
 
@@ -258,23 +261,23 @@ def test_weights_that_are_not_finite_are_never_saved(trainee: Trainee) -> None:
     with torch.no_grad():
         trainee.model.model.norm.weight[3] = torch.inf
     with pytest.raises(NonFiniteError, match=r"model\.norm\.weight"):
-        checkpoint.save(trainee.run, State(step=1), trainee.model, trainee.optimizer, keep=1)
+        checkpoint.save(trainee.run, State(step=1), trainee.trained, trainee.optimizer, keep=1)
     assert not trainee.run.checkpoints.exists()
 
 
 def test_a_checkpoint_of_another_model_is_refused(trainee: Trainee) -> None:
     trainee.advance(1)
     with pytest.raises(RunError, match="another model"):
-        checkpoint.load_weights(trainee.run.checkpoint(1), tiny_model(tied=False, vocabulary=50))
+        load_weights(trainee.run.checkpoint(1), trained_of(tiny_model(tied=False, vocabulary=50)))
 
 
 def test_an_optimizer_of_another_model_is_refused(trainee: Trainee) -> None:
     trainee.advance(1)
     with pytest.raises(RunError, match="another model"):
-        checkpoint.resume(trainee.run, trainee.model, torch.optim.AdamW(list(trainee.model.parameters())[:1]))
+        checkpoint.resume(trainee.run, trainee.trained, torch.optim.AdamW(list(trainee.model.parameters())[:1]))
 
 
 def test_after_a_million_steps_the_newest_is_still_the_newest(trainee: Trainee) -> None:
     trainee.advance(999_999)
     trainee.advance(1_000_000)
-    assert checkpoint.resume(trainee.run, trainee.model, trainee.optimizer).step == 1_000_000
+    assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).step == 1_000_000

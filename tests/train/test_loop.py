@@ -12,7 +12,6 @@ from torch import nn
 from luthier.core import jsonl
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.runs.store import RunFolder
-from luthier.train import checkpoint
 from luthier.train.checkpoint import State
 from luthier.train.loop import Loop, fit
 from luthier.train.run import TrainingJob, _set_up, train
@@ -126,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_weights_untouched(work
     event = events(job.folder, "nonfinite")[0]
     assert (event["step"], event["loss"], len(event["rows"]), len(event["origins"])) == (7, None, 4, 4)
     saved = weights(job.folder.checkpoint(6))
-    now = checkpoint.trained_weights(loop.model)
+    now = loop.trained
     assert all(torch.equal(now[name], saved[name]) for name in saved)
     assert not job.folder.adapter.exists()
     assert not job.folder.finished

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import get_scheduler
 
+from luthier.model.place import trained_of
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer, rate_at
@@ -45,7 +46,7 @@ def test_the_last_step_still_learns() -> None:
 
 def test_matrices_decay_and_vectors_do_not() -> None:
     model = tiny_model()
-    optimizer = make_optimizer(model, Training(weight_decay=0.5, learning_rate=0.1))
+    optimizer = make_optimizer(trained_of(model), Training(weight_decay=0.5, learning_rate=0.1))
     decay = {parameter: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
     assert len(decay) == len(list(model.parameters()))
     assert {name.rpartition("proj")[1] or name: decay[parameter] for name, parameter in model.model.layers[0].named_parameters()} == {

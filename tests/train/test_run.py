@@ -100,7 +100,7 @@ def test_weights_that_are_not_finite_are_never_final(workshop: Workshop) -> None
         next(weight for weight in loop.model.parameters() if weight.requires_grad)[0] = torch.nan
     origin = Origin(recipe=job.recipe, step=State().step, final="last", data_hash="0")
     with pytest.raises(NonFiniteError, match="not finite"):
-        save_final(loop.model, job.tokenizer, job.folder, origin)
+        save_final(loop.placed, job.tokenizer, job.folder, origin)
     assert not job.folder.adapter.exists()
 
 

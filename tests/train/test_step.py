@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from luthier.model.fuse import fuse
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer
 from luthier.train.step import Precision, StepRecord, train_step
@@ -43,7 +44,7 @@ def test_clipping_bounds_the_update_and_the_norm_is_recorded_before_it() -> None
 @pytest.mark.parametrize("poison", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_neither_weights_nor_optimizer(poison: str) -> None:
     model = tiny_model().train()
-    optimizer = make_optimizer(model, Training(learning_rate=0.01, weight_decay=0.1))
+    optimizer = make_optimizer(trained_of(model), Training(learning_rate=0.01, weight_decay=0.1))
     step(model, optimizer)
     before, moments = weights(model), [value.clone() for state in optimizer.state.values() for value in state.values()]
     if poison == "loss":
@@ -94,7 +95,7 @@ def test_every_seed_and_step_has_its_own_dropout_and_no_generator_has_a_say() ->
     for seeds in ((0, 1), (0, 2), (1, 1), (0, 1)):
         model = adapted(tiny("qwen3"), dropout=0.3).train()
         fuse(model, pack=False, longest=LONGEST)
-        optimizer = make_optimizer(model, Training(learning_rate=1e-3))
+        optimizer = make_optimizer(trained_of(model), Training(learning_rate=1e-3))
         losses.append(train_step(model, optimizer, in_packs(shared_rows(), "off"), precision=FLOAT32, max_norm=1.0, seeds=seeds).loss)
         torch.rand(3)
     assert losses[3] == losses[0]

@@ -163,7 +163,10 @@ def _layer(
     found: Callable[[Any], FusedLayer],
     held: Held,
     last: bool,
-    hidden_BTD: Tensor, tree: Tree | None = None, needed_S: Tensor | None = None, **options: Any
+    hidden_BTD: Tensor,
+    tree: Tree | None = None,
+    needed_S: Tensor | None = None,
+    **options: Any,
 ) -> Tensor:
     """A decoder layer's forward: fused for a pack; its own otherwise, as in generation, or where adapters are switched off or merged.
 

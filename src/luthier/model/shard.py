@@ -1,10 +1,11 @@
 """Replicas that divide what they would all hold: torch's FSDP2, layer by layer (ZeRO, arXiv:1910.02054; FSDP, 2304.11277).
 
-zero2   Gradients and optimizer state are divided. What is trained is whole from a micro batch's forward to its backward; frozen weights always.
-zero3   Frozen weights are divided too, and a layer's are put together while it is computed: in the forward pass and again in the backward.
+zero2   Gradients and optimizer state are divided. What is trained is whole from a micro batch's forward to its backward, what is frozen
+        always.
+zero3   All weights are divided, and a layer's are put together while it is computed: in the forward pass, and again in the backward.
 
-A model's parameters are FSDP's while it is computed; the loop has what this rank updates, plain tensors that share their memory with FSDP's,
-and gets their gradients after each micro batch, summed over the replicas.
+The parameters of the modules are FSDP's. The loop has what this rank updates: plain tensors in the memory of FSDP's, which get their
+gradients, summed over the replicas, in the backward pass of each micro batch: no more than its share of them is ever kept.
 """
 
 import types
@@ -32,7 +33,7 @@ def shard(
     """Divide a model among the replicas; what this rank updates, by name, and which pieces those are. `pieces` are what it held before."""
     base = base_of(model)
     whole = {name: (parameter.shape, pieces.get(parameter)) for name, parameter in model.named_parameters() if parameter.requires_grad}
-    kept = {parameter for parameter in model.parameters() if how == "zero2" and not parameter.requires_grad}
+    kept = {parameter for parameter in model.parameters() if not parameter.requires_grad and (how == "zero2" or model is base)}
     layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
     for module in (*layers, base):
         divided = fully_shard(
@@ -68,14 +69,14 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 
 def _local(parameter: DTensor) -> nn.Parameter:
     """This rank's piece in the same memory; its gradient comes to it after each backward pass."""
-    local = nn.Parameter(parameter.detach().to_local())
+    local = nn.Parameter(cast(DTensor, parameter.detach()).to_local())
 
     def take(_: Tensor) -> None:
         gradient = cast(DTensor, parameter.grad).to_local()
         local.grad = gradient if local.grad is None else local.grad.add_(gradient)
         parameter.grad = None
 
-    parameter.register_post_accumulate_grad_hook(take)
+    parameter.register_post_accumulate_grad_hook(take)  # type: ignore[no-untyped-call]
     return local
 
 

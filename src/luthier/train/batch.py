@@ -74,7 +74,7 @@ def micro_batches(rows: TokenRows, indices: Indices, size: MicroBatchSize, devic
 def nothing(size: MicroBatchSize, device: torch.device) -> MicroBatch:
     """Two tokens of which none counts: what is left to compute where a rank has no rows, and others wait for it in every layer."""
     row = TokenRow(ids=np.zeros(2, np.int32), supervised=np.array([False, True]))
-    batch = collate([row], [0], device) if size.packing == "off" else of_pack(*bins([row], [0], len(row)), device)
+    batch = collate([row], [0], device) if size.packing == "off" else of_pack(bins([row], [0], len(row))[0], device)
     return replace(batch, counts_N=torch.zeros_like(batch.counts_N), num_tokens=0, num_targets=0)
 
 

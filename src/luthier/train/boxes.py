@@ -127,7 +127,13 @@ def opened(folder: Path, stem: str) -> Iterator[Written]:
             try:
                 for tensor, box in _boxes(stack.enter_context(safe_open(folder / name, "pt"))):
                     boxes[tensor] = (*boxes.get(tensor, ()), box)
-            except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:  # its sha256 was right: Luthier did not write it
+            except (
+                SafetensorError,
+                ValueError,
+                KeyError,
+                TypeError,
+                RecursionError,
+            ) as error:  # whole, and so never Luthier's
                 raise RunError(f"not a safetensors file: {error}", where=str(folder / name), change=OTHER_NAME) from error
         yield Written(folder=folder, boxes=boxes)
 

@@ -25,6 +25,7 @@ from luthier.model.adapt import add_lora
 from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device, resolve_dtype
 from luthier.model.native import native
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Model, Training
 from luthier.train.batch import MicroBatch, collate, of_pack
 from luthier.train.host import prepare_host
@@ -76,7 +77,7 @@ def train(dtype: str, device: torch.device) -> Trained:
     packed = device.type == "cpu"  # a GPU would first compile FlexAttention, for longer than all the rest takes
     fusion = fuse(model, pack=packed, longest=max(map(len, _rows())))
     model.train()
-    optimizer, batches = make_optimizer(model, TRAINING), _batches(device, packed)
+    optimizer, batches = make_optimizer(trained_of(model), TRAINING), _batches(device, packed)
     precision = Precision.of(DTYPES[dtype], device)
     losses = tuple(
         train_step(model, optimizer, batches, precision=precision, max_norm=TRAINING.max_grad_norm, seeds=(SEED, step)).loss

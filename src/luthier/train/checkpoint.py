@@ -95,9 +95,7 @@ def check_finite(trained: Trained, where: str) -> None:
         raise NonFiniteError(f"{len(bad)} trained weights are not finite, first {bad[0]}", where=where, change=change)
 
 
-def save(
-    run: RunFolder, state: State, trained: Trained, optimizer: torch.optim.Optimizer, *, keep: int, ranks: Ranks = ALONE
-) -> Path:
+def save(run: RunFolder, state: State, trained: Trained, optimizer: torch.optim.Optimizer, *, keep: int, ranks: Ranks = ALONE) -> Path:
     """Write the checkpoint of `state.step`, read it back from the disk, point at it, and only then remove what is no longer kept.
 
     Raises DiskError where it cannot be written, NonFiniteError where it should not; the checkpoints before it stay as they are.

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.core import files
 from luthier.core.files import DiskError
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.load import no_progress_bars
+from luthier.model.place import Placed
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
 from luthier.train.checkpoint import UNSOUND, check_finite, writing
+from luthier.train.gather import gathered
+from luthier.train.ranks import ALONE, Ranks
 
 PROVENANCE = "provenance.json"
 SETS = ("target_modules", "exclude_modules")
@@ -32,20 +36,32 @@ class Origin:
     data_hash: str
 
 
-def save_final(model: PreTrainedModel | PeftModel, tokenizer: ChatTokenizer, run: RunFolder, origin: Origin) -> None:
+def save_final(placed: Placed, tokenizer: ChatTokenizer, run: RunFolder, origin: Origin, ranks: Ranks = ALONE) -> None:
     """Leave weights, tokenizer, template and provenance.json in `adapter/`, whole and read back from the disk, or not at all.
 
-    An adapter is saved in float32, as it was trained. So is a whole model: its bfloat16 was autocast's. Raises NonFiniteError where a
-    weight is not a number, DiskError where it cannot be written.
+    However ranks divide the model, it is one plain folder: all call this, and rank 0 writes. An adapter is saved in float32, as it was
+    trained. So is a whole model: its bfloat16 was autocast's. Raises NonFiniteError where a weight is not a number, DiskError where it
+    cannot be written.
     """
-    check_finite(model, f"step {origin.step}")
+    with ranks.agreeing():
+        check_finite(placed.trained, f"step {origin.step}")
+    weights = gathered(placed.trained, ranks)
+    with ranks.agreeing():
+        if ranks.first:
+            _write(placed.model, weights, tokenizer, run, origin)
+
+
+def _write(
+    model: PreTrainedModel | PeftModel, weights: dict[str, Tensor], tokenizer: ChatTokenizer, run: RunFolder, origin: Origin
+) -> None:
     with writing("the adapter", run.adapter), files.replacing(run.adapter, check=_check_written) as part:
-        if isinstance(model, PeftModel):
-            model.save_pretrained(str(part), save_embedding_layers=False)  # "auto" would ask the hub whether the vocabulary has grown
+        if isinstance(model, PeftModel):  # whose "auto" for embeddings would ask the hub whether the vocabulary has grown
+            model.save_pretrained(str(part), state_dict=weights, save_embedding_layers=False)
             _sort_names(part / "adapter_config.json")
         else:
+            rest = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not tensor.requires_grad}
             with no_progress_bars():
-                model.save_pretrained(str(part))
+                model.save_pretrained(str(part), state_dict=weights | rest)
         files.write(part / "README.md", _card(origin, is_adapter=isinstance(model, PeftModel)))  # in place of PEFT's empty form
         tokenizer.save(part)
         files.write_json(part / PROVENANCE, _provenance(origin, tokenizer) | {"files": files.digests(part)})

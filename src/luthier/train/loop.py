@@ -14,7 +14,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_order
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
-from luthier.model.place import Trained
+from luthier.model.place import Placed, Trained
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.heartbeat import Heart
@@ -43,8 +43,7 @@ class Loop:
     steps: Steps
     batches: Ahead
     validation_rows: TokenRows
-    model: nn.Module
-    trained: Trained
+    placed: Placed
     optimizer: torch.optim.Optimizer
     precision: Precision
     micro_batch: MicroBatchSize
@@ -58,6 +57,16 @@ class Loop:
     asked: Asked
     """Whether a signal has come."""
     clock: Clock
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained, as far as it is here."""
+        return self.placed.model
+
+    @property
+    def trained(self) -> Trained:
+        """What the optimizer updates, by name."""
+        return self.placed.trained
 
     @property
     def ranks(self) -> Ranks:
@@ -110,7 +119,9 @@ def _is_save_due(loop: Loop, state: State, saved: _Saved) -> bool:
     minutes = loop.recipe.checkpoints.save_minutes
     if state.stopped_early or state.step == loop.steps.total or (state.best is not None and state.best.step == state.step):
         return True
-    due = state.step in loop.steps.saves or (minutes != "off" and time.monotonic() - saved.at >= 60 * minutes)
+    due = state.step in loop.steps.saves
+    if minutes != "off" and not due:
+        due = loop.ranks.same(time.monotonic() - saved.at >= 60 * minutes)  # by the clock of one, for all of them save
     return due and not state.skipped  # what was skipped changed nothing, and would take the place of what may be gone back to
 
 

@@ -33,6 +33,7 @@ from luthier.data.survey import extents
 from luthier.model.adapt import add_lora, base_of
 from luthier.model.fuse import Fusion, fuse
 from luthier.model.load import DTYPES
+from luthier.model.place import trained_of
 from luthier.plan.rate import CORE_FLOPS
 from luthier.plan.setup import Engine, Setup
 from luthier.plan.shape import ModelShape, shape_of
@@ -277,7 +278,9 @@ def _ready(config: PreTrainedConfig, trial: Trial) -> _Ready:
     model = base if setup.lora == "none" else add_lora(base, setup.lora, 0)
     fusion = fuse(model, pack=setup.engine != "plain", longest=int(trial.rows.lengths.max()))
     engine = _engine(fusion, setup)
-    return _Ready(model=model.train(), optimizer=make_optimizer(model, Training()), precision=Precision.of(dtype, CPU), engine=engine)
+    return _Ready(
+        model=model.train(), optimizer=make_optimizer(trained_of(model), Training()), precision=Precision.of(dtype, CPU), engine=engine
+    )
 
 
 def _engine(fusion: Fusion, setup: Setup) -> Engine:

@@ -5,6 +5,7 @@ import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +25,7 @@ from luthier.model.adapt import adapted_parts, add_lora, missed_experts
 from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
+from luthier.model.place import place
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.recipe.schema import Recipe
@@ -35,6 +37,7 @@ from luthier.train.ahead import Ahead
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
+from luthier.train.contents import load_weights
 from luthier.train.final import Origin, save_final
 from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
@@ -147,7 +150,7 @@ def _together(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
+        if ranks.divided or not is_out_of_memory(error):  # the others may wait for this one in the middle of it
             raise
         short = str(error).partition("\n")[0] or type(error).__name__
     if any(ranks.any([bool(short)])):
@@ -184,8 +187,7 @@ def _rehearse(job: TrainingJob, loop: Loop, plan: Plan) -> None:
 
 def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
     """Train from the newest checkpoint to the end, and leave the adapter."""
-    parts = (job.folder, loop.model, loop.optimizer)
-    state = checkpoint.shared(job.ranks, *parts, lambda: checkpoint.resume(*parts, job.progress))
+    state = checkpoint.resume(job.folder, loop.trained, loop.optimizer, job.progress, ranks=loop.ranks)
     if state.step:
         loop.precision.scaler.load_state_dict(dict(state.scaler))
         job.folder.event("resumed", step=state.step)
@@ -201,8 +203,7 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
     final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
     origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
     job.heart.beat("saving", state.step)
-    if job.ranks.first:
-        save_final(loop.model, job.tokenizer, job.folder, origin)
+    save_final(loop.placed, job.tokenizer, job.folder, origin, loop.ranks)
     job.folder.event("finished", step=state.step, final=final, final_step=final_step)
     return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, plan=plan)
 
@@ -218,9 +219,11 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         raise PlanRefused(what, change="install torch's CUDA build; or hide the GPU from both: CUDA_VISIBLE_DEVICES= luthier train …")
     prepare_host(device)
     dtype = DTYPES[plan.setup.dtype]
-    base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, device)
+    whole_on = torch.device("cpu") if plan.setup.layout.shard == "zero3" else device  # no device needs to have room for all of it
+    base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, whole_on)
+    placed = place(_trainable(job, base, plan.setup.checkpoint_activations), plan.setup.layout, job.ranks.mesh)
+    model = placed.model
     release_freed_memory()  # what loading left
-    model = _trainable(job, base, plan.setup.checkpoint_activations)
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     fusion = fuse(model, pack=pack, longest=plan.facts.task.workload.longest)
     if fusion.engine != plan.setup.engine:
@@ -245,9 +248,9 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         steps=plan.steps,
         batches=Ahead(make=batches_of, last=plan.steps.total),
         validation_rows=validation_rows,
-        model=model,
-        optimizer=make_optimizer(model, recipe.training),
-        precision=Precision.of(dtype, device, replace(job.ranks, stop=stop)),
+        placed=placed,
+        optimizer=make_optimizer(placed.trained, recipe.training),
+        precision=Precision.of(dtype, device, replace(job.ranks, stop=stop, pieces=placed.pieces)),
         micro_batch=micro_batch,
         patience=plan.ending.patience,
         folder=job.folder,
@@ -309,14 +312,21 @@ def _take_best(loop: Loop, state: State) -> int:
     if state.best is None or state.best.step == state.step:
         return state.step
     folder = loop.folder.checkpoint(state.best.step)
+    if damage := loop.ranks.same(_damage(folder) if loop.ranks.first else ""):
+        loop.folder.event("damaged", checkpoint=folder.name, why=damage)
+        loop.progress.say(f"the best checkpoint, {folder.name}, is damaged ({damage}): the last one becomes the adapter")
+        return state.step
+    load_weights(folder, loop.trained, loop.ranks)
+    return state.best.step
+
+
+def _damage(folder: Path) -> str:
+    """What is wrong with a checkpoint; empty where nothing is."""
     try:
         checkpoint.verify(folder)
     except RunError as damage:
-        loop.folder.event("damaged", checkpoint=folder.name, why=damage.what)
-        loop.progress.say(f"the best checkpoint, {folder.name}, is damaged ({damage.what}): the last one becomes the adapter")
-        return state.step
-    checkpoint.load_weights(folder, loop.model)
-    return state.best.step
+        return damage.what
+    return ""
 
 
 def _origins(prepared: Prepared, rows: Sequence[int]) -> list[str]:
