@@ -22,6 +22,7 @@ from luthier.core.files import DiskError
 from luthier.data.order import Indices, rank_shares
 from luthier.data.store import TokenRows
 from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Direction, Mesh, Pieces
+from luthier.model.peak import is_out_of_memory
 from luthier.plan.setup import Layout
 
 Value = TypeVar("Value")
@@ -148,19 +149,19 @@ class Ranks:
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
-        """Around what all ranks do: the error of one, of a run or of its disk, is raised by all of them."""
-        failed: RunError | None = None
+        """Around what all ranks do: where it fails on one, with its run, its disk or its memory, it fails on all of them."""
+        failed: Exception | None = None
         try:
             yield
-        except RunError as error:
-            if self.size == 1:
+        except (RunError, MemoryError, OSError, RuntimeError) as error:
+            if self.size == 1 or not (isinstance(error, RunError) or is_out_of_memory(error)):
                 raise
             failed = error
-        told = self.every([] if failed is None else [_kind(failed), failed.what, failed.where, failed.change])
+        told = self.every([] if failed is None else _words(failed))
         if failed is not None:
             raise failed
         for kind, what, where, change in filter(None, told):
-            raise FAILURES[kind](what, where=where, change=change)
+            raise FAILURES[kind](what, where=where, change=change) if kind in FAILURES else MemoryError(what)
 
     def same(self, value: Value) -> Value:
         """Rank 0's value, for all: anything that JSON can hold."""
@@ -212,8 +213,12 @@ def part(ranks: Ranks) -> None:
         dist.destroy_process_group()
 
 
-def _kind(failed: RunError) -> str:
-    return next(name for name, kind in FAILURES.items() if isinstance(failed, kind))
+def _words(failed: Exception) -> list[str]:
+    """A failure, for the ranks that did not have it."""
+    if isinstance(failed, RunError):
+        kind = next(name for name, kind in FAILURES.items() if isinstance(failed, kind))
+        return [kind, failed.what, failed.where, failed.change]
+    return ["MemoryError", "another rank had no memory", "", ""]
 
 
 def _buckets(parameters: Iterable[Tensor]) -> Iterator[list[Tensor]]:

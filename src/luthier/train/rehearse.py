@@ -18,7 +18,7 @@ from luthier.train.checkpoint import State
 from luthier.train.loop import Loop
 from luthier.train.objective import nll_sum
 from luthier.train.optim import set_rate, trained_parameters
-from luthier.train.step import evened
+from luthier.train.step import evened, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,11 +49,12 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
     marks = [time.perf_counter()]
     try:
         with peak_memory(loop.precision.device) as peak:
-            _update_by_nothing(loop)
-            _train(loop, rows, worst.training)
-            marks.append(time.perf_counter())
-            _validate(loop, worst.validation)
-            marks.append(time.perf_counter())
+            with together(loop.ranks):  # before all save
+                _update_by_nothing(loop)
+                _train(loop, rows, worst.training)
+                marks.append(time.perf_counter())
+                _validate(loop, worst.validation)
+                marks.append(time.perf_counter())
             checkpoint.save(scratch, State(), loop.trained, loop.optimizer, keep=1, ranks=loop.ranks)
             marks.append(time.perf_counter())
     finally:
