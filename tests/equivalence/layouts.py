@@ -1,6 +1,6 @@
 """Every way to divide a run, and what each of its ranks does for `test_layouts.py`:
 
-`python -m tests.equivalence.layouts FOLDER SHARE`, started by torchrun, runs all scenes of that share for as many ranks as there are, in one
+`python -m tests.equivalence.layouts FOLDER SHARE RANKS`, started by torchrun, runs all scenes of that share for so many ranks, in one
 process group, and leaves FOLDER/SHARE-RANKS-rank-N.json.
 """
 
@@ -26,6 +26,7 @@ from tests.train.workshop import Workshop
 
 Share = Literal["quick", "slow"]
 STEPS = 8
+UNDIVIDED = Layout()
 FAMILIES = ("qwen3", "llama", "qwen3_moe")
 TRAINED: dict[str, dict[str, Any]] = {
     "lora": {"lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
@@ -40,7 +41,7 @@ ROWS = {"global_batch_size": 5, "max_steps": STEPS}
 class Way:
     """One way to divide a run."""
 
-    layout: Layout = Layout()
+    layout: Layout = UNDIVIDED
     rows_at_once: int = 2
     checkpointing: bool = False
 
@@ -113,6 +114,7 @@ def trained(folder: Path, scene: Scene, way: Way, ranks: Ranks = ALONE) -> list[
     job = Workshop(folder).job(str(scene), **sections)
     loop, plan = _set_up(replace(job, ranks=ranks, folder=RunFolder(job.folder.path, read_only=not ranks.first)))
     assert plan.setup.layout == layout
+    assert plan.setup.engine == ("plain" if scene.packing == "off" else "fused" if scene.trained == "lora" else "packed")
     loop.model.train()
     state, found = State(), []
     for _ in range(STEPS):

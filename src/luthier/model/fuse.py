@@ -29,6 +29,7 @@ from luthier.model.layer import FusedLayer, fused_layer
 from luthier.model.lora import Group, member_of
 from luthier.model.native import native
 from luthier.model.pointwise import Angles
+from luthier.model.shard import evaluating
 from luthier.plan.setup import Engine
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -79,9 +80,12 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
     obstacle = _obstacle(base, longest)
     if obstacle:
         return Fusion(packs=False, reasons=(obstacle,))
-    own, training = base.config._attn_implementation, model.training
-    model.eval()
-    rows = _trial_rows(base.config.get_text_config().vocab_size)
+    with evaluating(model):
+        return _tried(base)
+
+
+def _tried(base: PreTrainedModel) -> Fusion:
+    own, rows = base.config._attn_implementation, _trial_rows(base.config.get_text_config().vocab_size)
     alone = _alone(base, rows)
     base.set_attn_implementation(attention.NAME)
     fusion, patched = _patch(base)
@@ -94,7 +98,6 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
     if difference:
         base.set_attn_implementation(own)
         fusion = Fusion(packs=False, reasons=(f"rows cannot be packed for this model: {difference}",))
-    model.train(training)
     return fusion
 
 
@@ -200,9 +203,8 @@ def _linear(found: Callable[[Any], Group], held: Held, x: Tensor, *args: Any, **
 
 def _alone(base: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:
     """Logits of each row by itself."""
-    with torch.no_grad():
-        ids = [torch.from_numpy(row.ids.astype(np.int64)).to(base.device) for row in rows]
-        return [base(input_ids=row[None], use_cache=False).logits[0] for row in ids]
+    ids = [torch.from_numpy(row.ids.astype(np.int64)).to(base.device) for row in rows]
+    return [base(input_ids=row[None], use_cache=False).logits[0] for row in ids]
 
 
 def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]) -> str:
@@ -246,8 +248,7 @@ def _apart(logits_TV: Tensor, expected_TV: Tensor) -> Tensor:
 def _packed(base: PreTrainedModel, pack: Pack) -> Tensor:
     """Logits of a pack's tokens."""
     ids_1T = torch.from_numpy(pack.ids_T)[None].to(base.device)
-    with torch.no_grad():
-        logits_1TV: Tensor = base(input_ids=ids_1T, use_cache=False, **attention.arguments(Tree.of(pack), base.device)).logits
+    logits_1TV: Tensor = base(input_ids=ids_1T, use_cache=False, **attention.arguments(Tree.of(pack), base.device)).logits
     return logits_1TV[0]
 
 

@@ -33,7 +33,7 @@ class Halves:
 
     @property
     def weight_VD(self) -> Tensor:
-        """The head's, as it is now: where replicas divide it, it is whole only within the base."""
+        """The head's, as it is now: where replicas divide it, it is to be made whole."""
         return self.head.weight
 
 
@@ -44,7 +44,7 @@ def halves(model: nn.Module) -> Halves | None:
     base = base_of(model)
     head = base.get_output_embeddings()
     known = class_of(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
-    if not known or type(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
+    if not known or class_of(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None
     return Halves(base=base, decoder=base.get_decoder(), head=head)
 

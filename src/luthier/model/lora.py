@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from luthier.model.attention import Unfusable
 from luthier.model.dropout import ADAPTER, TokenDropout
 from luthier.model.pointwise import Activation, drop, drop_add_, gate, gate_backward, rms_norm, rms_norm_backward
+from luthier.model.shard import class_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -216,9 +217,9 @@ def member_of(layer: Any) -> Member:
     """The member for a linear layer, adapted or not; raises Unfusable, with the reason, for what the function above does not compute."""
     if any(parameter.requires_grad for name, parameter in layer.named_parameters() if "lora_" not in name):
         raise Unfusable("its own weights are trained")
-    if type(layer) is nn.Linear:
+    if class_of(layer) is nn.Linear:
         return Member(weight_OD=layer.weight.detach(), bias_O=_detached(layer.bias), adapter=None)
-    if type(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
+    if class_of(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
         raise Unfusable(f"{type(layer.base_layer if isinstance(layer, LoraLayer) else layer).__name__} is not a linear layer")
     if layer.lora_variant:
         raise Unfusable(f"{type(next(iter(layer.lora_variant.values()))).__name__} is not plain LoRA")

@@ -10,7 +10,8 @@ gradients, summed over the replicas, in the backward pass of each micro batch: n
 
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -34,17 +35,17 @@ def shard(
     base = base_of(model)
     whole = {name: (parameter.shape, pieces.get(parameter)) for name, parameter in model.named_parameters() if parameter.requires_grad}
     kept = {parameter for parameter in model.parameters() if not parameter.requires_grad and (how == "zero2" or model is base)}
-    layers = [module for module in base.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for module in (*layers, base):
+    for unit in _units(base):
         divided = fully_shard(
-            module,
+            unit,
             mesh=cast(Any, mesh.devices)["data"],
             reshard_after_forward=how == "zero3",
             shard_placement_fn=lambda parameter: Shard(_dimension(parameter.shape, mesh.data)),
             ignored_params=kept,
         )
-        divided.set_gradient_divide_factor(1.0)  # the loss is already divided by the count of all ranks
-        divided.set_force_sum_reduction_for_comms(True)  # gloo has no other
+        for module in divided:
+            module.set_gradient_divide_factor(1.0)  # the loss is already divided by the count of all ranks
+            module.set_force_sum_reduction_for_comms(True)  # gloo has no other
     base.within = types.MethodType(lambda _, compute: compute(), base)
     register_fsdp_forward_method(base, "within")
     # A fused layer's output is a view, which nobody writes to
@@ -54,12 +55,50 @@ def shard(
     return trained, {trained[name]: _piece(shape, before, mesh.data) for name, (shape, before) in whole.items()}
 
 
+def _units(base: PreTrainedModel) -> Iterator[list[nn.Module]]:
+    """Modules whose weights are put together at once: each layer, the embedding, the head, and last what is left."""
+    yield from ([module] for module in base.modules() if isinstance(module, GradientCheckpointingLayer))
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()
+    tied = {*embedding.parameters()} & {*head.parameters()}
+    yield from ([[embedding, head]] if tied else [[embedding], [head]])
+    yield [base]
+
+
 def within(base: nn.Module, compute: Callable[[], Value]) -> Value:
     """compute(), which goes past the forward of `base` to parts of it, while the weights that belong to no layer are whole."""
     if not isinstance(base, FSDPModule):
         return compute()
     computed: Value = cast(Any, base).within(compute)
     return computed
+
+
+@contextmanager
+def whole(module: nn.Module) -> Iterator[None]:
+    """While what a frozen module has is looked at, past its forward."""
+    if not isinstance(module, FSDPModule):
+        yield
+        return
+    module.unshard()
+    yield
+    module.reshard()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """In evaluation mode and without gradients; then in the mode that it was in, and nothing is whole that is divided.
+
+    Not torch's inference mode: its tensors could not be trained with, where weights are put together in it for the first time.
+    """
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # or it would go on with these weights when others are loaded
 
 
 def class_of(module: nn.Module) -> type[nn.Module]:

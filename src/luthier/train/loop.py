@@ -15,6 +15,7 @@ from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_o
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.place import Placed, Trained
+from luthier.model.shard import evaluating
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
 from luthier.runs.heartbeat import Heart
@@ -202,16 +203,20 @@ def _evaluate(loop: Loop, state: State) -> State:
 def _scored(loop: Loop, step: int) -> float:
     """The task's metric that decides which checkpoint is best."""
     by = loop.recipe.checkpoints.best_by
-    loop.model.eval()
     loop.heart.beat("scoring", step)
-    scores = loop.ranks.same(_scores(loop) if loop.ranks.first else {})
-    loop.model.train()
+    with evaluating(loop.model):
+        scores = _together(loop) if loop.ranks.divided else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)
     if by not in scores:
         raise RunError(f"checkpoints.best_by {by!r} was not measured", where=f"step {step}", change=f"measured were {', '.join(scores)}")
     return scores[by]
+
+
+def _together(loop: Loop) -> Mapping[str, float]:
+    """What the task measured where ranks divide the model: all of them answer the same rows, and none may leave before the end."""
+    return {} if any(loop.ranks.any([bool(loop.asked)])) else loop.score(loop.model)
 
 
 def _scores(loop: Loop) -> dict[str, float]:

@@ -11,7 +11,7 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from luthier.model import head
-from luthier.model.shard import within
+from luthier.model.shard import whole, within
 from luthier.train.batch import MicroBatch
 
 
@@ -30,7 +30,8 @@ def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
 def _nll_sum(halves: head.Halves, batch: MicroBatch) -> Tensor:
     hidden_AD = halves.decoder(**batch.inputs(), **batch.hints()).last_hidden_state.flatten(0, 1)
     places_N = batch.sources_N if len(hidden_AD) == len(batch.keys_A) else batch.places_N
-    return head.nll_sum(hidden_AD[places_N], halves.weight_VD, batch.targets_N, batch.counts_N)
+    with whole(halves.head):
+        return head.nll_sum(hidden_AD[places_N], halves.weight_VD, batch.targets_N, batch.counts_N)
 
 
 def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:

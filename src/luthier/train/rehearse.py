@@ -11,6 +11,7 @@ from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.dropout import draw
 from luthier.model.peak import peak_memory
+from luthier.model.shard import evaluating
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.batch import MicroBatch, micro_batches
@@ -95,11 +96,9 @@ def _train(loop: Loop, rows: TokenRows, indices: Indices) -> None:
 
 def _validate(loop: Loop, indices: Indices) -> None:
     largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[:1]
-    loop.model.eval()
-    with torch.no_grad(), loop.precision.autocast():
+    with evaluating(loop.model), loop.precision.autocast():
         for batch in evened(largest, loop.micro_batch, loop.precision):
             nll_sum(loop.model, batch)
-    loop.model.train()
 
 
 def _by_size(batches: list[MicroBatch]) -> list[MicroBatch]:

@@ -8,6 +8,7 @@ from torch import nn
 
 from luthier.data.order import validated_together
 from luthier.data.store import TokenRows
+from luthier.model.shard import evaluating
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.objective import nll_sum
@@ -26,14 +27,12 @@ class ValidationRecord:
 def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
     """The loss of a split's rows without dropout; the model is left in the mode it was in. Raises Stopped where a rank is to end."""
     total, ranks = torch.zeros((), dtype=torch.float64, device=precision.device), precision.ranks
-    training, stopped = model.training, False
-    model.eval()
-    with torch.no_grad(), precision.autocast():  # inference_mode's tensors could not be trained with, where weights are gathered first here
+    stopped = False
+    with evaluating(model), precision.autocast():
         for batch in _batches(rows, size, precision):
             if stopped := ranks.stops():
                 break
             total += nll_sum(model, batch)
-    model.train(training)
     if any(ranks.any([stopped])):
         raise Stopped
     (summed,) = ranks.sum([total.item()])  # .item(): once per validation, whose loss is logged
