@@ -65,9 +65,11 @@ def together(home: Path, alone: Callable[[Scene], Losses]) -> Callable[[Scene], 
     return found
 
 
-@pytest.mark.parametrize(
-    "scene", [pytest.param(scene, id=str(scene), marks=[pytest.mark.slow] * (scene.share == "slow")) for scene in SCENES]
-)
+def marked(scene: Scene) -> Any:
+    return pytest.param(scene, id=str(scene), marks=[pytest.mark.slow] if scene.share == "slow" else [])
+
+
+@pytest.mark.parametrize("scene", map(marked, SCENES))
 def test_a_divided_run_has_the_losses_and_gradients_of_one_process(
     alone: Callable[[Scene], Losses], together: Callable[[Scene], list[Losses]], scene: Scene
 ) -> None:

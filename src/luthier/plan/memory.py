@@ -11,8 +11,10 @@ from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
 from luthier.plan.weights import (
     Stage,
-    gathered_bytes,
+    gathered,
+    gathered_head,
     largest_trained,
+    layer_numbers,
     loading,
     optimizer_bytes,
     products_numbers,
@@ -94,7 +96,9 @@ class _Ledger:
         if self.setup.lora == "none":
             return ()
         numbers = trained_numbers(self.shape, self.setup, self.stage)
-        return (Line(name="adapter", kind="adapters", bytes=4 * numbers, formula=f"r {self.setup.lora.r}: {numbers:,} × 4 B"),)
+        return (
+            self._divided(Line(name="adapter", kind="adapters", bytes=4 * numbers, formula=f"r {self.setup.lora.r}: {numbers:,} × 4 B")),
+        )
 
     def _optimizer(self) -> Line:
         size, formula = optimizer_bytes(self.shape, self.setup, self.stage)
@@ -107,7 +111,7 @@ class _Ledger:
     def _divided(self, line: Line) -> Line:
         """Among the replicas, where they are sharded."""
         layout = self.setup.layout
-        if layout.shard == "none" or layout.data == 1:
+        if not self._sharded:
             return line
         formula = f"{line.formula} / {layout.data} replicas"
         return Line(name=line.name, kind=line.kind, bytes=line.bytes // layout.data, formula=formula)
@@ -133,14 +137,15 @@ class _Ledger:
         if self.stage.last:
             final = self._row("final norm", "activations", rows, (("its input", self.layer.hidden, 4), self._trained("normalised", 4)))
             forward = self._kept(extent, several=self.survey.micro_batches > 1)
-            yield "loss", (*base, *forward, *self._casts(everything=True), final, *self._loss(extent, rows))
+            head = gathered_head(self.shape, self.setup)
+            yield "loss", (*base, *forward, *self._casts(everything=True), final, head, *self._loss(extent, rows))
             backward = self._casts(everything=not self.setup.checkpoint_activations)
-            head = (self._tables(1),) if self.setup.lora == "none" else ()
-            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows), *head)
+            table = (head, self._tables(1)) if self.setup.lora == "none" else ()
+            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows), *table)
         for name, lines in self._layer_backward(extent, kept):
             yield name, (*base, *lines)
         if self.setup.lora == "none":
-            yield "end of backward", (*self._gathered(), self._gradients(), self._tables(2 if self.shape.tied else 1))
+            yield "end of backward", (*self._gathered(), self._gradients(), self._tables((2 if self.shape.tied else 1) + self._sharded))
 
     def _kept(self, extent: Extent, *, several: bool) -> tuple[Line, ...]:
         """What all layers keep, of all micro batches in flight; `several`: with what an earlier one has left."""
@@ -224,6 +229,11 @@ class _Ledger:
         return Line(name="gradient of head and embedding", kind="transient", bytes=size, formula=formula)
 
     def _weight_gradient(self) -> tuple[Line, ...]:
+        if self._sharded:  # a layer's are sent at once, from a copy
+            layer = trained_numbers(self.shape, self.setup, self.stage) // self.stage.layers
+            numbers = layer_numbers(self.shape, self.setup) if self.setup.lora == "none" else layer
+            formula = f"2 × {numbers:,} × 4 B"
+            return (Line(name="a layer's gradients, and as they are sent", kind="transient", bytes=8 * numbers, formula=formula),)
         if self.setup.lora != "none":
             return ()
         numbers = max(item.d_in * item.d_out for item in self.shape.linears if item.role != "head") // self.setup.layout.tensor
@@ -242,13 +252,15 @@ class _Ledger:
         if self.stage.last:
             most = max(rows_of, key=lambda extent: extent.targets)
             rows = most.needed if self.setup.engine == "fused" else most.places
-            yield "validation's loss", (*self._gathered(), *self._loss(most, rows))
+            yield "validation's loss", (*self._gathered(), gathered_head(self.shape, self.setup), *self._loss(most, rows))
 
     def _gathered(self) -> tuple[Line, ...]:
-        if self.setup.layout.shard != "zero3" or self.setup.layout.data == 1:
-            return ()
-        size, formula = gathered_bytes(self.shape, self.setup)
-        return (Line(name="gathered weights", kind="transient", bytes=size, formula=formula),)
+        return (gathered(self.shape, self.setup, self.stage),)
+
+    @property
+    def _sharded(self) -> bool:
+        """Whether replicas divide what is trained."""
+        return self.setup.layout.shard != "none" and self.setup.layout.data > 1
 
     def _trained(self, name: str, size: int) -> tuple[str, int, int]:
         return name, self.layer.hidden if self.setup.lora == "none" else 0, size

@@ -64,7 +64,8 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
     below = [item for item in shape.linears if item.role != "head" and (item.role != "vision" or stage.first)]
     matrices = [item for item in below if item.is_quantized]
     routers = [item for item in below if not item.is_quantized]
-    divided = layout.tensor * (layout.data if layout.shard == "zero3" else 1)
+    replicas = layout.data if layout.shard == "zero3" or (layout.shard == "zero2" and not lora) else 1
+    divided = layout.tensor * replicas
     over = f" / {divided} devices" if divided > 1 else ""
     found = [_matrices(matrices, setup, size, share / divided, over)]
     if routers:
@@ -77,8 +78,8 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
         told = f"{tables} × {shape.vocabulary:,} × {shape.hidden:,} × {size} B{over}" + (", tied" if shape.tied else "")
         found.append(Line(kind="weights", name=name, bytes=round(tables * shape.embedding_parameters * size / divided), formula=told))
     other = round(share * shape.other_parameters)
-    shards = layout.data if layout.shard == "zero3" else 1
-    found.append(Line(kind="weights", name="norms, biases", bytes=round(other * size / shards), formula=f"{other:,} × {size} B"))
+    told = f"{other:,} × {size} B" + (f" / {replicas} replicas" if replicas > 1 else "")
+    found.append(Line(kind="weights", name="norms, biases", bytes=round(other * size / replicas), formula=told))
     return tuple(item for item in found if item.bytes)
 
 
@@ -142,12 +143,39 @@ def products_numbers(shape: ModelShape, setup: Setup, stage: Stage, *, everythin
     return round((below * layers / stage.num_layers + head) / setup.layout.tensor)
 
 
-def gathered_bytes(shape: ModelShape, setup: Setup) -> tuple[int, str]:
-    """Under zero3: the layer that is computed and the next one, whole."""
-    numbers = sum(item.parameters for item in shape.linears if item.role not in ("head", "vision")) // shape.num_layers
-    size = DTYPE_BYTES[setup.dtype]
+def gathered(shape: ModelShape, setup: Setup, stage: Stage) -> Line:
+    """What replicas that divide it put together while a micro batch is computed (`luthier.model.shard`).
+
+    zero2: all that is trained. zero3: a layer, as it is computed and as it came, with its adapter; and the embedding that is also the head.
+    """
+    layout, lora = setup.layout, setup.lora != "none"
+    if layout.shard == "none" or layout.data == 1:
+        return Line(name="gathered weights", kind="transient", bytes=0, formula="nothing is divided")
+    trained = trained_numbers(shape, setup, stage)
+    if layout.shard == "zero2":
+        return Line(name="gathered weights", kind="transient", bytes=4 * trained, formula=f"{trained:,} × 4 B")
+    size = DTYPE_BYTES[setup.dtype] if lora else 4
+    numbers = layer_numbers(shape, setup)
     each = bytes_per_weight(setup.quantization, setup.double_quant, size)
-    return round(2 * numbers * each / setup.layout.tensor), f"2 layers × {numbers:,} × {each:.4g} B"
+    adapter = 4 * trained // stage.layers if lora else 0
+    table = shape.embedding_parameters * size // layout.tensor if shape.tied else 0
+    formula = f"2 × (a layer of {numbers:,} × {each:.4g} B" + (f" + its adapter of {adapter:,} B)" if lora else ")")
+    told = formula + (f" + {shape.vocabulary:,} × {shape.hidden:,} × {size} B" if table else "")
+    return Line(name="gathered weights", kind="transient", bytes=round(2 * (numbers * each + adapter) + table), formula=told)
+
+
+def gathered_head(shape: ModelShape, setup: Setup) -> Line:
+    """Under zero3, and where it is not the embedding: as it is computed with and as it came."""
+    whole = setup.layout.shard != "zero3" or setup.layout.data == 1 or shape.tied
+    size = DTYPE_BYTES[setup.dtype] if setup.lora != "none" else 4
+    formula = f"2 × {shape.vocabulary:,} × {shape.hidden:,} × {size} B"
+    bytes_ = 0 if whole else 2 * shape.embedding_parameters * size // setup.layout.tensor
+    return Line(name="gathered head", kind="transient", bytes=bytes_, formula=formula)
+
+
+def layer_numbers(shape: ModelShape, setup: Setup) -> int:
+    """Of one layer's weights on one device, before replicas divide them."""
+    return sum(item.parameters for item in shape.linears if item.role not in ("head", "vision")) // shape.num_layers // setup.layout.tensor
 
 
 def loading(shape: ModelShape, setup: Setup) -> Line:

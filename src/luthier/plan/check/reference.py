@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from luthier.plan.check import CHECKS, adapter, compute, data, device, proof, steps
+from luthier.plan.check import CHECKS, adapter, compute, data, device, division, proof, steps
 from luthier.plan.check.case import Check
 
 CHAPTERS = {
@@ -13,6 +13,7 @@ CHAPTERS = {
     "Rows": data.CHECKS,
     "Adapter and method": adapter.CHECKS,
     "Computation": compute.CHECKS,
+    "Division": division.CHECKS,
     "Machine": device.CHECKS,
     "Decision": proof.CHECKS,
 }
