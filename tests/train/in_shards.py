@@ -11,6 +11,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,20 +20,27 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.core.chat import Conversation, Message
 from luthier.core.errors import LuthierError
 from luthier.core.signals import Interrupted
 from luthier.data.order import rows_of_step
+from luthier.model.adapt import add_lora
 from luthier.model.generate import LocalCompleter
+from luthier.model.mesh import Mesh
 from luthier.model.place import place
 from luthier.model.shard import evaluating
 from luthier.plan.setup import Layout
+from luthier.recipe.schema import Lora, Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import State
 from luthier.train.loop import _take_step, fit
-from luthier.train.ranks import Ranks, join, part
+from luthier.train.objective import nll_sum
+from luthier.train.optim import make_optimizer
+from luthier.train.ranks import ALONE, Ranks, join, part
 from luthier.train.run import TrainingJob, _rehearse, _set_up, train
 from luthier.train.step import Precision, train_step
 from tests.data.families import family
@@ -48,6 +56,7 @@ BFLOAT16 = {"model": {"dtype": "bfloat16"}, "training": {"max_steps": 4}}
 KILLED_IN, RESUMED_AFTER = 9, 6
 MOVES = {"zero2-then-one": ("zero2", "none"), "one-then-zero3": ("none", "zero3"), "zero2-then-zero3": ("zero2", "zero3")}
 """How a run goes on with another number of ranks, or with weights divided otherwise."""
+QUANTISED = (("zero2", "int8"), ("zero2", "nf4"), ("zero3", "nf4"))
 QUESTIONS = ["What is the question number 3?", "What is the the question number 15?", "Why?"]
 
 
@@ -184,17 +193,14 @@ class Together:
         return [ended, int(stopped.name.removeprefix("step-"))]
 
     def one_rank_overflows(self) -> dict[str, list[float]]:
-        """float16's loss scale is too large on rank 1 only; both must halve it."""
+        """float16's loss scale is too large for one number of the embedding's gradient, which one rank has; both must halve it."""
         found = {}
         for how in HOWS:
             model = tiny_model().train()
-            layer = model.model.layers[0]
             placed = place(model, Layout(data=2, shard=how), self.ranks.mesh)
             scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
             if self.ranks.rank == 1:
-                layer.mlp.register_full_backward_hook(
-                    lambda _, gradients, __, scaler=scaler: tuple(part * (torch.inf if scaler.get_scale() > 4 else 1) for part in gradients)
-                )
+                model.get_input_embeddings().register_forward_hook(functools.partial(overflowing, scaler))
             ranks = replace(self.ranks, pieces=placed.pieces, divided=True)
             precision = Precision(device=CPU, dtype=torch.float16, scaler=scaler, ranks=ranks)
             rows = ragged_rows()[self.ranks.rank :: 2]
@@ -203,21 +209,86 @@ class Together:
             found[how] = [done.num_overflows, scaler.get_scale(), done.finite]
         return found
 
+    def waited(self) -> dict[str, int]:
+        """How often this rank said that it waits, in the two passes of a layer and of what stands around it."""
+        found, times = {}, 0
+
+        @contextmanager
+        def waiting() -> Iterator[None]:
+            nonlocal times
+            times += 1
+            yield
+
+        for how in HOWS:
+            model = tiny_model().train()
+            place(model, Layout(data=2, shard=how), Mesh.of(Layout(data=2, shard=how), "cpu", waiting))
+            times = 0
+            nll_sum(model, *in_batches(ragged_rows()[:2], 2)).backward()
+            found[how] = times
+        return found
+
     def held(self) -> dict[str, dict[str, int]]:
-        """Bytes that this rank has between two steps, and the most weights that are whole at once."""
+        """Bytes that this rank has between two steps, what of the weights is whole while a layer is computed, and what the plan says."""
         return {f"{how} {what}": self.bytes_held(how, **TRAINED[what]) for how in HOWS for what in TRAINED}
 
     def bytes_held(self, how: str, **sections: Any) -> dict[str, int]:
         loop, plan = _set_up(self.job(f"{how} held", how, **sections))
-        gradients: list[int] = []
+        gradients, whole = [0], [0]
         loop.optimizer.register_step_pre_hook(lambda *_: gradients.append(sum(weight.grad.nbytes for weight in loop.trained.values())))
+        for module in loop.model.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.register_forward_pre_hook(lambda *_: whole.append(sum(weight.nbytes for weight in whole_weights(loop.model))))
         _take_step(loop, State())
-        trained = sum(weight.nbytes for weight in loop.trained.values())
-        state = sum(value.nbytes for values in loop.optimizer.state.values() for value in values.values() if value.ndim)
-        lines = {kind: plan.chosen.memory.bytes_of(kind) for kind in ("weights", "adapters", "optimizer")}
         storages = [local(weight).untyped_storage() for weight in loop.model.parameters()]
-        held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-        return {"held": held, "trained": trained, "gradients": gradients[0], "optimizer": state, **lines}
+        lines = {line.name: line.bytes for line in plan.chosen.memory.lines}
+        return {
+            "held": sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()),
+            "gradients": gradients[-1],
+            "optimizer": sum(value.nbytes for values in loop.optimizer.state.values() for value in values.values() if value.ndim),
+            "gathered": max(whole) - sum(weight.nbytes for weight in whole_weights(loop.model)),
+            "planned held": plan.chosen.memory.bytes_of("weights", "adapters"),
+            "planned gradients": lines.get("gradients", gradients[-1]),
+            "planned optimizer": plan.chosen.memory.bytes_of("optimizer"),
+            "planned gathered": lines["gathered weights"],
+        }
+
+    def quantised(self) -> dict[str, list[list[float]]]:
+        """What bitsandbytes quantised, under shards."""
+        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in QUANTISED}
+
+
+def overflowing(scaler: torch.amp.GradScaler, module: nn.Module, inputs: object, hidden: torch.Tensor) -> None:
+    """Let the first number of the gradient be infinite while the scale is more than 4."""
+    first = torch.zeros_like(hidden)
+    first[0, 0, 0] = torch.inf
+    hidden.register_hook(lambda gradient: gradient + first if scaler.get_scale() > 4 else gradient)
+
+
+def whole_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Those that are not in pieces now."""
+    return [weight for weight in model.parameters() if not isinstance(weight, DTensor)]
+
+
+def quantised(folder: Path, name: str, ranks: Ranks = ALONE, how: str = "none") -> list[list[float]]:
+    """Loss and gradient norm of three steps of a Llama whose frozen weights bitsandbytes has quantised."""
+    base = folder / "quantised"
+    if not base.exists():
+        tiny_model("llama", tied=False, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(base)
+    config = (
+        BitsAndBytesConfig(load_in_8bit=True)
+        if name == "int8"
+        else BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
+        )
+    )
+    loaded = AutoModelForCausalLM.from_pretrained(base, quantization_config=config, dtype=torch.float32)
+    layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind
+    placed = place(add_lora(loaded, Lora(r=4), seed=0).train(), layout, ranks.mesh)
+    optimizer = make_optimizer(placed.trained, Training(learning_rate=1e-2))
+    precision = Precision.of(torch.float32, CPU, replace(ranks, pieces=placed.pieces, divided=ranks.size > 1))
+    batches = in_batches(ragged_rows()[ranks.rank :: ranks.size], 4)
+    done = [train_step(placed.model, optimizer, batches, precision=precision, max_norm=1.0, seeds=(0, step)) for step in range(3)]
+    return [[record.loss, record.grad_norm] for record in done]
 
 
 def answered(model: nn.Module) -> list[str]:
@@ -237,7 +308,14 @@ def main() -> None:
     ranks = join(Layout(data=2, shard="zero2"))
     together = Together(ranks, folder)
     scenes = [
-        *(together.one_rank_overflows, together.held, together.in_bfloat16, together.answers, together.a_rank_without_rows),
+        *(
+            together.one_rank_overflows,
+            together.quantised,
+            together.held,
+            together.in_bfloat16,
+            together.answers,
+            together.a_rank_without_rows,
+        ),
         *(together.trained_to_the_end, together.killed_and_resumed, together.moved, together.a_signal_to_one_rank),
         *(together.the_disk_of_one_rank_is_full, together.a_disk_that_keeps_something_else),
     ]

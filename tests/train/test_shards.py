@@ -21,7 +21,19 @@ from luthier.train import checkpoint
 from luthier.train.checkpoint import State
 from luthier.train.loop import _take_step
 from luthier.train.run import _set_up, train
-from tests.train.in_shards import BFLOAT16, HOWS, KILLED_IN, LAST_STEP_OF_ONE_ROW, MOVES, RESUMED_AFTER, TRAINED, answered, shared
+from tests.train.in_shards import (
+    BFLOAT16,
+    HOWS,
+    KILLED_IN,
+    LAST_STEP_OF_ONE_ROW,
+    MOVES,
+    QUANTISED,
+    RESUMED_AFTER,
+    TRAINED,
+    answered,
+    quantised,
+    shared,
+)
 from tests.train.test_ranks import ROOT, TORCHRUN, assert_the_same_up_to_rounding
 from tests.train.workshop import Workshop, killed_in_step, metrics
 
@@ -198,3 +210,27 @@ def test_a_missing_piece_makes_a_checkpoint_none(alone: Workshop, found: Found) 
     (folder / "adapter-00002-of-00002.safetensors").unlink()
     with pytest.raises(checkpoint.Damaged, match=r"adapter-00002-of-00002\.safetensors is missing"):
         checkpoint.verify(folder)
+
+
+@pytest.mark.parametrize(("how", "name"), QUANTISED)
+def test_what_bitsandbytes_quantised_is_trained_as_by_one_process(alone: Workshop, found: Found, how: str, name: str) -> None:
+    one = quantised(alone.folder, name)
+    for rank in found:
+        for step, (loss, norm) in zip(rank["quantised"][f"{how} {name}"], one, strict=True):
+            assert step == [pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-5)]
+
+
+@pytest.mark.parametrize("what", TRAINED)
+@pytest.mark.parametrize("how", HOWS)
+def test_a_rank_holds_what_the_plan_counts(found: Found, how: str, what: str) -> None:
+    for rank in found:
+        held = rank["held"][f"{how} {what}"]
+        for kind in ("held", "gradients", "optimizer"):
+            assert held[kind] == pytest.approx(held[f"planned {kind}"], rel=0.01)
+        assert 0 < held["gathered"] <= held["planned gathered"]
+    assert found[0]["held"]["zero3 lora"]["held"] < 0.6 * found[0]["held"]["zero2 lora"]["held"]  # frozen weights are whole under zero2
+
+
+def test_a_rank_says_that_it_waits_for_others_in_the_middle_of_a_pass(found: Found) -> None:
+    """Two layers, embedding and head tied, and the last norm: each is put together before it is used, and its gradients are summed."""
+    assert [rank["waited"] for rank in found] == [{"zero2": 4 + 4, "zero3": 4 + 4 + 4}] * 2

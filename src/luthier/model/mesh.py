@@ -4,7 +4,8 @@ data × pipeline × tensor: replicas take other rows, a pipeline's stages other 
 matrix. Ranks are numbered with `tensor` innermost, which speaks most, so that its ranks are neighbours on one machine, and data outermost.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,6 +28,8 @@ class Axis:
     """Of this rank along it."""
     group: dist.ProcessGroup | None = field(default=None, repr=False)
     """The ranks that differ from this one only in it; None where it is alone."""
+    waiting: Callable[[], AbstractContextManager[None]] = field(default=nullcontext, repr=False)
+    """Opened around every wait for them (`luthier.train.ranks.Ranks.waiting`)."""
 
     @property
     def first(self) -> bool:
@@ -50,12 +53,17 @@ class Mesh:
     """The same as torch.distributed has it."""
 
     @classmethod
-    def of(cls, layout: Layout, device: str) -> "Mesh":
+    def of(cls, layout: Layout, device: str, waiting: Callable[[], AbstractContextManager[None]] = nullcontext) -> "Mesh":
         """That of a layout, once the process group of all its ranks is there; `device` is cpu or cuda."""
         devices = init_device_mesh(device, tuple(getattr(layout, name) for name in DIRECTIONS), mesh_dim_names=DIRECTIONS)
         sizes = dict(zip(DIRECTIONS, devices.shape, strict=True))
         axes = {
-            name: Axis(size=sizes[name], index=devices.get_local_rank(name), group=devices.get_group(name) if sizes[name] > 1 else None)
+            name: Axis(
+                size=sizes[name],
+                index=devices.get_local_rank(name),
+                group=devices.get_group(name) if sizes[name] > 1 else None,
+                waiting=waiting,
+            )
             for name in DIRECTIONS
         }
         return cls(**axes, devices=devices)

@@ -10,11 +10,13 @@ gradients, summed over the replicas, in the backward pass of each micro batch: n
 
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, cast
 
 import torch
+import torch.distributed as dist
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
@@ -46,6 +48,9 @@ def shard(
         for module in divided:
             module.set_gradient_divide_factor(1.0)  # the loss is already divided by the count of all ranks
             module.set_force_sum_reduction_for_comms(True)  # gloo has no other
+            if base.device.type == "cpu":  # gloo waits in the call; NCCL returns from it, and the device waits
+                module.set_custom_all_gather(cast(Any, _Sent(axis=mesh.data, send=dist.all_gather_single)))
+                module.set_custom_reduce_scatter(cast(Any, _Sent(axis=mesh.data, send=dist.reduce_scatter_single)))
     base.within = types.MethodType(lambda _, compute: compute(), base)
     register_fsdp_forward_method(base, "within")
     # A fused layer's output is a view, which nobody writes to
@@ -104,6 +109,22 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def class_of(module: nn.Module) -> type[nn.Module]:
     """Its class, under the one that FSDP makes of it."""
     return type(module).__mro__[2] if isinstance(module, FSDPModule) else type(module)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """One of FSDP's ways to send; who looks at the rank's heartbeat sees that it waits."""
+
+    axis: Axis
+    send: Callable[..., dist.Work | None]
+
+    def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """What is sent, or comes."""
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor: Tensor, input_tensor: Tensor, **options: Any) -> dist.Work | None:
+        with self.axis.waiting():
+            return self.send(output_tensor, input_tensor, **options)
 
 
 def _local(parameter: DTensor) -> nn.Parameter:

@@ -202,7 +202,7 @@ def join(layout: Layout, waiting: Callable[[], AbstractContextManager[None]] = n
     else:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     dist.init_process_group(NCCL if torch.cuda.is_available() else GLOO, timeout=PATIENCE)
-    mesh = Mesh.of(layout, "cuda" if torch.cuda.is_available() else "cpu")
+    mesh = Mesh.of(layout, "cuda" if torch.cuda.is_available() else "cpu", waiting)
     return Ranks(rank=rank, size=size, mesh=mesh, divided=layout.divided, waiting=waiting)
 
 

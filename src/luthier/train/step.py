@@ -106,6 +106,8 @@ def train_step(
             optimizer.step()
         scale = precision.scaler.get_scale()  # 1, without a sync, but for float16
         precision.scaler.update()
+        if not math.isfinite(norm):
+            _back_off(precision.scaler, scale)
         optimizer.zero_grad(set_to_none=True)
         if finite or not math.isfinite(loss) or not precision.scaler.is_enabled() or scale <= 1:
             break
@@ -166,6 +168,12 @@ def _backward(
         precision.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         loss += part.detach()
     return loss
+
+
+def _back_off(scaler: torch.amp.GradScaler, scale: float) -> None:
+    """Make a scale smaller that was too large: the scaler itself knows only what overflowed in this rank's part of the model."""
+    if scaler.is_enabled():
+        scaler.load_state_dict({**scaler.state_dict(), "scale": scale * scaler.get_backoff_factor(), "_growth_tracker": 0})
 
 
 def _summed(loss: Tensor, optimizer: torch.optim.Optimizer, precision: Precision) -> tuple[float, float]:
