@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from luthier.model.division import division_of
 from luthier.model.pointwise import drop
 
 ADAPTER = "default"
@@ -30,11 +31,14 @@ class Draw:
 
 
 class TokenDropout(nn.Module):
-    """Takes the place of nn.Dropout in one of PEFT's layers: zeros features with probability `p`, by token and module."""
+    """Takes the place of nn.Dropout in one of PEFT's layers: zeros features with probability `p`, by token, module and feature.
 
-    def __init__(self, p: float, name: str, draw: Draw) -> None:
+    The features that it sees may be a rank's part of a layer's, from `first` on.
+    """
+
+    def __init__(self, p: float, name: str, draw: Draw, first: int = 0) -> None:
         super().__init__()
-        self.p = p
+        self.p, self.first = p, first
         self._draw = draw
         self._number = seed_of(name)
 
@@ -60,7 +64,7 @@ class TokenDropout(nn.Module):
         keys_T = self.keys(x.numel() // x.shape[-1])
         if keys_T is None:
             return F.dropout(x, self.p)
-        return _Drop.apply(x, keys_T, self.salt, self.p)  # type: ignore[no-any-return, no-untyped-call]
+        return _Drop.apply(x, keys_T, self.salt, self.p, self.first)  # type: ignore[no-any-return, no-untyped-call]
 
     def extra_repr(self) -> str:
         """What printing a model shows."""
@@ -69,16 +73,16 @@ class TokenDropout(nn.Module):
 
 class _Drop(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keys_T: Tensor, salt: int, p: float) -> Tensor:
-        ctx.mask = keys_T, salt, p
+    def forward(ctx: Any, x: Tensor, keys_T: Tensor, salt: int, p: float, first: int) -> Tensor:
+        ctx.mask = keys_T, salt, p, first
         flat = x.reshape(-1, x.shape[-1]).contiguous()  # a transposed input may still be a view
         out = torch.empty_like(flat)
-        drop(flat, keys_T, salt, p, out)
+        drop(flat, keys_T, salt, p, out, first)
         return out.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _Drop.apply(grad, *ctx.mask), None, None, None  # type: ignore[no-untyped-call]
+        return _Drop.apply(grad, *ctx.mask), None, None, None, None  # type: ignore[no-untyped-call]
 
 
 _draws: WeakKeyDictionary[nn.Module, Draw] = WeakKeyDictionary()
@@ -90,8 +94,14 @@ def install(model: nn.Module) -> None:
     shared = Draw(keys_A=none, needed_S=none, salt=0)
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer) and isinstance(layer.lora_dropout[ADAPTER], nn.Dropout):
-            layer.lora_dropout[ADAPTER] = TokenDropout(layer.lora_dropout[ADAPTER].p, name, shared)
+            layer.lora_dropout[ADAPTER] = TokenDropout(layer.lora_dropout[ADAPTER].p, name, shared, _first_input(layer))
             _draws[model] = shared
+
+
+def _first_input(layer: LoraLayer) -> int:
+    """Of those that a rank has of a layer that is divided by rows."""
+    division = division_of(layer)
+    return division.axis.index * layer.in_features if division and division.by == "rows" else 0
 
 
 def draw(model: nn.Module, keys_A: Tensor, needed_S: Tensor, seeds: tuple[int, int]) -> None:

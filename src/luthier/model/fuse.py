@@ -24,6 +24,7 @@ from luthier.data.store import TokenRow
 from luthier.model import attention, dropout
 from luthier.model.adapt import base_of
 from luthier.model.attention import Tree, Unfusable
+from luthier.model.division import division_of
 from luthier.model.head import PLAIN
 from luthier.model.layer import FusedLayer, fused_layer
 from luthier.model.lora import Group, member_of
@@ -159,7 +160,9 @@ def _given(found: Found, _: nn.Module) -> Found:
 
 
 def _group_of(layer: nn.Module) -> Group:
-    return Group(members=(member_of(layer),))
+    """Of one layer. What ranks that divide it exchange, and a bias after that, are added around its forward (`luthier.model.tensor`)."""
+    member, division = member_of(layer), division_of(layer)
+    return Group(members=(replace(member, bias_O=None) if division and division.by == "rows" else member,))
 
 
 def _layer(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from luthier.model.attention import Heads, Tree, Unfusable, attend, attend_backward, by_node, stacked
+from luthier.model.division import division_of
 from luthier.model.lora import Gate, Group, Norm, Nothing, member_of
 from luthier.model.pointwise import Activation, Angles, HeadNorm, rotate, rotate_backward
 from luthier.model.shard import class_of
@@ -149,10 +150,9 @@ def fused_layer(layer: Any) -> FusedLayer:
     if name not in FAMILIES:
         raise Unfusable(f"{type(layer).__name__} is not a layer that the fused functions know")
     family, attention = FAMILIES[name], layer.self_attn
-    config = attention.config
     heads = HeadShape(
-        queries=config.num_attention_heads,
-        groups=config.num_key_value_heads,
+        queries=attention.q_proj.out_features // attention.head_dim,  # of this rank
+        groups=attention.k_proj.out_features // attention.head_dim,
         size=attention.head_dim,
         scale=attention.scaling,
         window=family.window(attention),
@@ -179,7 +179,7 @@ def _mlp(layer: Any, family: Family) -> DenseMlp | Mixture:
 
 
 def _group(prologue: Norm | Gate | Nothing, *layers: nn.Module) -> Group:
-    return Group(prologue=prologue, members=tuple(member_of(layer) for layer in layers))
+    return Group(prologue=prologue, members=tuple(member_of(layer) for layer in layers), division=division_of(layers[0]))
 
 
 def _norm(norm: Any, family: Family) -> Norm:

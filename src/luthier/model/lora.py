@@ -8,6 +8,8 @@ up; or one alone), side by side in one [T, ΣO]:   y_j = h W_jᵀ + s·(drop_j(h
   added to a base output already rounded to bfloat16, the small early updates would vanish (trap 36).
 - What stands before the products, RMSNorm or activation(gate)·up, is computed here, and again in the backward instead of being kept.
 - The adapter is float32; its cast is made per call (at r = 16 and D = O = 4096 1/128 of the bytes of W).
+- Where ranks divide W (`luthier.model.tensor`), each has some of its columns, and h's gradient is summed over them before the norm's
+  backward; or some of its rows, and y is summed before bias and residual. One exchange per group and direction.
 """
 
 from collections.abc import Iterator
@@ -21,7 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from luthier.model.attention import Unfusable
+from luthier.model.division import Division
 from luthier.model.dropout import ADAPTER, TokenDropout
+from luthier.model.exchange import add_
 from luthier.model.pointwise import Activation, drop, drop_add_, gate, gate_backward, rms_norm, rms_norm_backward
 from luthier.model.shard import class_of
 
@@ -110,6 +114,8 @@ class Group:
 
     members: tuple[Member, ...]
     prologue: Prologue = Nothing()
+    division: Division | None = None
+    """By columns or by rows, where the group is to exchange what makes its ranks' parts whole."""
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Their outputs side by side [T, ΣO], plus `residual`."""
@@ -143,6 +149,9 @@ class _Products(torch.autograd.Function):
                 out.addmm_(h, member.weight_OD.T)
             else:
                 torch.mm(h, member.weight_OD.T, out=out)
+        if group.division and group.division.by == "rows":
+            add_(y, group.division.axis)
+        for member, out in group.outputs(y):
             if member.bias_O is not None:
                 out += member.bias_O
         if residual is not None:
@@ -183,10 +192,10 @@ def _into_input(group: Group, d_y: Tensor, d_downs: list[Tensor | None]) -> Tens
         if member.adapter and d_down is not None:
             a_rD, dropout = member.adapter.a_rD.to(d_y.dtype), _active(member.adapter)
             if dropout:
-                drop_add_(d_h, d_down @ a_rD, _keys(dropout, d_h), dropout.salt, dropout.p)
+                drop_add_(d_h, d_down @ a_rD, _keys(dropout, d_h), dropout.salt, dropout.p, dropout.first)
             else:
                 d_h.addmm_(d_down, a_rD)
-    return d_h
+    return add_(d_h, group.division.axis) if group.division and group.division.by == "columns" else d_h
 
 
 def _scaled(adapter: Adapter, dtype: torch.dtype) -> Tensor:
@@ -202,7 +211,7 @@ def _dropped(h: Tensor, adapter: Adapter) -> Tensor:
     if not dropout:
         return h
     out = torch.empty_like(h)
-    drop(h, _keys(dropout, h), dropout.salt, dropout.p, out)
+    drop(h, _keys(dropout, h), dropout.salt, dropout.p, out, dropout.first)
     return out
 
 

@@ -60,11 +60,11 @@ static inline uint32_t mixed(uint32_t x) {
     return x ^ (x >> 16);
 }
 
-typedef struct { uint32_t threshold; float scale; int64_t salt; } Dropping;
+typedef struct { uint32_t threshold; float scale; int64_t salt; long first; } Dropping; /* first: the column of a matrix's first */
 
 static inline uint32_t token_word(int64_t key, Dropping d) {
     uint64_t k = (uint64_t)(key ^ d.salt);
-    return mixed(mixed((uint32_t)k) ^ (uint32_t)(k >> 32));
+    return mixed(mixed((uint32_t)k) ^ (uint32_t)(k >> 32)) + (uint32_t)d.first;
 }
 
 static inline float drop_factor(uint32_t word, long j, Dropping d) { return mixed(word + (uint32_t)j) >= d.threshold ? d.scale : 0.0f; }
@@ -389,12 +389,12 @@ static inline void NAMED(dropped)(const REAL *x, long x_row, const int64_t *keys
 }
 
 void NAMED(drop)(const REAL *x, long x_row, const int64_t *keys, REAL *out, long out_row, long rows, long width, int64_t salt,
-                 uint32_t threshold, float scale) {
-    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt}, 0);
+                 uint32_t threshold, float scale, long first) {
+    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt, first}, 0);
 }
 
 void NAMED(drop_add)(REAL *out, long out_row, const REAL *x, long x_row, const int64_t *keys, long rows, long width, int64_t salt,
-                     uint32_t threshold, float scale) {
-    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt}, 1);
+                     uint32_t threshold, float scale, long first) {
+    NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt, first}, 1);
 }
 #endif

@@ -53,8 +53,8 @@ PARAMETERS = {
     "head_dots": "pn pn p nnn",
     "merge": "pnn pn pnn pn nnn",
     "cross_entropy": "pn p p p nn",
-    "drop": "pn p pn nn suf",
-    "drop_add": "pn pn p nn suf",
+    "drop": "pn p pn nn suf n",
+    "drop_add": "pn pn p nn suf n",
 }
 C_TYPES: dict[str, Any] = {"p": c_void_p, "n": c_long, "f": c_float, "i": c_int, "s": c_int64, "u": c_uint32}
 REALS = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -169,25 +169,25 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, counts_N: Tensor) -> Te
     return loss_N
 
 
-def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor) -> None:
+def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor, first: int = 0) -> None:
     """x, a share p of it set to zero and the rest over 1 - p, into out. Which, follows from the token's key, the salt and the column.
 
-    Keys and salts should be hashes of 64 and 63 bits. p counts in steps of 2⁻³².
+    Keys and salts should be hashes of 64 and 63 bits. p counts in steps of 2⁻³². x may be columns of a wider matrix, from `first` on.
     """
     _check_keys(keys_T, x_TD)
     call = _call("drop", x_TD, out_TD)
     if not call:
-        return _twin(twins.drop, x_TD)(x_TD, keys_T, salt, p, out_TD)
-    call(*_rows(x_TD), keys_T.data_ptr(), *_rows(out_TD), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p))
+        return _twin(twins.drop, x_TD)(x_TD, keys_T, salt, p, out_TD, first)
+    call(*_rows(x_TD), keys_T.data_ptr(), *_rows(out_TD), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p), first)
 
 
-def drop_add_(out_TD: Tensor, x_TD: Tensor, keys_T: Tensor, salt: int, p: float) -> None:
+def drop_add_(out_TD: Tensor, x_TD: Tensor, keys_T: Tensor, salt: int, p: float, first: int = 0) -> None:
     """Adds what drop would give to out."""
     _check_keys(keys_T, x_TD)
     call = _call("drop_add", out_TD, x_TD)
     if not call:
-        return _twin(twins.drop_add_, x_TD)(out_TD, x_TD, keys_T, salt, p)
-    call(*_rows(out_TD), *_rows(x_TD), keys_T.data_ptr(), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p))
+        return _twin(twins.drop_add_, x_TD)(out_TD, x_TD, keys_T, salt, p, first)
+    call(*_rows(out_TD), *_rows(x_TD), keys_T.data_ptr(), *x_TD.shape, salt, twins.drop_threshold(p), twins.drop_scale(p), first)
 
 
 def _call(name: str, *matrices: Tensor) -> Callable[..., None] | None:

@@ -163,21 +163,21 @@ def cross_entropy_(logits_NV: Tensor, targets_N: Tensor, counts_N: Tensor) -> Te
     return -log_p.gather(1, targets_N1)[:, 0] * counts_N1[:, 0]
 
 
-def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor) -> None:
+def drop(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, out_TD: Tensor, first: int = 0) -> None:
     """x times 0 or 1 / (1 - p), as the hash of (key, salt, column) has it."""
-    out_TD.copy_(wide(x_TD) * drop_factors(x_TD, keys_T, salt, p))
+    out_TD.copy_(wide(x_TD) * drop_factors(x_TD, keys_T, salt, p, first))
 
 
-def drop_add_(out_TD: Tensor, x_TD: Tensor, keys_T: Tensor, salt: int, p: float) -> None:
+def drop_add_(out_TD: Tensor, x_TD: Tensor, keys_T: Tensor, salt: int, p: float, first: int = 0) -> None:
     """Adds what drop would give."""
-    out_TD.copy_(wide(out_TD) + wide(x_TD) * drop_factors(x_TD, keys_T, salt, p))
+    out_TD.copy_(wide(out_TD) + wide(x_TD) * drop_factors(x_TD, keys_T, salt, p, first))
 
 
-def drop_factors(x_TD: Tensor, keys_T: Tensor, salt: int, p: float) -> Tensor:
+def drop_factors(x_TD: Tensor, keys_T: Tensor, salt: int, p: float, first: int = 0) -> Tensor:
     """0 where the hash is below the threshold, else the scale; arithmetic of 32 bits in int64, so that it is the same everywhere."""
     key_T = keys_T ^ salt
     word_T = mixed(mixed(key_T & WORD) ^ ((key_T >> 32) & WORD))
-    hash_TD = mixed((word_T[:, None] + torch.arange(x_TD.shape[1], device=x_TD.device)) & WORD)
+    hash_TD = mixed((word_T[:, None] + torch.arange(first, first + x_TD.shape[1], device=x_TD.device)) & WORD)
     return (hash_TD >= drop_threshold(p)).to(wide(x_TD).dtype) * drop_scale(p)
 
 
