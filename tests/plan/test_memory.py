@@ -71,10 +71,25 @@ def test_qwen_7b_takes_30_gb_in_float32_and_15_in_bfloat16() -> None:  # seed 00
     assert weights(memory(QWEN_7B)) == pytest.approx(15.2, abs=0.1)
 
 
-def test_a_30b_mixture_takes_61_gb_and_half_of_it_on_each_of_two_devices() -> None:  # seed 001 said 70
-    whole = weights(memory(CODER_30B))
-    assert whole == pytest.approx(61.1, abs=0.1)
-    assert weights(memory(CODER_30B, layout=Layout(tensor=2))) == pytest.approx(whole / 2, rel=0.01)
+def test_a_30b_mixture_takes_61_gb_and_half_of_its_matrices_on_each_of_two_devices() -> None:  # seed 001 said 70
+    whole, half = memory(CODER_30B), memory(CODER_30B, layout=Layout(tensor=2))
+    assert weights(whole) == pytest.approx(61.1, abs=0.1)
+    assert line(half, "matrices").bytes == line(whole, "matrices").bytes / 2
+    assert line(half, "embedding and head").bytes == line(whole, "embedding and head").bytes == 2 * 151_936 * 2_048 * 2
+    assert weights(half) == pytest.approx(31.2, abs=0.1)
+
+
+def test_a_rank_of_tensor_parallelism_trains_half_of_an_adapter_and_more() -> None:
+    """r 16 on Qwen2.5-7B, 28 layers: A of q, k, v, gate and up, B of o and down are whole on both ranks."""
+    whole, half = (memory(QWEN_7B, layout=Layout(tensor=tensor)) for tensor in (1, 2))
+    kept = 28 * 16 * (5 * 3_584 + 2 * 3_584)
+    assert line(whole, "adapter").bytes == 4 * 40_370_176
+    assert line(half, "adapter").bytes == 4 * (40_370_176 - kept) // 2 + 4 * kept
+
+
+def test_a_shared_expert_that_has_no_plan_is_whole_on_every_rank() -> None:
+    found = memory(shape_of({"model_type": "qwen2_moe"}), layout=Layout(tensor=2))
+    assert line(found, "matrices, not divided").bytes == 2 * 24 * (3 * 2_048 * 5_632 + 2_048)
 
 
 def test_fused_experts_are_quantised_with_the_rest() -> None:  # bitsandbytes alone would leave 59.7 GB (trap 20)

@@ -49,7 +49,8 @@ def as_if_whole(model: nn.Module) -> Iterator[None]:
         for (module, division), own in zip(divided, parts, strict=True):
             _tell_features(module, division, 1)
             for name, part in own.items():
-                module._parameters[name] = part.requires_grad_(module.get_parameter(name).requires_grad)
+                part.requires_grad_(module.get_parameter(name).requires_grad)
+                module._parameters[name] = part
     for layer, cut, axis in _adapters(model):
         a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         half = a if cut.dim == INPUTS else b

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from luthier.plan.setup import DTYPE_BYTES, Setup
 from luthier.plan.shape import ModelShape, adapted
+from luthier.plan.tensor import divides_heads
 from luthier.runs.workload import Extent
 
 CHUNK_BYTES = 64 << 20
@@ -74,7 +75,7 @@ class Layer:
 
 def layer_of(shape: ModelShape, setup: Setup) -> Layer:
     """The widths of a layer on one of the setup's devices."""
-    tensor, size = setup.layout.tensor, DTYPE_BYTES[setup.dtype]
+    tensor, size = setup.layout.tensor if divides_heads(shape) else 1, DTYPE_BYTES[setup.dtype]
     adapters = frozenset[str]() if setup.lora == "none" else frozenset(linear.name for linear in adapted(shape, setup.lora))
     return Layer(
         hidden=shape.hidden,

@@ -14,6 +14,8 @@ Kind = Literal["full_attention", "sliding_attention", "linear_attention"]
 QKV = ("q_proj", "k_proj", "v_proj")
 ATTENTION = (*QKV, "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+BY_ROWS = frozenset({"o_proj", "down_proj", "w2"})
+"""What tensor parallelism divides by its inputs; other matrices by their outputs."""
 HALVES = frozenset({"gate_proj", "up_proj", "w1", "w3"})
 """Names of experts that transformers fuses two by two."""
 LARGEST = 2**24
@@ -68,6 +70,8 @@ class Mixture:
     """The key of config.json that says how wide an expert is."""
     shared: bool = False
     """One more expert, of nn.Linear, for every token."""
+    shared_divided: bool = True
+    """Tensor parallelism divides that one, too."""
     turned: bool = False
     """PEFT 0.21.2 takes the names of router and experts for their parameters and for nothing else: a shared expert's nn.Linear of that name
     then has no adapter. Where it does not (qwen2_moe, qwen3_5_moe, gpt_oss), no name and no all-linear reaches the experts."""
@@ -96,6 +100,9 @@ class Family:
     """A number per head takes part in the softmax."""
     linear_attention: Literal["", "joined", "split"] = ""
     mixture: Mixture | None = None
+    tensor: Literal["", "heads", "matrices"] = "heads"
+    """What transformers' plan for tensor parallelism divides: heads and all that is between their matrices; matrices only, of which each
+    gives all ranks its whole output; nothing, where there is none."""
     vision: bool = False
     """transformers loads the vision tower, too, where it is asked for a causal language model."""
 
@@ -152,7 +159,7 @@ FAMILIES: Mapping[str, Family] = {
     "mistral": Family(kinds=_windowed),
     "mixtral": Family(kinds=_windowed, mixture=Mixture(experts=("w1", "w3", "w2"), width="intermediate_size", turned=True)),
     "qwen2": Family(kinds=_listed(_late), biases={"": QKV}),
-    "qwen2_moe": Family(kinds=_listed(_early_even), biases={"qkv_bias": QKV}, mixture=Mixture(shared=True)),
+    "qwen2_moe": Family(kinds=_listed(_early_even), biases={"qkv_bias": QKV}, mixture=Mixture(shared=True, shared_divided=False)),
     "qwen3": Family(kinds=_listed(_late), biases=_BIAS, head_norms=True),
     "qwen3_moe": Family(kinds=_windowed, biases=_BIAS, head_norms=True, mixture=Mixture(turned=True)),
     "qwen3_next": replace(_QWEN3_5, linear_attention="joined", mixture=Mixture(shared=True, turned=True)),
@@ -164,11 +171,12 @@ FAMILIES: Mapping[str, Family] = {
     "gemma2": _GEMMA2,
     "gemma3": replace(_GEMMA3, vision=True),
     "gemma3_text": _GEMMA3,
-    "phi3": Family(kinds=_windowed, joined=True),
+    "phi3": Family(kinds=_windowed, joined=True, tensor="matrices"),
     "gpt_oss": Family(
         kinds=_listed(_even),
         biases={**_BIAS, "": ("router", *MLP)},
         sinks=True,
+        tensor="",
         mixture=Mixture(router="router", width="intermediate_size"),
     ),
 }
@@ -180,6 +188,12 @@ def bundle() -> Mapping[str, Any]:
     """models.json: the defaults of the model types' configs, and configs of models by hub id."""
     bundle: Mapping[str, Any] = json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))
     return bundle
+
+
+@cache
+def configs() -> Mapping[str, Mapping[str, Any]]:
+    """Hub id → the keys of its config.json, of the models there."""
+    return {hub_id: entry["config"] | changes for entry in bundle()["models"] for hub_id, changes in entry["ids"].items()}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -13,6 +13,7 @@ from luthier.plan.hardware import Device, device_of, here, table
 from luthier.plan.memory import Memory, ledger
 from luthier.plan.setup import SAID, Dtype, Engine, Layout, Resolved, Setup, Sizes
 from luthier.plan.shape import ModelShape
+from luthier.plan.tensor import has_plan, indivisible
 from luthier.recipe.schema import Lora, Recipe
 from luthier.runs.workload import MicroBatchSize, Packing, Survey, Workload
 
@@ -286,6 +287,7 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
     """Changes that need less memory of a device, the cheapest first, and what they make of the task."""
     recipe, several = task.recipe, task.place.count > 1 and task.place.device.kind == "cuda"
     lora, training = recipe.lora != "none", recipe.training
+    divisible = has_plan(task.shape) and not indivisible(task.shape, 2)
     wishes: list[tuple[bool, str, str | int | bool, str]] = [
         (training.micro_batch_size != 1, "training.micro_batch_size", 1, "the same update, in smaller pieces"),
         (
@@ -298,7 +300,7 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
         (lora and recipe.model.quantization in ("none", "int8"), "model.quantization", "nf4", "4-bit frozen weights (QLoRA)"),
         (several and recipe.parallel.shard != "zero3", "parallel.shard", "zero3", "each replica keeps its share of the weights"),
         (not lora and training.optimizer == "adamw", "training.optimizer", "adamw_8bit", "a quarter of the optimizer's state"),
-        (several and recipe.parallel.tensor == 1, "parallel.tensor", 2, "each matrix divided between two devices"),
+        (several and recipe.parallel.tensor == 1 and divisible, "parallel.tensor", 2, "each matrix divided between two devices"),
         (several and recipe.parallel.pipeline == 1, "parallel.pipeline", 2, "the layers divided between two devices"),
     ]
     fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)

@@ -193,7 +193,7 @@ class _Ledger:
             yield "an attention's backward", (*attention, *casts, self._row("backward", "transient", places, heads.terms), scores)
 
     def _loss(self, extent: Extent, rows: int) -> tuple[Line, ...]:
-        vocabulary, layer = self.shape.vocabulary // self.setup.layout.tensor, self.layer
+        vocabulary, layer = self.shape.vocabulary, self.layer
         if not self.setup.chunked_head:
             return (self._row(WHOLE, "transient", extent.targets, (("in float32", 2 * vocabulary, 4),)),)
         chunk = chunk_rows(vocabulary, layer.size, extent.targets)
@@ -204,7 +204,7 @@ class _Ledger:
         )
 
     def _loss_backward(self, extent: Extent, rows: int) -> Line:
-        vocabulary, layer = self.shape.vocabulary // self.setup.layout.tensor, self.layer
+        vocabulary, layer = self.shape.vocabulary, self.layer
         if not self.setup.chunked_head:
             return self._row(WHOLE_BACKWARD, "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
         return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
@@ -224,7 +224,7 @@ class _Ledger:
         return (self._tables(1),) if self.setup.lora == "none" and self.shape.tied and self.stage.last and self.stage.first else ()
 
     def _tables(self, number: int) -> Line:
-        size = number * 4 * self.shape.embedding_parameters // self.setup.layout.tensor
+        size = number * 4 * self.shape.embedding_parameters
         formula = f"{number} × {self.shape.vocabulary:,} × {self.shape.hidden:,} × 4 B"
         return Line(name="gradient of head and embedding", kind="transient", bytes=size, formula=formula)
 
@@ -236,7 +236,8 @@ class _Ledger:
             return (Line(name="a layer's gradients, and as they are sent", kind="transient", bytes=8 * numbers, formula=formula),)
         if self.setup.lora != "none":
             return ()
-        numbers = max(item.d_in * item.d_out for item in self.shape.linears if item.role != "head") // self.setup.layout.tensor
+        parts = [item.part(self.setup.layout.tensor) for item in self.shape.linears if item.role != "head"]
+        numbers = max(item.d_in * item.d_out for item in parts)
         size = 4 + (self.layer.size if self.layer.size < 4 else 0)
         return (Line(name="a matrix's gradient", kind="transient", bytes=numbers * size, formula=f"{numbers:,} × {size} B"),)
 

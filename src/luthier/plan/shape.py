@@ -5,11 +5,10 @@ It is what transformers 5.23 loads as a causal language model: of Qwen3.5 the te
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Literal
 
 from luthier.core.errors import ModelError, RecipeError
-from luthier.plan.families import FAMILIES, HALVES, Family, Keys, Kind, bundle, family_of, mixture_layers, text_keys, tower_keys
+from luthier.plan.families import BY_ROWS, FAMILIES, HALVES, Family, Keys, Kind, configs, family_of, mixture_layers, text_keys, tower_keys
 from luthier.recipe.schema import Lora
 
 Role = Literal["attention", "mlp", "expert", "router", "linear_attention", "head", "vision", "embedding"]
@@ -18,6 +17,8 @@ FUSED_FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "
 """Model types whose layers Luthier computes itself (FAMILIES of `luthier.model.layer`)."""
 FUSED_ACTIVATIONS = frozenset({"silu", "swish", "gelu_pytorch_tanh"})
 """Of a dense MLP that it computes (ACTIVATIONS there)."""
+WHOLE = frozenset({"router", "head", "vision", "embedding"})
+"""Roles of what every rank of tensor parallelism has whole."""
 PLAIN_HEADS = frozenset({"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma"})
 """Model types whose logits are the head's product as it is (PLAIN of `luthier.model.head`)."""
 
@@ -38,11 +39,18 @@ class Linear:
     bias: bool = False
     fused: bool = False
     """A slice of a three-dimensional parameter: an expert's."""
+    divided: Literal["", "columns", "rows"] = ""
+    """How tensor parallelism divides it: by outputs, by inputs, or not."""
 
     @property
     def parameters(self) -> int:
         """Without biases."""
         return self.count * self.d_in * self.d_out
+
+    def part(self, tensor: int) -> "Linear":
+        """What one of so many ranks has of it."""
+        across, down = (tensor if self.divided == way else 1 for way in ("rows", "columns"))
+        return replace(self, d_in=self.d_in // across, d_out=self.d_out // down)
 
     @property
     def is_module(self) -> bool:
@@ -251,24 +259,22 @@ def adapted(shape: ModelShape, lora: Lora) -> tuple[Linear, ...]:
     return found
 
 
-def adapter_parameters(shape: ModelShape, lora: Lora) -> int:
-    """Parameters of the adapter. r·(d_in + d_out) a matrix: r 8 on q, k, v, o of Qwen2.5-7B are 5.05 M; with DoRA d_out more."""
-    return sum(linear.count * _adapter_of(linear, lora) for linear in adapted(shape, lora))
+def adapter_parameters(shape: ModelShape, lora: Lora, tensor: int = 1) -> int:
+    """Parameters of the adapter. r·(d_in + d_out) a matrix: r 8 on q, k, v, o of Qwen2.5-7B are 5.05 M; with DoRA d_out more.
+
+    Of ranks that divide the matrices each has one half of an adapter whole, the other divided: by columns B, by rows A.
+    """
+    return sum(linear.count * _adapter_of(linear.part(tensor), lora) for linear in adapted(shape, lora))
 
 
 def bundled() -> Mapping[str, Mapping[str, Any]]:
     """Hub id → the keys of its config.json that its shape depends on."""
-    return _table()
+    return configs()
 
 
 def known_config(hub_id: str) -> Mapping[str, Any] | None:
     """The keys of this hub id's config.json that its shape depends on; None where it is not bundled."""
-    return _table().get(hub_id)
-
-
-@cache
-def _table() -> Mapping[str, Mapping[str, Any]]:
-    return {hub_id: entry["config"] | changes for entry in bundle()["models"] for hub_id, changes in entry["ids"].items()}
+    return configs().get(hub_id)
 
 
 def _linear_attention(keys: Keys) -> LinearAttention:
@@ -282,7 +288,8 @@ def _linear_attention(keys: Keys) -> LinearAttention:
 
 
 def _linear(name: str, role: Role, d_in: int, d_out: int, count: int) -> Linear:
-    return Linear(name=name, role=role, d_in=d_in, d_out=d_out, count=count, active=count)
+    divided: Literal["", "columns", "rows"] = "" if role in WHOLE or d_out == 1 else "rows" if name in BY_ROWS else "columns"
+    return Linear(name=name, role=role, d_in=d_in, d_out=d_out, count=count, active=count, divided=divided)
 
 
 def _attention(keys: Keys, family: Family, kinds: list[Kind]) -> list[Linear]:
@@ -316,7 +323,8 @@ def _mlps(keys: Keys, family: Family, mixed: int) -> list[Linear]:
         for name, linear in zip(names, _mlp(hidden, keys.number(family.mixture.width), mixed * experts), strict=True):
             linears.append(replace(linear, name=name, role="expert", active=mixed * per_token, fused=True))
         if family.mixture.shared:
-            linears += _mlp(hidden, keys.number("shared_expert_intermediate_size"), mixed)
+            shared = _mlp(hidden, keys.number("shared_expert_intermediate_size"), mixed)
+            linears += shared if family.mixture.shared_divided else [replace(linear, divided="") for linear in shared]
             linears.append(_linear("shared_expert_gate", "mlp", hidden, 1, mixed))
     return _with_biases(linears, keys, family)
 

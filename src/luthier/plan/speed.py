@@ -88,7 +88,7 @@ class _Work:
 
 
 def operations(shape: ModelShape, setup: Setup, extent: Extent) -> float:
-    """Of training on one micro batch, forward and backward."""
+    """Of training on one micro batch, forward and backward, by all devices of a replica."""
     layers = _layers(shape, setup, extent)
     again = layers.forward if setup.checkpoint_activations else 0.0
     return layers.forward + again + layers.backward + _head(shape, setup, extent, directions=3 if setup.lora == "none" else 2)
@@ -209,6 +209,9 @@ def _mixing(shape: ModelShape, extent: Extent) -> float:
 
 
 def _head(shape: ModelShape, setup: Setup, extent: Extent, directions: Literal[1, 2, 3]) -> float:
-    """Logits where a target is: 2·hidden·vocabulary in each direction. Qwen3's 1,024 · 151,936: 0.31 GFLOP a row forward."""
+    """Logits where a target is: 2·hidden·vocabulary in each direction. Qwen3's 1,024 · 151,936: 0.31 GFLOP a row forward.
+
+    The ranks of tensor parallelism compute it each for itself.
+    """
     rows = extent.targets if setup.chunked_head else extent.needed
-    return 2.0 * directions * rows * shape.hidden * shape.vocabulary
+    return 2.0 * directions * rows * shape.hidden * shape.vocabulary * setup.layout.tensor

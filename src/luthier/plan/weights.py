@@ -1,6 +1,6 @@
 """What lies in a device's memory from load to end: weights by storage format, the adapter, gradients and optimizer state."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.plan.lines import Line
 from luthier.plan.setup import DTYPE_BYTES, Quantization, Setup
@@ -54,7 +54,8 @@ def bytes_per_weight(quantization: Quantization, double_quant: bool, dtype_bytes
 
 
 def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line, ...]:
-    """A stage's weights on one device, format by format. Embedding, head, routers and vectors are not quantised.
+    """A stage's weights on one device, format by format. Embedding, head, routers and vectors are neither quantised nor divided by tensor
+    parallelism (docs/notes/tensor.md).
 
     Trained weights are float32. Qwen2.5-7B, 7.62 G: 30.5 GB in float32, 15.2 GB in bfloat16, 5.5 GB in nf4 with double quantisation.
     """
@@ -65,26 +66,30 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
     matrices = [item for item in below if item.is_quantized]
     routers = [item for item in below if not item.is_quantized]
     replicas = layout.data if layout.shard == "zero3" or (layout.shard == "zero2" and not lora) else 1
-    divided = layout.tensor * replicas
-    over = f" / {divided} devices" if divided > 1 else ""
-    found = [_matrices(matrices, setup, size, share / divided, over)]
+    over = f" / {replicas} devices" if replicas > 1 else ""
+    cut = [item for item in matrices if item.divided or layout.tensor == 1]
+    whole = [item for item in matrices if item not in cut]
+    found = [_matrices(cut, setup, size, share, replicas * layout.tensor)]
+    if whole:
+        line = _matrices(whole, setup, size, share, replicas)
+        found.append(replace(line, name=f"{line.name}, not divided"))
     if routers:
         number = round(share * sum(item.parameters for item in routers))
         told = f"{number:,} × {size} B{over}"
-        found.append(Line(kind="weights", name="routers", bytes=round(number * size / divided), formula=told))
+        found.append(Line(kind="weights", name="routers", bytes=round(number * size / replicas), formula=told))
     tables = (1 if stage.first else 0) + (1 if stage.last and not (shape.tied and stage.first) else 0)
     if tables:
         name = "embedding and head" if stage.first and stage.last else "embedding" if stage.first else "head"
         told = f"{tables} × {shape.vocabulary:,} × {shape.hidden:,} × {size} B{over}" + (", tied" if shape.tied else "")
-        found.append(Line(kind="weights", name=name, bytes=round(tables * shape.embedding_parameters * size / divided), formula=told))
+        found.append(Line(kind="weights", name=name, bytes=round(tables * shape.embedding_parameters * size / replicas), formula=told))
     other = round(share * shape.other_parameters)
     told = f"{other:,} × {size} B" + (f" / {replicas} replicas" if replicas > 1 else "")
     found.append(Line(kind="weights", name="norms, biases", bytes=round(other * size / replicas), formula=told))
     return tuple(item for item in found if item.bytes)
 
 
-def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, over: str) -> Line:
-    """Linear layers and experts below the head. `share` is this device's."""
+def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, devices: int) -> Line:
+    """Linear layers and experts below the head. `share` is this stage's, which so many devices divide."""
     number = sum(item.parameters for item in modules)
     each = bytes_per_weight(setup.quantization, setup.double_quant, size)
     total, told = number * each, f"{number:,} × {each:.6g} B"
@@ -92,26 +97,27 @@ def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, over
         rows = sum(item.count * item.d_out for item in modules)
         total, told = total + 4 * rows, f"{told} + {rows:,} rows × 4 B"
     name = "matrices" if setup.quantization == "none" else f"matrices in {setup.quantization}"
-    return Line(kind="weights", name=name, bytes=round(total * share), formula=told + over)
+    over = f" / {devices} devices" if devices > 1 else ""
+    return Line(kind="weights", name=name, bytes=round(total * share / devices), formula=told + over)
 
 
 def trained_numbers(shape: ModelShape, setup: Setup, stage: Stage) -> int:
     """Numbers that one device trains, before gradients and optimizer are divided among replicas: the adapter's, or its part of the model.
 
-    Under tensor parallelism one half of each adapter (A where the outputs are divided, B where the inputs are) is whole on every device;
-    taken as whole here.
+    Under tensor parallelism one half of each adapter is whole on every device; and of the model embedding, head, routers and vectors are.
     """
     if setup.lora != "none":
-        return round(adapter_parameters(shape, setup.lora) * stage.layers / stage.num_layers)
+        return round(adapter_parameters(shape, setup.lora, setup.layout.tensor) * stage.layers / stage.num_layers)
     tables = shape.embedding_parameters * ((1 if stage.first else 0) + (1 if stage.last and not (shape.tied and stage.first) else 0))
-    below = sum(item.parameters for item in shape.linears if item.role != "head")
-    return round((below + shape.other_parameters) * stage.layers / stage.num_layers / setup.layout.tensor + tables / setup.layout.tensor)
+    below = sum(item.part(setup.layout.tensor).parameters for item in shape.linears if item.role != "head")
+    return round((below + shape.other_parameters) * stage.layers / stage.num_layers + tables)
 
 
 def largest_trained(shape: ModelShape, setup: Setup) -> int:
     """Numbers of the largest tensor that is trained: what a check of all values, or a gradient on its way, takes at once."""
     if setup.lora == "none":
-        return max(shape.embedding_parameters, *(item.d_in * item.d_out for item in shape.linears))
+        parts = [item.part(setup.layout.tensor) for item in shape.linears]
+        return max(shape.embedding_parameters, *(item.d_in * item.d_out for item in parts))
     return max(setup.lora.r * max(item.d_in, item.d_out) for item in adapted(shape, setup.lora))
 
 
@@ -131,16 +137,17 @@ def _small(shape: ModelShape, setup: Setup) -> int:
     if setup.lora == "none":
         return shape.other_parameters
     rank = setup.lora.r
-    halves = [(item.count, rank * width) for item in adapted(shape, setup.lora) for width in (item.d_in, item.d_out)]
+    parts = [item.part(setup.layout.tensor) for item in adapted(shape, setup.lora)]
+    halves = [(item.count, rank * width) for item in parts for width in (item.d_in, item.d_out)]
     return sum(count * numbers for count, numbers in halves if numbers < EIGHT_BIT_LEAST)
 
 
 def products_numbers(shape: ModelShape, setup: Setup, stage: Stage, *, everything: bool) -> int:
     """Numbers of the matrices that are multiplied with: all of the stage's, or one layer's and the head's."""
-    below = sum(item.parameters for item in shape.linears if item.role not in ("head", "vision"))
+    below = sum(item.part(setup.layout.tensor).parameters for item in shape.linears if item.role not in ("head", "vision"))
     head = shape.embedding_parameters if stage.last else 0
     layers = stage.layers if everything else 1
-    return round((below * layers / stage.num_layers + head) / setup.layout.tensor)
+    return round(below * layers / stage.num_layers + head)
 
 
 def gathered(shape: ModelShape, setup: Setup, stage: Stage) -> Line:
@@ -158,7 +165,7 @@ def gathered(shape: ModelShape, setup: Setup, stage: Stage) -> Line:
     numbers = layer_numbers(shape, setup)
     each = bytes_per_weight(setup.quantization, setup.double_quant, size)
     adapter = 4 * trained // stage.layers if lora else 0
-    table = shape.embedding_parameters * size // layout.tensor if shape.tied else 0
+    table = shape.embedding_parameters * size if shape.tied else 0
     formula = f"2 × (a layer of {numbers:,} × {each:.4g} B" + (f" + its adapter of {adapter:,} B)" if lora else ")")
     told = formula + (f" + {shape.vocabulary:,} × {shape.hidden:,} × {size} B" if table else "")
     return Line(name="gathered weights", kind="transient", bytes=round(2 * (numbers * each + adapter) + table), formula=told)
@@ -169,13 +176,14 @@ def gathered_head(shape: ModelShape, setup: Setup) -> Line:
     whole = setup.layout.shard != "zero3" or setup.layout.data == 1 or shape.tied
     size = DTYPE_BYTES[setup.dtype] if setup.lora != "none" else 4
     formula = f"2 × {shape.vocabulary:,} × {shape.hidden:,} × {size} B"
-    bytes_ = 0 if whole else 2 * shape.embedding_parameters * size // setup.layout.tensor
+    bytes_ = 0 if whole else 2 * shape.embedding_parameters * size
     return Line(name="gathered head", kind="transient", bytes=bytes_, formula=formula)
 
 
 def layer_numbers(shape: ModelShape, setup: Setup) -> int:
     """Of one layer's weights on one device, before replicas divide them."""
-    return sum(item.parameters for item in shape.linears if item.role not in ("head", "vision")) // shape.num_layers // setup.layout.tensor
+    parts = [item.part(setup.layout.tensor) for item in shape.linears if item.role not in ("head", "vision")]
+    return sum(item.parameters for item in parts) // shape.num_layers
 
 
 def loading(shape: ModelShape, setup: Setup) -> Line:

@@ -195,7 +195,7 @@ def quantization_unplanned(case: Case) -> Iterator[Finding]:
     Tensor and pipeline parallelism are for models that one device cannot hold; they cost an exchange in every layer, or idle time.
     Quantised, this one fits a single device, and the devices would do more as replicas that divide the rows.
 
-    Arithmetic: 30.5 G parameters are 61 GB in bf16: divided by 2, 30.5 GB a device, not 70. If all of it were in 4 bits it would be 17 GB.
+    Arithmetic: 30.5 G parameters are 61 GB in bf16: divided by 2, 31 GB a device, not 70. If all of it were in 4 bits it would be 17 GB.
 
     What to do: `tensor: 1`, `pipeline: 1`, and as many replicas as there are devices.
 

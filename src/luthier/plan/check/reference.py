@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from luthier.plan.check import CHECKS, adapter, compute, data, device, division, proof, steps
+from luthier.plan.check import CHECKS, adapter, compute, data, device, division, proof, steps, tensor
 from luthier.plan.check.case import Check
 
 CHAPTERS = {
@@ -13,7 +13,7 @@ CHAPTERS = {
     "Rows": data.CHECKS,
     "Adapter and method": adapter.CHECKS,
     "Computation": compute.CHECKS,
-    "Division": division.CHECKS,
+    "Division": (*division.CHECKS, *tensor.CHECKS),
     "Machine": device.CHECKS,
     "Decision": proof.CHECKS,
 }
