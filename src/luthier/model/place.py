@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from luthier.model.mesh import Mesh, Pieces
 from luthier.model.shard import shard
+from luthier.model.tensor import connect
 from luthier.plan.setup import Layout
 
 Trained = dict[str, nn.Parameter]
@@ -25,9 +26,12 @@ class Placed:
 
 
 def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Placed:
-    """Leave of the model what this rank holds. Replicas that divide nothing (`shard: none`) hold all of it, and it stays as it is."""
-    placed = Placed(model=model, trained=trained_of(model), pieces={})
-    # tensor parallelism comes here, then the pipeline: what is left of the model is divided among the replicas
+    """Leave of the model what this rank holds. Replicas that divide nothing (`shard: none`) hold all of it, and it stays as it is.
+
+    Its matrices are divided before it is adapted (`luthier.model.tensor`), and here their parts are connected.
+    """
+    placed = Placed(model=model, trained=trained_of(model), pieces=connect(model))
+    # the pipeline comes here: what is left of the model is divided among the replicas
     if layout.shard != "none" and mesh.data.size > 1:
         trained, pieces = shard(placed.model, layout.shard, mesh, placed.pieces)
         placed = Placed(model=placed.model, trained=trained, pieces=pieces)

@@ -14,6 +14,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_order
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
+from luthier.model.adapt import base_of
 from luthier.model.place import Placed, Trained
 from luthier.model.shard import evaluating
 from luthier.plan.steps import Steps
@@ -215,8 +216,20 @@ def _scored(loop: Loop, step: int) -> float:
 
 
 def _together(loop: Loop) -> Mapping[str, float]:
-    """What the task measured where ranks divide the model: all of them answer the same rows, and none may leave before the end."""
-    return {} if any(loop.ranks.any([bool(loop.asked)])) else loop.score(loop.model)
+    """What the task measured where ranks divide the model: all of them answer the same rows. Nothing where a signal came to one."""
+
+    def look(*_: object) -> None:
+        loop.heart.again()
+        if any(loop.ranks.any([bool(loop.asked)])):
+            raise Stopped  # all of them, before the same forward pass
+
+    hook = base_of(loop.placed.model).register_forward_pre_hook(look)
+    try:
+        return loop.score(loop.model)
+    except Stopped:
+        return {}
+    finally:
+        hook.remove()
 
 
 def _scores(loop: Loop) -> dict[str, float]:

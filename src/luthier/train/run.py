@@ -25,6 +25,7 @@ from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
 from luthier.model.place import place
+from luthier.model.tensor import as_if_whole, divide
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.recipe.schema import Recipe
@@ -204,9 +205,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         raise PlanRefused(what, change="install torch's CUDA build; or hide the GPU from both: CUDA_VISIBLE_DEVICES= luthier train …")
     prepare_host(device)
     dtype = DTYPES[plan.setup.dtype]
-    whole_on = torch.device("cpu") if plan.setup.layout.shard == "zero3" else device  # no device needs to have room for all of it
-    base = load_model(recipe.model, torch.float32 if recipe.lora == "none" else dtype, whole_on)
-    placed = place(_trainable(job, base, plan.setup.checkpoint_activations), plan.setup.layout, job.ranks.mesh)
+    placed = place(_trainable(job, _base(job, device)), plan.setup.layout, job.ranks.mesh)
     model = placed.model
     release_freed_memory()  # what loading left
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
@@ -262,15 +261,29 @@ def _worst(job: TrainingJob, plan: Plan) -> Worst:
     return Worst(training=training, validation=workload.heaviest_validation(size, replicas))
 
 
-def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: bool) -> PreTrainedModel | PeftModel:
-    """The model with an adapter, or all of it; says what is trained."""
-    if checkpoint_activations:  # before the adapter, or PEFT does not let gradients into the first recomputed layer (trap 26)
+def _base(job: TrainingJob, device: torch.device) -> PreTrainedModel:
+    """The base, of each matrix this rank's part; on the device, but where replicas are to divide it: none has room for all of it."""
+    recipe, setup = job.recipe, job.plan.setup
+    on_host = setup.layout.tensor > 1 or setup.layout.shard == "zero3"
+    dtype = torch.float32 if recipe.lora == "none" else DTYPES[setup.dtype]
+    base = load_model(recipe.model, dtype, torch.device("cpu") if on_host else device)
+    if recipe.lora == "none":
+        job.folder.event("model", trained=sum(weight.numel() for weight in base.parameters()), modules=["all"])
+    divide(base, job.ranks.mesh.tensor)
+    return base if setup.layout.shard == "zero3" else base.to(device)
+
+
+def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
+    """The base, to be trained itself or with an adapter; says on what that is."""
+    if (
+        job.plan.setup.checkpoint_activations
+    ):  # before the adapter, or PEFT does not let gradients into the first recomputed layer (trap 26)
         base.activation_checkpointing_enable({"use_reentrant": False})
     if job.recipe.lora == "none":
-        job.folder.event("model", trained=sum(weight.numel() for weight in base.parameters()), modules=["all"])
         return base
-    model = add_lora(base, job.recipe.lora, job.recipe.seed)
-    parts = adapted_parts(model)
+    with as_if_whole(base):
+        model = add_lora(base, job.recipe.lora, job.recipe.seed)
+        parts = adapted_parts(model)
     planned = {finding.code for finding in job.plan.findings}
     for finding in missed_experts(base, parts.parameters):
         if finding.code not in planned:  # which told it from the shape alone
