@@ -1,4 +1,4 @@
-"""What two ranks that divide each matrix do for `test_tensor_ranks.py`: `python -m tests.train.in_tensor_ranks FOLDER`, started by torchrun.
+"""What two ranks that divide each matrix do for `test_tensor_ranks.py`: `python -m tests.train.in_tensor_ranks FOLDER`, from torchrun.
 
 Leaves FOLDER/rank-N.json.
 """
@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from luthier.core.signals import Interrupted

@@ -14,7 +14,7 @@ from luthier.core import jsonl
 from luthier.model.adapt import load_adapter
 from luthier.model.load import load_model
 from luthier.train.run import train
-from tests.train.in_tensor_ranks import BY_METRIC, DIVIDED, KILLED_IN, KINDS, RECOMPUTED
+from tests.train.in_tensor_ranks import BY_METRIC, KILLED_IN, KINDS, RECOMPUTED
 from tests.train.in_two_ranks import RESUMED_AFTER
 from tests.train.test_ranks import ROOT, TORCHRUN, Found, assert_the_same_up_to_rounding
 from tests.train.workshop import CPU, Workshop, killed_in_step, metrics

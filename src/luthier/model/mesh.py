@@ -4,7 +4,7 @@ data × pipeline × tensor: replicas take other rows, a pipeline's stages other 
 matrix. Ranks are numbered with `tensor` innermost, which speaks most, so that its ranks are neighbours on one machine, and data outermost.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -17,6 +17,7 @@ from luthier.plan.setup import Layout
 
 Direction = Literal["data", "pipeline", "tensor"]
 DIRECTIONS: tuple[Direction, ...] = ("data", "pipeline", "tensor")
+ROWS = -2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +80,7 @@ UNDIVIDED = Mesh()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
-    """What this rank holds of a trained parameter: a box of the whole tensor."""
+    """What this rank holds of a trained parameter: a box of the whole tensor; or several, one below the other, where it is `packed`."""
 
     shape: tuple[int, ...]
     """Of the whole."""
@@ -89,6 +90,18 @@ class Piece:
     """Directions in which other ranks hold other boxes, or none of it; along the others all hold the same."""
     partial: bool = False
     """Along `tensor` all hold the same numbers, and each has only a part of their gradient's sum."""
+    packed: int = 1
+    """Matrices that are one below the other in the whole, gate and up of experts, of each of which this rank has the same rows: the
+    first's begin at `offsets`. Their rows are the last dimension but one."""
+
+    def boxes(self, held: Tensor) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+        """Of what this rank holds, each box and where it begins in the whole."""
+        if self.packed == 1:
+            yield held, self.offsets
+            return
+        *before, row, column = self.offsets
+        for index, box in enumerate(held.chunk(self.packed, dim=ROWS)):
+            yield box, (*before, row + index * self.shape[ROWS] // self.packed, column)
 
 
 Pieces = Mapping[Tensor, Piece]

@@ -12,7 +12,7 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeVar, cast
 
 import torch
@@ -24,8 +24,9 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from luthier.core.errors import PlanRefused
 from luthier.model.adapt import base_of
-from luthier.model.mesh import Axis, Mesh, Piece, Pieces
+from luthier.model.mesh import ROWS, Axis, Mesh, Piece, Pieces
 
 Value = TypeVar("Value")
 
@@ -42,7 +43,7 @@ def shard(
             unit,
             mesh=cast(Any, mesh.devices)["data"],
             reshard_after_forward=how == "zero3",
-            shard_placement_fn=lambda parameter: Shard(_dimension(parameter.shape, mesh.data)),
+            shard_placement_fn=lambda parameter: Shard(_dimension(parameter.shape, pieces.get(parameter), mesh.data)),
             ignored_params=kept,
         )
         for module in divided:
@@ -140,15 +141,24 @@ def _local(parameter: DTensor) -> nn.Parameter:
     return local
 
 
-def _dimension(shape: torch.Size, data: Axis) -> int:
-    """The first that replicas can divide evenly, or else the first of all, of which the last ranks get less, or nothing."""
-    return next((dimension for dimension, size in enumerate(shape) if size % data.size == 0), 0)
+def _dimension(shape: torch.Size, before: Piece | None, data: Axis) -> int:
+    """The first that replicas can divide evenly, or else the first of all, of which the last ranks get less, or nothing.
+
+    Of what is packed never the rows: a part of them would be no boxes. Raises PlanRefused where nothing else can be divided.
+    """
+    packed = before is not None and before.packed > 1
+    possible = [dimension for dimension in range(len(shape)) if not packed or dimension != len(shape) + ROWS]
+    even = next((dimension for dimension in possible if shape[dimension] % data.size == 0), possible[0])
+    if even and shape[even] % data.size:
+        what = f"{data.size} replicas cannot have equal parts of the {shape[even]} columns of an adapter on experts"
+        raise PlanRefused(what, where="parallel.shard", change="set parallel.shard=none, or another number of replicas")
+    return even
 
 
 def _piece(shape: torch.Size, before: Piece | None, data: Axis) -> Piece:
     """Of a parameter that had this shape on this rank, and there may have been a piece itself."""
-    dimension = _dimension(shape, data)
+    dimension = _dimension(shape, before, data)
     begin = min(shape[dimension], data.index * -(-shape[dimension] // data.size))  # as torch.chunk divides
     before = before or Piece(shape=tuple(shape), offsets=(0,) * len(shape))
     offsets = tuple(offset + begin * (axis == dimension) for axis, offset in enumerate(before.offsets))
-    return Piece(shape=before.shape, offsets=offsets, divided=before.divided | {"data"}, partial=before.partial)
+    return replace(before, offsets=offsets, divided=before.divided | {"data"})

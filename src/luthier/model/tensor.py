@@ -124,8 +124,8 @@ def _pieces(model: nn.Module) -> Iterator[tuple[Tensor, Piece]]:
 
 def _piece(part: Tensor, cut: Cut, axis: Axis) -> Piece:
     offsets = [0] * part.ndim
-    offsets[cut.dim] = axis.index * part.shape[cut.dim]
-    return Piece(shape=tuple(cut.whole_shape(part, axis)), offsets=tuple(offsets), divided=frozenset({"tensor"}))
+    offsets[cut.dim] = axis.index * part.shape[cut.dim] // cut.parts
+    return Piece(shape=tuple(cut.whole_shape(part, axis)), offsets=tuple(offsets), divided=frozenset({"tensor"}), packed=cut.parts)
 
 
 def _partial(whole: Tensor) -> Piece:

@@ -2,7 +2,7 @@
 
 adapter.safetensors                 written by one process: every tensor whole
 adapter-00001-of-00002.safetensors  written by the first of two ranks: its metadata has `boxes`, {NAME: {shape: of the whole, offsets}}, of
-                                    those tensors that are a part of the whole
+                                    those tensors that are a part of the whole; a second box of the same tensor is `NAME 2`
 
 torch.distributed.checkpoint has the same, but keeps the boxes in a pickle (docs/notes/shards.md).
 """
@@ -66,16 +66,21 @@ def names_of(stem: str, among: Iterable[str]) -> set[str]:
 
 def write(path: Path, tensors: Mapping[str, Held]) -> None:
     """Write them from where they lie."""
-    boxes = {
-        name: {"shape": list(held.piece.shape), "offsets": list(held.piece.offsets)} for name, held in tensors.items() if not held.is_whole
-    }
-    metadata = {BOXES: json.dumps(boxes)} if boxes else None
-    save_file({name: held.tensor.contiguous() for name, held in tensors.items()}, path, metadata)
+    boxes, places = dict[str, Tensor](), dict[str, dict[str, list[int]]]()
+    for name, held in tensors.items():
+        for number, (box, offsets) in enumerate(held.piece.boxes(held.tensor), 1):
+            key = name if number == 1 else f"{name} {number}"
+            boxes[key] = box.contiguous()
+            if not held.is_whole:
+                places[key] = {"shape": list(held.piece.shape), "offsets": list(offsets)}
+    save_file(boxes, path, {BOXES: json.dumps(places)} if places else None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Box:
     file: Any
+    key: str
+    """Its name in the file."""
     shape: tuple[int, ...]
     """Of the whole tensor."""
     offsets: tuple[int, ...]
@@ -100,22 +105,27 @@ class Written:
         return self.boxes[name][0].shape
 
     def read(self, name: str, into: Held) -> None:
-        """Fill a box from those that were written, and read no more than that; raises RunError where they do not have all of it."""
-        sizes, numbers = tuple(into.tensor.shape), 0
+        """Fill what a rank holds from what was written, and read no more than that; raises RunError where that does not have all of it."""
+        numbers = sum(self._read(name, box, offsets) for box, offsets in into.piece.boxes(into.tensor))
+        if numbers != into.tensor.numel():
+            raise RunError(f"of {name}, {numbers} of {into.tensor.numel()} numbers are there", where=str(self.folder), change=OTHER_NAME)
+
+    def _read(self, name: str, into: Tensor, offsets: tuple[int, ...]) -> int:
+        """Fill a box from those that were written; how many numbers were there."""
+        numbers = 0
         for box in self.boxes[name]:
-            begins = [max(have, want) for have, want in zip(box.offsets, into.piece.offsets, strict=True)]
+            begins = [max(have, want) for have, want in zip(box.offsets, offsets, strict=True)]
             ends = [
                 min(have + held, want + wanted)
-                for have, held, want, wanted in zip(box.offsets, box.sizes, into.piece.offsets, sizes, strict=True)
+                for have, held, want, wanted in zip(box.offsets, box.sizes, offsets, into.shape, strict=True)
             ]
             if any(begin >= end for begin, end in zip(begins, ends, strict=True)):
                 continue
             there = tuple(slice(begin - at, end - at) for begin, end, at in zip(begins, ends, box.offsets, strict=True))
-            here = tuple(slice(begin - at, end - at) for begin, end, at in zip(begins, ends, into.piece.offsets, strict=True))
-            into.tensor[here] = box.file.get_slice(name)[there] if there else box.file.get_tensor(name)
+            here = tuple(slice(begin - at, end - at) for begin, end, at in zip(begins, ends, offsets, strict=True))
+            into[here] = box.file.get_slice(box.key)[there] if there else box.file.get_tensor(box.key)
             numbers += math.prod(end - begin for begin, end in zip(begins, ends, strict=True))
-        if numbers != into.tensor.numel():
-            raise RunError(f"of {name}, {numbers} of {into.tensor.numel()} numbers are there", where=str(self.folder), change=OTHER_NAME)
+        return numbers
 
 
 @contextmanager
@@ -143,4 +153,5 @@ def _boxes(file: Any) -> Iterator[tuple[str, _Box]]:
     for name in file.keys():  # noqa: SIM118  it is no mapping
         sizes = tuple(file.get_slice(name).get_shape())
         part = parts[name] if name in parts else {"shape": sizes, "offsets": (0,) * len(sizes)}
-        yield name, _Box(file=file, shape=tuple(map(int, part["shape"])), offsets=tuple(map(int, part["offsets"])), sizes=sizes)
+        whole = name.partition(" ")[0]
+        yield whole, _Box(file=file, key=name, shape=tuple(map(int, part["shape"])), offsets=tuple(map(int, part["offsets"])), sizes=sizes)

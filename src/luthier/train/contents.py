@@ -9,7 +9,6 @@ from torch import Tensor
 
 from luthier.core import files
 from luthier.core.errors import RunError
-from luthier.model.mesh import Piece
 from luthier.model.place import Trained
 from luthier.train import boxes
 from luthier.train.boxes import OTHER_NAME, Held, Writer, Written
@@ -109,5 +108,4 @@ def _expect(written: Written, own: Mapping[str, Held], ranks: Ranks, other: str)
 
 
 def _held(parameter: Tensor, ranks: Ranks) -> Held:
-    piece = ranks.pieces[parameter] if parameter in ranks.pieces else Piece(shape=tuple(parameter.shape), offsets=(0,) * parameter.ndim)
-    return Held(tensor=parameter.detach(), piece=piece)
+    return Held(tensor=parameter.detach(), piece=ranks.piece(parameter))

@@ -18,6 +18,8 @@ class _Told:
 
     rank: int
     name: str
+    number: int
+    """Which of those that the rank has of the tensor."""
     shape: list[int]
     offsets: list[int]
     sizes: list[int]
@@ -30,10 +32,11 @@ def gathered(trained: Trained, ranks: Ranks) -> dict[str, Tensor]:
     holds whole is not copied.
     """
     whole: dict[str, Tensor] = {}
+    own = {name: [box for box, _ in ranks.piece(parameter).boxes(parameter.detach())] for name, parameter in trained.items()}
     for told in _boxes(trained, ranks):
         sizes = torch.Size(told.sizes)
         if told.rank == ranks.rank:
-            box = trained[told.name].detach()
+            box = own[told.name][told.number]
             if not ranks.first:
                 dist.send(box.cpu().contiguous(), dst=0)
                 continue
@@ -57,8 +60,9 @@ def _boxes(trained: Trained, ranks: Ranks) -> Iterator[_Told]:
     own: list[dict[str, Any]] = []
     for name, parameter in trained.items():
         if ranks.owns(parameter) and parameter.numel():
-            piece = ranks.pieces.get(parameter)
-            shape, offsets = (piece.shape, piece.offsets) if piece else (tuple(parameter.shape), (0,) * parameter.ndim)
-            own.append({"name": name, "shape": list(shape), "offsets": list(offsets), "sizes": list(parameter.shape)})
+            piece = ranks.piece(parameter)
+            for number, (box, offsets) in enumerate(piece.boxes(parameter)):
+                place = {"shape": list(piece.shape), "offsets": list(offsets), "sizes": list(box.shape)}
+                own.append({"name": name, "number": number} | place)
     for rank, boxes in enumerate(ranks.every(own)):
         yield from (_Told(rank=rank, **box) for box in boxes)

@@ -21,7 +21,7 @@ from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.files import DiskError
 from luthier.data.order import Indices, rank_shares
 from luthier.data.store import TokenRows
-from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Direction, Mesh, Pieces
+from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Direction, Mesh, Piece, Pieces
 from luthier.model.peak import is_out_of_memory
 from luthier.plan.setup import Layout
 
@@ -124,6 +124,10 @@ class Ranks:
         with self.waiting():
             dist.all_reduce(squared)
         return squared.sqrt().float()
+
+    def piece(self, parameter: Tensor) -> Piece:
+        """What this rank holds of it."""
+        return self.pieces.get(parameter) or Piece(shape=tuple(parameter.shape), offsets=(0,) * parameter.ndim)
 
     def owns(self, parameter: Tensor) -> bool:
         """Whether this is the first of the ranks that hold the same numbers of it."""
