@@ -74,7 +74,14 @@ class Ranks:
 
     def stops(self) -> bool:
         """Whether this rank is to end before the next micro batch; of ranks that compute it together, whether any is."""
-        return any(self.any([self.stop()])) if self.divided else self.stop()
+        if not self.divided:
+            return self.stop()
+        asked = torch.tensor(float(self.stop()))
+        for axis in (self.mesh.tensor, self.mesh.pipeline, *([self.mesh.data] if self.sharded else [])):
+            if axis.group is not None:  # other replicas have other numbers of micro batches
+                with self.waiting():
+                    dist.all_reduce(asked, dist.ReduceOp.MAX, group=axis.group)
+        return bool(asked)
 
     def share(self, rows: TokenRows, indices: Indices) -> Indices:
         """Those of the rows that this rank's replica computes; none where there are fewer rows than replicas."""
