@@ -10,7 +10,7 @@ from torch import nn
 
 from luthier.core.errors import PlanRefused
 from luthier.model.division import Cut, division_of
-from luthier.model.mesh import Axis
+from luthier.model.mesh import Axis, Piece
 from luthier.model.tensor import as_if_whole, divide
 from luthier.plan.families import FAMILIES
 from luthier.plan.shape import adapter_parameters, shape_of
@@ -81,6 +81,17 @@ def test_a_rank_alone_divides_nothing() -> None:
     model = with_numbers("gpt2")
     divide(model, Axis())
     assert all(division_of(module) is None for module in model.modules())
+
+
+def test_a_rank_has_two_boxes_of_what_is_packed_and_checkpoints_know_where() -> None:
+    whole = torch.arange(48.0).view(8, 6)
+    part = Cut(dim=-2, parts=2).of(whole, SECOND)
+    piece = Piece(shape=(8, 6), offsets=(2, 0), divided=frozenset({"tensor"}), packed=2)
+    for box, (row, column) in piece.boxes(part):
+        assert torch.equal(box, whole[row : row + 2, column : column + 6])
+    assert [offsets for _, offsets in piece.boxes(part)] == [(2, 0), (6, 0)]
+    (only,) = Piece(shape=(8, 6), offsets=(0, 0)).boxes(whole)
+    assert only == (whole, (0, 0))
 
 
 def test_what_is_packed_is_divided_half_by_half() -> None:

@@ -274,6 +274,20 @@ def test_every_bit_of_a_mask_is_the_same_in_c_and_in_torch(p: float) -> None:
     assert torch.equal(*masks_TD)
 
 
+@needs_library
+def test_a_mask_of_later_columns_is_the_same_in_c_and_in_torch() -> None:
+    keys_T = torch.randint(-(2**63), 2**63 - 1, (500,))
+    masks_TD, sums_TD = torch.empty(2, 500, 70), torch.zeros(2, 500, 70)
+    for module, mask_TD, sum_TD in zip((pointwise, twins), masks_TD, sums_TD, strict=True):
+        module.drop(torch.ones(500, 70), keys_T, 1234567890123456789, 0.3, mask_TD, 4_294_967_290)  # where 32 bits end
+        module.drop_add_(sum_TD, torch.ones(500, 70), keys_T, 1234567890123456789, 0.3, 630)
+    assert torch.equal(*masks_TD)
+    assert torch.equal(*sums_TD)
+    whole_TD = torch.empty(500, 700)
+    pointwise.drop(torch.ones(500, 700), keys_T, 1234567890123456789, 0.3, whole_TD)
+    assert torch.equal(whole_TD[:, 630:], sums_TD[0])
+
+
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 2e-3), (torch.float64, 1e-12)])
 def test_other_types_go_to_the_twin(dtype: torch.dtype, error: float) -> None:
     x, out = torch.randn(3, 8, dtype=torch.float64), torch.empty(3, 8, dtype=dtype)

@@ -188,3 +188,10 @@ def test_a_mask_follows_from_the_token_and_not_from_where_it_stands() -> None:
     twins.drop(torch.ones(9, 33), keys, 5, 0.3, whole)
     twins.drop(torch.ones(4, 33), keys[2:6], 5, 0.3, part)
     assert torch.equal(whole[2:6], part)
+
+
+def test_columns_of_a_wider_matrix_are_dropped_as_in_the_whole() -> None:
+    whole, part, keys = torch.empty(9, 33), torch.zeros(9, 12), torch.randint(-(2**63), 2**63 - 1, (9,))
+    twins.drop(torch.ones(9, 33), keys, 5, 0.3, whole)
+    twins.drop_add_(part, torch.ones(9, 12), keys, 5, 0.3, 20)
+    assert torch.equal(whole[:, 20:32], part)
