@@ -12,12 +12,17 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from luthier import flow
 from luthier.core import jsonl
 from luthier.core.progress import Silent
 from luthier.demo import BASE
+from luthier.model.adapt import load_adapter
+from luthier.model.load import load_model
+from luthier.recipe.schema import Model
 from luthier.runs.store import RunFolder
+from tests.train.workshop import Workshop
 
 SOURCE = Path(__file__).parents[1] / "src"
 RECIPE = """\
@@ -80,6 +85,22 @@ def test_the_command_trains_on_two_ranks_and_shows_what_the_first_says(home: Pat
     assert json.loads(run.plan.read_text())["steps"]["replicas"] == 2
     assert [line["step"] for line in jsonl.records(run.metrics) if line["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert not run.pid.exists()
+
+
+def test_two_ranks_divide_each_matrix_answer_together_and_leave_a_plain_adapter(home: Path) -> None:
+    model = Workshop(home).base()  # the demo base has three heads of keys and values, which two ranks cannot share
+    tasks = "evaluation: {tasks: [{name: sounds, split: validation, max_new_tokens: 4}]}\n"
+    recipe = RECIPE.replace("base: demo", f"base: {model}").replace("save_steps: 3", "save_steps: 3, best_by: sounds.exact")
+    (home / "recipe.yaml").write_text(recipe + tasks)
+    out, err = ended(luthier(home, "train", "recipe.yaml", "parallel.tensor=2"))
+    run = RunFolder(home / "runs" / "animals")
+    assert run.finished, err + run.log.read_text()
+    assert f"adapter: {run.adapter}" in out
+    assert [record["step"] for record in jsonl.records(run.events) if record["event"] == "scored"] == [3, 6]
+    assert sorted(path.name for path in run.checkpoint(6).glob("adapter*")) == [
+        f"adapter-0000{rank}-of-00002.safetensors" for rank in (1, 2)
+    ]
+    load_adapter(load_model(Model(base=str(model)), torch.float32, torch.device("cpu")), run.adapter)
 
 
 def test_two_ranks_give_the_answers_of_one_row_for_row(home: Path) -> None:
