@@ -155,9 +155,10 @@ def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Pa
 
 
 @pytest.mark.slow
-def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path) -> None:
+@pytest.mark.parametrize("layout", ["parallel.data=2", "parallel.pipeline=2"])
+def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path, layout: str) -> None:
     changes = ["lora.dropout=0.1", "training.max_steps=30", "checkpoints.save_steps=5", "checkpoints.eval_steps=15"]
-    command = ("train", "recipe.yaml", "parallel.data=2", "launch.restarts=1", *changes)
+    command = ("train", "recipe.yaml", layout, "launch.restarts=1", *changes)
     whole = luthier(home, *command, "name=whole")
     _, err = ended(whole)
     assert whole.returncode == 0, err
@@ -170,7 +171,9 @@ def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_
     assert broken.returncode == 0, err
     one, other = (RunFolder(home / "runs" / name) for name in ("whole", "broken"))
     assert [record["number"] for record in jsonl.records(other.events) if record["event"] == "restarted"] == [1]
-    for file in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
+    files = [path.name for path in one.checkpoint(30).iterdir() if path.name != "manifest.json"]
+    assert len(files) == (3 if layout == "parallel.data=2" else 5)
+    for file in files:
         assert (one.checkpoint(30) / file).read_bytes() == (other.checkpoint(30) / file).read_bytes()
     losses = [[(line["step"], line["kind"], line["loss"]) for line in jsonl.records(run.metrics)] for run in (one, other)]
     assert losses[0] == losses[1]
@@ -178,12 +181,17 @@ def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "to"),
-    [(signal.SIGTERM, "the command"), (signal.SIGINT, "the command"), (signal.SIGINT, "all that it started")],
-    ids=["SIGTERM", "SIGINT", "SIGINT to torchrun, which sends it to ranks that have it already"],
+    ("number", "to", "layout"),
+    [
+        (signal.SIGTERM, "the command", "parallel.data=2"),
+        (signal.SIGINT, "the command", "parallel.data=2"),
+        (signal.SIGINT, "all that it started", "parallel.data=2"),
+        (signal.SIGTERM, "the command", "parallel.pipeline=2"),
+    ],
+    ids=["SIGTERM", "SIGINT", "SIGINT to torchrun, which sends it to ranks that have it already", "SIGTERM to stages of a pipeline"],
 )
-def test_a_signal_ends_all_ranks_after_the_same_step_with_a_checkpoint(home: Path, number: signal.Signals, to: str) -> None:
-    process = luthier(home, "train", "recipe.yaml", "parallel.data=2", "training.max_steps=2000", "checkpoints.eval_steps=1000")
+def test_a_signal_ends_all_ranks_after_the_same_step_with_a_checkpoint(home: Path, number: signal.Signals, to: str, layout: str) -> None:
+    process = luthier(home, "train", "recipe.yaml", layout, "training.max_steps=2000", "checkpoints.eval_steps=1000")
     run = RunFolder(home / "runs" / "animals")
     try:
         wait_for(run.metrics, 4)

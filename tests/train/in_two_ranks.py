@@ -18,9 +18,10 @@ from luthier.plan.setup import Layout
 from luthier.runs.store import RunFolder
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
+from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks, join, part
 from luthier.train.run import TrainingJob, _rehearse, _set_up, train
-from luthier.train.step import Precision, train_step
+from luthier.train.step import train_step
 from luthier.train.validate import validation_loss
 from tests.train.workshop import CPU, Workshop, killed_in_step, tiny_model
 

@@ -1,6 +1,6 @@
 """The base model on its device, and what `auto` means for device, dtype and attention."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
+from luthier.model.patches import left_empty
 from luthier.model.peak import is_out_of_memory
 from luthier.plan.setup import SAID, Resolved
 from luthier.recipe.schema import Model
@@ -35,15 +36,20 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resol
     return DTYPES[name], Resolved(path="model.dtype", value=name, why=why)
 
 
-def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model with weights in `dtype` on `device`, from safetensors only; raises ModelError."""
+def load_model(
+    model: Model, dtype: torch.dtype, device: torch.device, elsewhere: Callable[[PreTrainedModel], Iterable[str]] = lambda empty: ()
+) -> PreTrainedModel:
+    """The causal language model with weights in `dtype` on `device`, from safetensors only; raises ModelError.
+
+    The modules that `elsewhere` names of the model while it is empty stay so, on the meta device, and are not read.
+    """
     repository = open_repository(model)
     attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
     try:
         if not model.trust_remote_code:
             repository.refuse_own_code()
         repository.refuse_other_weights()
-        with no_progress_bars():
+        with no_progress_bars(), left_empty(elsewhere):
             loaded, told = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
@@ -64,7 +70,13 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
     if lacking := sorted(told["missing_keys"]):  # transformers would go on with random ones
         what = f"{len(lacking)} of the weights that config.json wants are missing, first {lacking[0]}"
         raise ModelError(what, where=repository.location, change="fetch the model anew: config.json and weights do not belong together")
-    return loaded.to(device)
+    return to_device(loaded, device)
+
+
+def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model with all of its weights that are here on this device."""
+    moved: PreTrainedModel = model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+    return moved
 
 
 @contextmanager

@@ -32,8 +32,8 @@ class Layout:
 
     @property
     def divided(self) -> bool:
-        """Whether a device holds less than the whole of what is trained."""
-        return self.tensor * self.pipeline > 1 or (self.shard != "none" and self.data > 1)
+        """Whether devices compute each layer together; the stages of a pipeline compute theirs by themselves."""
+        return self.tensor > 1 or (self.shard != "none" and self.data > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

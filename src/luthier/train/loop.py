@@ -15,6 +15,7 @@ from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_o
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.adapt import base_of
+from luthier.model.pipeline import together
 from luthier.model.place import Placed, Trained
 from luthier.model.shard import evaluating
 from luthier.plan.steps import Steps
@@ -28,9 +29,11 @@ from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.host import release_freed_memory
 from luthier.train.optim import rate_at, set_rate
+from luthier.train.passes import Stopped
+from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, evened, train_step
+from luthier.train.step import StepRecord, TooLarge, evened, train_step
 from luthier.train.validate import validation_loss
 
 MOST_SKIPPED = 3
@@ -206,7 +209,8 @@ def _scored(loop: Loop, step: int) -> float:
     by = loop.recipe.checkpoints.best_by
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
-        scores = _together(loop) if loop.ranks.divided else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
+        together_only = loop.ranks.divided or loop.ranks.mesh.pipeline.size > 1
+        scores = _together(loop) if together_only else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)
@@ -225,7 +229,8 @@ def _together(loop: Loop) -> Mapping[str, float]:
 
     hook = base_of(loop.placed.model).register_forward_pre_hook(look)
     try:
-        return loop.score(loop.model)
+        with together(loop.model):
+            return loop.score(loop.model)
     except Stopped:
         return {}
     finally:

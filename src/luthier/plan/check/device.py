@@ -8,7 +8,7 @@ from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check, seconds_of
 from luthier.plan.check.words import count, duration, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Layout
-from luthier.plan.weights import optimizer_bytes, stages, trained_numbers
+from luthier.plan.weights import optimizer_bytes, trained_numbers, undivided
 
 LOW_USE = 0.4
 
@@ -125,7 +125,7 @@ def disk_too_small(case: Case) -> Iterator[Finding]:
     if case.disk_free_bytes == "unknown":
         return
     free, alone = case.disk_free_bytes, replace(case.setup, layout=Layout())
-    (stage,) = stages(case.shape, alone)
+    stage = undivided(case.shape)
     final = 4 * trained_numbers(case.shape, alone, stage)
     each = final + optimizer_bytes(case.shape, alone, stage)[0]
     held = min(len(case.steps.saves), case.recipe.checkpoints.keep + 2)

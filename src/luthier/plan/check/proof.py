@@ -9,7 +9,7 @@ from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check, Wanted, wanted
 from luthier.plan.check.words import count, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Layout, Quantization
-from luthier.plan.weights import bytes_per_weight, stages, stored_weights
+from luthier.plan.weights import bytes_per_weight, stored_weights, undivided
 from luthier.recipe.schema import Task
 from luthier.score.intervals import rows_for_share
 from luthier.score.scorers import metric_name
@@ -233,7 +233,7 @@ def _weight_bytes(case: Case, quantization: Quantization, dtype: Dtype) -> int:
     if case.recipe.lora == "none":
         return case.shape.parameters * DTYPE_BYTES[dtype]
     alone = replace(case.setup, quantization=quantization, dtype=dtype, layout=Layout())
-    (stage,) = stages(case.shape, alone)
+    stage = undivided(case.shape)
     return sum(part.bytes for part in stored_weights(case.shape, alone, stage))
 
 
