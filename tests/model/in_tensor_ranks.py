@@ -59,6 +59,7 @@ CASES = {
     "phi3 full": Case(family="phi3", lora=None),
     "qwen3_5 full": Case(family="qwen3_5_text", changed=HYBRID, lora=None),
     "qwen3_5_moe lora": Case(family="qwen3_5_moe_text", changed={**HYBRID, **TINY_EXPERTS}),
+    "qwen3 lora bfloat16": Case(family="qwen3", packing="tree", dtype=torch.bfloat16),
     "llama lora float64": Case(family="llama", dtype=torch.float64),
     "qwen3 full float64": Case(family="qwen3", lora=None, dtype=torch.float64),
 }

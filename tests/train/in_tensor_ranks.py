@@ -16,14 +16,11 @@ from torch import nn
 from luthier.core.signals import Interrupted
 from luthier.model.generate import LocalCompleter
 from luthier.plan.setup import Layout
-from luthier.train.checkpoint import State
-from luthier.train.loop import fit
 from luthier.train.ranks import join, part
-from luthier.train.run import _rehearse, _set_up, train
-from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, Together
+from luthier.train.run import train
+from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, Together
 from tests.train.workshop import killed_in_step
 
-RECOMPUTED = {"training": {"max_steps": 4, "gradient_checkpointing": True}}
 DIVIDED = {"parallel": {"tensor": 2}}
 
 
@@ -32,17 +29,6 @@ class Divided:
 
     def __init__(self, together: Together) -> None:
         self.together, self.ranks = together, together.ranks
-
-    def trained_in_every_way(self) -> dict[str, list[str]]:
-        """Which layers computed it."""
-        engines = {}
-        for kind, sections in {**KINDS, "recomputed": RECOMPUTED}.items():
-            job = self.together.job(f"two {kind}", **sections, **DIVIDED)
-            loop, plan = _set_up(job)
-            _rehearse(job, loop, plan)
-            fit(loop, State())
-            engines[kind] = plan.setup.engine
-        return engines
 
     def resumed(self) -> int:
         train(self.together.job("two whole", **DIVIDED))
@@ -97,7 +83,7 @@ def main() -> None:
     folder = Path(sys.argv[1])
     ranks = join(Layout(tensor=2))
     divided = Divided(Together(ranks, folder))
-    scenes = (divided.trained_in_every_way, divided.resumed, divided.answers, divided.a_signal_while_answering)
+    scenes = (divided.resumed, divided.answers, divided.a_signal_while_answering)
     found = {scene.__name__: scene() for scene in scenes}
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found))
     part(ranks)

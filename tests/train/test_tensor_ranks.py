@@ -1,4 +1,4 @@
-"""Two ranks that divide each matrix train what one process trains: real processes, one group for all of it."""
+"""Runs of two ranks that divide each matrix: they resume, go on undivided, answer and end together. Real processes, one group for all."""
 
 import json
 import os
@@ -14,12 +14,10 @@ from luthier.core import jsonl
 from luthier.model.adapt import load_adapter
 from luthier.model.load import load_model
 from luthier.train.run import train
-from tests.train.in_tensor_ranks import BY_METRIC, KILLED_IN, KINDS, RECOMPUTED
+from tests.train.in_tensor_ranks import BY_METRIC, KILLED_IN
 from tests.train.in_two_ranks import RESUMED_AFTER
 from tests.train.test_ranks import ROOT, TORCHRUN, Found, assert_the_same_up_to_rounding
 from tests.train.workshop import CPU, Workshop, killed_in_step, metrics
-
-WAYS = {**KINDS, "recomputed": RECOMPUTED}
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +30,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(home: Path) -> Workshop:
-    """The workshop in which one process has trained everything first, and so prepared the rows; one run of it was killed."""
+    """The workshop in which one process has trained first, and so prepared the rows; one run of it was killed."""
     workshop = Workshop(home)
-    for kind, sections in WAYS.items():
-        train(workshop.job(f"one {kind}", **sections))
     train(workshop.job("one whole"))
     killed_in_step(workshop.job("one-then-two"), KILLED_IN)
     workshop.job("metric", **BY_METRIC)
@@ -55,17 +51,6 @@ def found(home: Path, alone: Workshop) -> Found:
         group.wait(60)
     assert group.returncode == 0, told[-4000:]
     return [json.loads((home / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-
-
-@pytest.mark.parametrize("kind", WAYS)
-def test_eight_steps_have_the_losses_and_gradients_of_one_process(alone: Workshop, found: Found, kind: str) -> None:
-    one, two = (alone.job(f"{number} {kind}", **WAYS[kind]) for number in ("one", "two"))
-    assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
-
-
-def test_fused_layers_are_divided_as_well(found: Found) -> None:
-    engines = {kind: "plain" if "off" in kind else "packed" if "full" in kind else "fused" for kind in WAYS}
-    assert found[0]["trained_in_every_way"] == found[1]["trained_in_every_way"] == engines
 
 
 def test_resumed_it_is_the_uninterrupted_run_bit_for_bit(alone: Workshop, found: Found) -> None:
