@@ -205,7 +205,7 @@ class Together:
             precision = Precision(device=CPU, dtype=torch.float16, scaler=scaler, ranks=ranks)
             rows = ragged_rows()[self.ranks.rank :: 2]
             optimizer = torch.optim.SGD(placed.trained.values(), lr=0.01)
-            done = train_step(model, optimizer, in_batches(rows, 2), precision=precision, max_norm=1.0, seeds=(0, 1))
+            done = train_step(model, optimizer, in_batches(rows, 8), precision=precision, max_norm=1.0, seeds=(0, 1))
             found[how] = [done.num_overflows, scaler.get_scale(), done.finite]
         return found
 
