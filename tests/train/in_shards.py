@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -253,8 +254,9 @@ class Together:
         }
 
     def quantised(self) -> dict[str, list[list[float]]]:
-        """What bitsandbytes quantised, under shards."""
-        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in QUANTISED}
+        """What bitsandbytes quantised, under shards; nothing where it is not installed."""
+        kinds = QUANTISED if find_spec("bitsandbytes") else ()
+        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in kinds}
 
 
 def overflowing(scaler: torch.amp.GradScaler, module: nn.Module, inputs: object, hidden: torch.Tensor) -> None:
