@@ -155,10 +155,11 @@ def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["parallel.data=2", "parallel.pipeline=2"])
-def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path, layout: str) -> None:
+@pytest.mark.parametrize(("layout", "files"), [("data=2", 3), ("pipeline=2", 5), ("shard=zero2", 5), ("shard=zero3", 5)])
+def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path, layout: str, files: int) -> None:
+    ranks = [f"parallel.{layout}", *(["parallel.data=2"] if "shard" in layout else [])]
     changes = ["lora.dropout=0.1", "training.max_steps=30", "checkpoints.save_steps=5", "checkpoints.eval_steps=15"]
-    command = ("train", "recipe.yaml", layout, "launch.restarts=1", *changes)
+    command = ("train", "recipe.yaml", *ranks, "launch.restarts=1", *changes)
     whole = luthier(home, *command, "name=whole")
     _, err = ended(whole)
     assert whole.returncode == 0, err
@@ -171,10 +172,9 @@ def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_
     assert broken.returncode == 0, err
     one, other = (RunFolder(home / "runs" / name) for name in ("whole", "broken"))
     assert [record["number"] for record in jsonl.records(other.events) if record["event"] == "restarted"] == [1]
-    files = [path.name for path in one.checkpoint(30).iterdir() if path.name != "manifest.json"]
-    assert len(files) == (3 if layout == "parallel.data=2" else 5)
-    for file in files:
-        assert (one.checkpoint(30) / file).read_bytes() == (other.checkpoint(30) / file).read_bytes()
+    saved = {path.name: path.read_bytes() for path in one.checkpoint(30).iterdir() if path.name != "manifest.json"}  # which names the run
+    assert len(saved) == files
+    assert {name: (other.checkpoint(30) / name).read_bytes() for name in saved} == saved
     losses = [[(line["step"], line["kind"], line["loss"]) for line in jsonl.records(run.metrics)] for run in (one, other)]
     assert losses[0] == losses[1]
 
