@@ -42,7 +42,7 @@ class Ranks:
     rank: int
     size: int
     mesh: Mesh = UNDIVIDED
-    pieces: Pieces = field(default_factory=dict, repr=False)
+    pieces: Pieces = field(default_factory=dict, repr=False, compare=False)
     """Of the trained parameters."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened around every wait for the others, so that who looks at a rank's heartbeat knows whom to blame."""
