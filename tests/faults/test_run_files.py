@@ -57,10 +57,11 @@ def test_no_byte_of_what_a_runs_recipe_says_of_training_can_change_unseen(home: 
     whole = run.recipe.read_bytes()
     other = whole.decode().replace("r: 4", "r: 5")
     assert store.own_recipe(run).lora != "none"
+    began = run.began_with
     for place in range(len(whole)):
         for damaged in (whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :], whole[:place] + whole[place + 1 :], whole[:place]):
             run.recipe.write_bytes(damaged)
-            if run.identity == run.began_with:  # what says where it is trained may change
+            if run.identity == began:  # what says where it is trained may change
                 assert training_text(damaged.decode()) == training_text(whole.decode())
                 continue
             if place % 16 == 0:
@@ -107,3 +108,45 @@ def test_a_run_of_a_version_that_did_not_note_its_recipe_is_damaged_where_it_can
     ended = home.train("older")
     assert ended.code == 1
     assert "recipe.yaml of run run is damaged" in ended.said
+
+
+@pytest.mark.parametrize("damage", ["a size changed", "not even JSON", "gone"])
+def test_a_damaged_plan_is_told_and_made_again_with_the_sizes_that_the_run_began_with(home: Home, damage: str) -> None:
+    run = home.broken_off("plan")
+    plan = json.loads(run.plan.read_text())
+    run.plan.unlink()
+    if damage != "gone":
+        sizes = {**plan["sizes"], "tokens": plan["sizes"]["tokens"] + 64}
+        run.plan.write_text(json.dumps({**plan, "sizes": sizes}) if damage == "a size changed" else '{"sizes": {"rows":')
+    ended = home.train("plan")
+    assert ended.code == 0, ended.said
+    assert f"plan.json was damaged: the run goes on with {plan['sizes']['tokens']} tokens at once, as events.jsonl has it" in ended.said
+    assert json.loads(run.plan.read_text())["sizes"] == plan["sizes"]
+    assert outcome(run, LAST) == outcome(home.run("whole"), LAST)
+
+
+def test_sizes_that_nobody_knows_any_more_are_told_before_anything_is_loaded(home: Home) -> None:
+    run = home.broken_off("sizes")
+    run.plan.write_text('{"sizes": {"rows":')
+    run.events.write_text(run.events.read_text().replace('"tokens": ', '"tokens": 1'))
+    ended = home.train("sizes")
+    assert ended.code == 1
+    assert "plan.json is damaged: its sizes are needed to go on, and events.jsonl does not have them either" in ended.said
+    assert "or remove it, and the run goes on with the sizes that fit now" in ended.said
+    assert "engine:" not in ended.said
+    run.plan.unlink()
+    assert home.train("sizes").code == 0
+
+
+def test_lines_of_metrics_that_are_damaged_or_gone_are_told_with_their_number(home: Home) -> None:
+    run = home.broken_off("metrics")
+    one, two, *rest = run.metrics.read_bytes().splitlines(keepends=True)
+    run.metrics.write_bytes(one.replace(b'"step": 1', b'"step": ') + b"".join(rest))
+    ended = home.train("metrics")
+    assert ended.code == 0, ended.said
+    assert "metrics.jsonl: 1 damaged line was dropped; steps 1, 2 are no longer recorded (the training itself is not touched)" in ended.said
+    (damaged,) = events(run, "damaged")
+    assert (damaged["file"], damaged["lines"], damaged["lost"]) == ("metrics.jsonl", 1, 2)
+    assert b'"step": 2,' in two
+    whole = outcome(home.run("whole"), LAST)
+    assert {name: content for name, content in outcome(run, LAST).items() if content != whole[name]}.keys() == {"metrics.jsonl"}

@@ -131,6 +131,7 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
             progress.say(f"{run.path} is finished; change the recipe to train anew")
             return Trained(run=run, steps=planned.steps)
         _take_recipe(run, loaded, progress)
+        _look_at_plan(run, progress)
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
@@ -242,6 +243,16 @@ def _take_recipe(run: RunFolder, loaded: LoadedRecipe, progress: Progress) -> No
     else:
         run.event("damaged", file=run.recipe.name)
         progress.say(f"{run.recipe} was damaged: this is the recipe that the run began with, and it is written anew")
+
+
+def _look_at_plan(run: RunFolder, progress: Progress) -> None:
+    """Tell where plan.json, which training writes anew, is damaged; raises RunError where the sizes in it are known no more."""
+    from luthier.plan.plan import begun, plan_is_whole
+
+    kept = begun(run)
+    if kept != "none" and not plan_is_whole(run, kept):
+        run.event("damaged", file=run.plan.name)
+        progress.say(f"{run.plan} was damaged: the run goes on with {kept}, as events.jsonl has it, and it is written anew")
 
 
 def _record(run: RunFolder, planned: Plan, force: Sequence[str], progress: Progress) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from luthier.core import jsonl
 from luthier.core.errors import RunError
 from luthier.core.finding import Finding
 from luthier.core.hardware import Hardware, free_disk_bytes, free_memory_bytes
@@ -161,17 +162,37 @@ def make(facts: Facts) -> Plan:
 
 
 def begun(run: RunFolder) -> Sizes | Literal["none"]:
-    """The sizes that a run with checkpoints began with; raises RunError for one of a version that drew dropout otherwise."""
-    if not (run.plan.exists() and run.saved):
+    """The sizes that a run with checkpoints goes on with: those of its last start by events.jsonl, or plan.json's where that does not tell.
+
+    Raises RunError where neither does, and for a run of a version that drew dropout otherwise.
+    """
+    if not run.saved:
         return "none"
+    told = (Sizes.of_sealed(record.get("sizes")) for record in jsonl.salvage(run.events).records if record.get("event") == "started")
+    if known := [sizes for sizes in told if sizes != "damaged"]:
+        return known[-1]
+    if not run.plan.exists():
+        return "none"
+    planned = _planned_sizes(run)
+    if planned == "damaged":
+        change = "put it back; or remove it, and the run goes on with the sizes that fit now: equal up to rounding"
+        what = "plan.json is damaged: its sizes are needed to go on, and events.jsonl does not have them either"
+        raise RunError(what, where=str(run.plan), change=change)
+    return planned
+
+
+def plan_is_whole(run: RunFolder, kept: Sizes) -> bool:
+    """Whether plan.json is there, and says the sizes that the run goes on with."""
+    return run.plan.exists() and _planned_sizes(run) == kept
+
+
+def _planned_sizes(run: RunFolder) -> Sizes | Literal["damaged"]:
+    """The sizes in plan.json; raises RunError for a version that drew dropout otherwise."""
     try:
         sizes = json.loads(run.plan.read_text(encoding="utf-8"))["sizes"]
         if "packing" in sizes:
             return Sizes.of_json(sizes)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        change = "put it back; or remove it, and the run goes on with the sizes that fit now: equal up to rounding"
-        raise RunError(
-            "plan.json is not what the run began with, and its sizes are needed to go on", where=str(run.plan), change=change
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "damaged"
     change = "finish it with that version, or give the recipe another name"
     raise RunError("the run was begun by a version that drew dropout otherwise", where=str(run.path), change=change)
