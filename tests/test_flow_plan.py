@@ -100,6 +100,16 @@ def test_what_is_free_on_the_disk_reaches_the_findings(home: Path, monkeypatch: 
     assert "disk-too-small" in {finding.code for finding in flow.plan(flow.load(home / "recipe.yaml")).findings}
 
 
+def test_checkpoints_that_a_run_has_already_reach_the_findings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = flow.load(home / "recipe.yaml", ["training.max_steps=3", "checkpoints.save_steps=1"])
+    run = flow.train(loaded).run
+    monkeypatch.setattr(plan_module, "free_disk_bytes", lambda folder: 10)
+    assert "disk-too-small" not in {finding.code for finding in flow.plan(loaded).findings}  # finished: nothing is written any more
+    shutil.rmtree(run.adapter)
+    (finding,) = (finding for finding in flow.plan(loaded).findings if finding.code == "disk-too-small")
+    assert finding.evidence["there"] == len(run.saved) > 0
+
+
 def test_a_recipe_behind_a_link_is_changed_where_it_lies(home: Path) -> None:
     know_the_rate(home)
     (home / "real").mkdir()

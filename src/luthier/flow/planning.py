@@ -117,6 +117,8 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.plan.layout import Task, layout_of, place_of
     from luthier.plan.plan import Facts
     from luthier.plan.shape import shape_of
+    from luthier.recipe.load import dump
+    from luthier.runs.store import of_recipe
     from luthier.train.rate import RateHere
 
     host, config = this_machine(), _config(recipe.model)
@@ -129,7 +131,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     place = place_of(recipe.launch.gpu, host, layout_of(recipe).devices)
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
-    return Facts(task=task, data=data, host=host, rate=rate)
+    return Facts(task=task, data=data, host=host, rate=rate, run=of_recipe(recipe.name, dump(recipe)))
 
 
 def _prepared(recipe: Recipe, progress: Progress) -> Prepared:

@@ -36,6 +36,8 @@ class Facts:
     host: Hardware
     rate: Callable[[Device, Setup, Survey], Rate]
     """Operations a second that one device will reach."""
+    run: RunFolder | Literal["none"] = "none"
+    """Of this recipe, where there is one already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +157,8 @@ def make(facts: Facts) -> Plan:
         data=facts.data,
         host=facts.host if local else "elsewhere",
         host_free_bytes=free_memory_bytes() if local else "unknown",
-        disk_free_bytes=free_disk_bytes(runs_root()) if local else "unknown",
+        disk_free_bytes=free_disk_bytes(runs_root()) if local and not (facts.run != "none" and facts.run.finished) else "unknown",
+        saved=facts.run.saved_steps if facts.run != "none" else (),
         remedies=() if chosen.memory.fits else remedies(task),
     )
     return Plan(facts=facts, chosen=chosen, steps=steps, ending=ending, time=time, cost=dollars, findings=check(case))

@@ -117,6 +117,11 @@ class RunFolder:
         told = (record.get("recipe") for record in jsonl.salvage(self.events).records if record.get("event") == "begun")
         return next((identity for identity in told if isinstance(identity, str)), "unknown")
 
+    def is_of(self, identity: str) -> bool:
+        """Whether it began with the recipe of this identity, whatever its recipe.yaml says now."""
+        known = self.began_with
+        return identity == (self.identity if known == "unknown" else known)
+
     def begin(self) -> None:
         """Note which recipe this run is of, once, so that a recipe.yaml that is damaged later is known to be."""
         if self.began_with == "unknown":
@@ -133,8 +138,13 @@ class RunFolder:
     @property
     def saved(self) -> list[Path]:
         """Its checkpoints, the newest first. What a save that was killed left is none, nor what was found damaged."""
-        found = {int(path.name[5:]): path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)}
-        return [found[step] for step in sorted(found, reverse=True)]
+        return [self.checkpoint(step) for step in self.saved_steps]
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """Their steps."""
+        names = (path.name for path in self.checkpoints.glob("step-*"))
+        return tuple(sorted((int(name[5:]) for name in names if re.fullmatch(r"step-\d{6,}", name)), reverse=True))
 
     def pointer(self, which: Literal["best", "latest"]) -> Path:
         """best.json or latest.json: `{step, …}`."""
@@ -192,7 +202,7 @@ def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
         root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        folder = RunFolder(root / (name if number == 1 else f"{name}-{number}"))
+        folder = _numbered(name, number)
         if not folder.recipe.exists() and folder.began_with == "unknown":
             with files.told("a run folder", folder.path):
                 folder.path.mkdir(exist_ok=True)
@@ -203,6 +213,16 @@ def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
         if _is_of(folder, identity_of(recipe_text)):
             return folder
         number += 1
+
+
+def of_recipe(name: str, recipe_text: str) -> RunFolder | Literal["none"]:
+    """The folder that `open_or_create` would find for this recipe; nothing is made."""
+    number, identity = 1, identity_of(recipe_text)
+    while (folder := _numbered(name, number)).path.exists():
+        if folder.is_of(identity):
+            return folder
+        number += 1
+    return "none"
 
 
 def identity_of(recipe_text: str) -> str:
@@ -248,14 +268,18 @@ def alone(run: RunFolder) -> Iterator[None]:
                 run.pid.unlink()
 
 
+def _numbered(name: str, number: int) -> RunFolder:
+    """NAME, NAME-2, …"""
+    return RunFolder(runs_root() / (name if number == 1 else f"{name}-{number}"))
+
+
 def _is_of(run: RunFolder, identity: str) -> bool:
     """Whether a run is of the recipe with this identity; raises RunError where its own recipe is damaged and is not known to be this."""
-    known = run.began_with
-    if identity == (run.identity if known == "unknown" else known):
+    if run.is_of(identity):
         return True
-    if known == "unknown":
+    if run.began_with == "unknown":
         own_recipe(run)
-    elif known != run.identity:
+    elif run.began_with != run.identity:
         raise _damaged(run, OTHER)
     return False
 

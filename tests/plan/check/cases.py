@@ -66,6 +66,8 @@ class World:
     host_free: int | Literal["unknown"] = "unknown"
     disk_free: int | Literal["unknown"] = "unknown"
     device_free: int | Literal["all"] = "all"
+    saved: tuple[int, ...] = ()
+    """Checkpoints of the run that are there already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,7 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
         remedies=() if chosen.memory.fits else remedies(task),
         host_free_bytes=world.host_free,
         disk_free_bytes=world.disk_free,
+        saved=world.saved,
     )
 
 

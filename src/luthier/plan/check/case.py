@@ -44,6 +44,8 @@ class Case:
     """Of this machine's memory, now."""
     disk_free_bytes: int | Literal["unknown"] = "unknown"
     """Of the disk that the run's folder lies on."""
+    saved: tuple[int, ...] = ()
+    """Steps of the checkpoints that this run has already."""
     remedies: tuple[Change, ...] = ()
     """The cheapest changes after which it would fit, where it does not."""
 
