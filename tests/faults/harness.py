@@ -45,6 +45,8 @@ class Start:
     """The first change of a file in `runs` that begins so: `os.rename /run/adapter.part`; see Ended.changes."""
     kill_in: str = ""
     """`FILE:FUNCTION:N`: when the N-th call of a Python function begins."""
+    signal: int = signal.SIGKILL
+    """What is sent there."""
     copy_from: str = ""
     """From this change on, `runs` is copied to `RUNS-N` before the N-th change: what SIGKILL, which changes no file, would leave."""
     flip_in: str = ""
@@ -282,7 +284,7 @@ def _command(start: Start, log: int) -> int:
         _become(start.user)
     _watch_files(start, log)
     if start.kill_in:
-        _watch_calls(start.kill_in)
+        _watch_calls(start.kill_in, start.signal)
     try:
         main()
     except SystemExit as ended:
@@ -375,7 +377,7 @@ def _refuse_flock() -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def _watch_calls(wanted: str) -> None:
+def _watch_calls(wanted: str, number_sent: int) -> None:
     file, function, number = wanted.split(":")
     left = int(number)
 
@@ -384,7 +386,7 @@ def _watch_calls(wanted: str) -> None:
         if frame.f_code.co_name == function and frame.f_code.co_filename.endswith(file):
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number_sent)
 
     sys.settrace(note)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from luthier.core import files
 from luthier.core.errors import PlanRefused, RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
+from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
@@ -135,10 +136,13 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
-        if planned.setup.layout.devices > 1 or recipe.launch.restarts:
-            train_in_ranks(run, planned, progress)
-        else:
-            train_here(run, planned, prepared, progress)
+        try:
+            if planned.setup.layout.devices > 1 or recipe.launch.restarts:
+                train_in_ranks(run, planned, progress)
+            else:
+                train_here(run, planned, prepared, progress)
+        except Interrupted as ended:
+            raise Interrupted(ended.signal, _kept(run, planned.steps.total)) from None
     return Trained(run=run, steps=planned.steps)
 
 
@@ -221,7 +225,13 @@ def _refuse(planned: Plan, force: Sequence[str]) -> None:
     if refused:
         told = "\n  ".join(f"{finding.message} [{finding.code}]" for finding in refused)
         change = "; ".join(f"{change.path}={change.value}" for finding in refused for change in finding.changes)
-        raise PlanRefused(told, change=f"would help: {change}" if change else "")
+        raise PlanRefused(told, change=f"would help: {change}" if change else "", findings=tuple(refused))
+
+
+def _kept(run: RunFolder, steps: int) -> Kept:
+    """What is saved of a run that was interrupted."""
+    step = max(run.saved_steps, default=0)
+    return Kept(run=run.name, step=step, steps=steps, checkpoint=str(run.checkpoint(step)) if step else "")
 
 
 def _take_recipe(run: RunFolder, loaded: LoadedRecipe, progress: Progress) -> None:

@@ -85,6 +85,8 @@ def fit(loop: Loop, state: State) -> State:
         except (Stopped, TooLarge) as broken_off:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
+                if isinstance(broken_off, Stopped):
+                    loop.progress.say(f"asked to stop: saving step {state.step} (Ctrl-C now ends at once, without it)")
                 _save(loop, state, saved)
             (number,) = loop.ranks.largest([loop.asked.number])  # and so no rank leaves before the first has saved
             if isinstance(broken_off, TooLarge):
