@@ -14,7 +14,20 @@ from luthier.core.errors import LuthierError, PlanRefused
 from luthier.core.redact import redact
 from luthier.core.signals import Interrupted, ending_at_once
 
-app = typer.Typer(name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed; 2 the call, the recipe or the data is wrong; 3 the plan refuses. decide and quickstart: 0 deploy, "
+    "10 iterate, 11 abort, 12 not enough data. 130, 143, 138, 129: stopped by Ctrl-C, SIGTERM, SIGUSR1, a closed terminal; a run is "
+    "saved then, and the same command goes on."
+)
+
+app = typer.Typer(
+    name="luthier",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 for verb in (
     quickstart.quickstart,
     planning.init,
