@@ -72,6 +72,8 @@ def fit(loop: Loop, state: State) -> State:
     release_freed_memory()  # the rehearsal's; the same below: what is left there is of other sizes than a step's tensors
     with ending_in_order(loop.asked), loop.progress.task("training", loop.steps.total) as advance:
         saved = _Saved(of=state)
+        if state.step:
+            advance(state.step, "")  # from where it goes on, so that what is left is told by this process's pace
         try:
             while True:
                 if state.step in loop.steps.evaluations and state.validated < state.step:
