@@ -24,6 +24,7 @@ from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.host import release_freed_memory
+from luthier.train.memory import together
 from luthier.train.optim import rate_at, set_rate
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
@@ -91,7 +92,7 @@ def fit(loop: Loop, state: State) -> State:
                     loop.progress.say(f"asked to stop: saving step {state.step} (Ctrl-C now ends at once, without it)")
                 _save(loop, state, saved)
             (number,) = loop.ranks.largest([loop.asked.number])  # and so no rank leaves before the first has saved
-            if isinstance(broken_off, TooLarge):
+            if isinstance(broken_off, TooLarge) and not number:
                 raise
             ended = Interrupted(int(number))
             loop.folder.event("interrupted", step=state.step, signal=ended.signal.name)
@@ -123,7 +124,8 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     watch = Stopwatch(loop.precision.device)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
-    rows, batches = loop.batches.take(step)
+    with together(loop.ranks):
+        rows, batches = loop.batches.take(step)
     data_seconds = watch.seconds
     done = train_step(
         loop.model,

@@ -2,8 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -39,6 +38,7 @@ from luthier.train.final import Origin, save_final
 from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
+from luthier.train.memory import together
 from luthier.train.optim import make_optimizer
 from luthier.train.ranks import ALONE, Ranks
 from luthier.train.rehearse import Worst, rehearse, tell
@@ -128,7 +128,7 @@ def _tried(job: TrainingJob) -> TrainingResult | _Failed:
     """The end of the run by this plan, or why there was not enough memory for it. What was loaded is gone by then."""
     plan = job.plan
     try:
-        with _together(job.ranks):
+        with together(job.ranks):
             ready = _set_up(job)
         loop, plan = ready
         _rehearse(job, loop, plan)
@@ -138,20 +138,6 @@ def _tried(job: TrainingJob) -> TrainingResult | _Failed:
         if not (known_to_all and is_out_of_memory(error)):
             raise
         return _Failed(plan=plan, reason=str(error).partition("\n")[0], used_bytes=used_memory(resolve_device()))
-
-
-@contextmanager
-def _together(ranks: Ranks) -> Iterator[None]:
-    """Where memory is too short for one rank to do what stands within, all raise TooLarge."""
-    short = ""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        short = str(error).partition("\n")[0] or type(error).__name__
-    if any(ranks.any([bool(short)])):
-        raise TooLarge(short or "another rank had no memory")
 
 
 def _smaller(job: TrainingJob, failed: _Failed) -> TrainingJob:
@@ -176,7 +162,7 @@ def _smaller(job: TrainingJob, failed: _Failed) -> TrainingJob:
 def _rehearse(job: TrainingJob, loop: Loop, plan: Plan) -> None:
     """Run the worst case; what fits is announced."""
     job.heart.beat("rehearsing", 0)
-    with _together(job.ranks):
+    with together(job.ranks):
         done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
     _announce(job, plan, loop.precision.device)
     tell(loop, done, plan.chosen.memory.peak_bytes)
