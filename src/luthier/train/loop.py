@@ -24,11 +24,10 @@ from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.host import release_freed_memory
-from luthier.train.memory import together
 from luthier.train.optim import rate_at, set_rate
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, train_step
+from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, together, train_step
 from luthier.train.validate import validation_loss
 
 MOST_SKIPPED = 3

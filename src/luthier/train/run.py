@@ -38,11 +38,10 @@ from luthier.train.final import Origin, save_final
 from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
-from luthier.train.memory import together
 from luthier.train.optim import make_optimizer
 from luthier.train.ranks import ALONE, Ranks
 from luthier.train.rehearse import Worst, rehearse, tell
-from luthier.train.step import Precision, TooLarge
+from luthier.train.step import Precision, TooLarge, together
 from luthier.watch.failures import explain
 
 

@@ -10,9 +10,8 @@ from luthier.data.order import validated_together
 from luthier.data.store import TokenRows
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
-from luthier.train.memory import together
 from luthier.train.objective import nll_sum
-from luthier.train.step import Precision, Stopped
+from luthier.train.step import Precision, Stopped, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
