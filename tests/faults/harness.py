@@ -6,6 +6,7 @@ They are forked from one process that has loaded torch and computed nothing: eac
 import ctypes
 import errno
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from luthier.core.environment import SETTINGS, start_settings
 from luthier.runs.store import RunFolder
@@ -79,8 +80,19 @@ class Ended:
 
 
 def may_mount() -> bool:
-    """Whether a mount namespace can be made here."""
-    return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False, timeout=10).returncode == 0
+    """Whether a mount namespace can be made here, and a tmpfs mounted in it."""
+    return bool(_own_mounts())
+
+
+@functools.cache
+def _own_mounts() -> tuple[str, ...]:
+    """What starts a process with mounts of its own: as root, or as root of a user namespace; nothing where neither is permitted."""
+    for command in (("unshare", "--mount"), ("unshare", "--map-root-user", "--mount")):
+        command = (*command, "--propagation", "private")
+        tried = [*command, "mount", "-t", "tmpfs", "none", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(tried, check=False, capture_output=True, timeout=10).returncode == 0:
+            return command
+    return ()
 
 
 class Starter:
@@ -90,8 +102,7 @@ class Starter:
         environment = {**os.environ, **SETTINGS, **start_settings(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.harness"]
         self.own_mounts = may_mount()
-        if self.own_mounts:
-            command = ["unshare", "--mount", "--propagation", "private", *command]
+        command = [*_own_mounts(), *command]
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._answer(60)
 
@@ -106,6 +117,10 @@ class Starter:
         Where `may_mount`.
         """
         self._asked({"mount": str(folder), "bytes": num_bytes}, 20)
+
+    def remount(self, folder: Path, how: Literal["ro", "rw"]) -> None:
+        """Let what is mounted there be read-only, or writable again; nothing may be open for writing on it."""
+        self._asked({"remount": str(folder), "how": how}, 20)
 
     def seen(self, path: Path) -> Path:
         """The path as the started processes see it."""
@@ -217,7 +232,13 @@ def serve() -> None:
     _tell(answers, {"ready": os.getpid()})
     for line in sys.stdin:
         question = json.loads(line)
-        _tell(answers, _started(Start(**question["start"])) if "start" in question else _mounted(**question))
+        if "start" in question:
+            _tell(answers, _started(Start(**question["start"])))
+        elif "mount" in question:
+            _tell(answers, _mounted(**question))
+        else:
+            subprocess.run(["mount", "-o", f"remount,{question['how']}", question["remount"]], check=True, timeout=10)
+            _tell(answers, {})
 
 
 def _tell(answers: Any, answer: dict[str, Any]) -> None:
