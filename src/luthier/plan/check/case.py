@@ -91,6 +91,11 @@ def wanted(recipe: Recipe) -> Iterator[Wanted]:
             yield Wanted(metric=metric, text=text.strip(), at_least=found["comparison"].startswith(">"), value=value)
 
 
+def waits_for_memory(recipe: Recipe) -> bool:
+    """Whether the decision has a bound on how long an answer or a token takes, which memory sets a floor to."""
+    return any(bound.metric.startswith(("per_token_", "latency_")) for bound in wanted(recipe))
+
+
 def seconds_of(text: str) -> float:
     """Seconds of a duration as the recipe writes it: `16 h` is 57,600."""
     number, unit = re.findall(r"[\d.]+|[a-z]+", text)
