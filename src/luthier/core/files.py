@@ -76,6 +76,8 @@ def json_text(value: Any) -> str:
 def replacing(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` once it is flushed to disk; then `check` is given what the disk holds.
 
+    Who may read its files is the umask's to say, whatever mode a library gave them: safetensors makes its own for their owner alone.
+
     Only after that the old folder goes. After an error, which may be `check`'s, nothing of the new one is left and `folder` is as it was.
     A crash may leave NAME.part, and NAME.old in place of `folder`: `put_back` is for that.
     """
@@ -84,6 +86,7 @@ def replacing(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         yield part
+        _open_as_usual(part)
         sync_folder(part)
         if folder.exists():
             shutil.rmtree(old, ignore_errors=True)
@@ -161,6 +164,16 @@ def digests(folder: Path) -> dict[str, dict[str, int | str]]:
 def _beside(folder: Path) -> tuple[Path, Path]:
     """NAME.part and NAME.old."""
     return folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+
+
+def _open_as_usual(folder: Path) -> None:
+    """Give the files in it the mode of any new file."""
+    umask = os.umask(0o077)  # it can only be read by setting it: files that another thread makes meanwhile are their owner's alone
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with suppress(PermissionError):  # of a file system without modes
+                path.chmod(0o666 & ~umask)
 
 
 def _drop_cached(folder: Path) -> None:

@@ -27,7 +27,7 @@ from luthier.train.host import release_freed_memory
 from luthier.train.optim import rate_at, set_rate
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, train_step
+from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, together, train_step
 from luthier.train.validate import validation_loss
 
 MOST_SKIPPED = 3
@@ -72,6 +72,8 @@ def fit(loop: Loop, state: State) -> State:
     release_freed_memory()  # the rehearsal's; the same below: what is left there is of other sizes than a step's tensors
     with ending_in_order(loop.asked), loop.progress.task("training", loop.steps.total) as advance:
         saved = _Saved(of=state)
+        if state.step:
+            advance(state.step, "")  # from where it goes on, so that what is left is told by this process's pace
         try:
             while True:
                 if state.step in loop.steps.evaluations and state.validated < state.step:
@@ -85,9 +87,11 @@ def fit(loop: Loop, state: State) -> State:
         except (Stopped, TooLarge) as broken_off:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
+                if isinstance(broken_off, Stopped):
+                    loop.progress.say(f"asked to stop: saving step {state.step} (Ctrl-C now ends at once, without it)")
                 _save(loop, state, saved)
             (number,) = loop.ranks.largest([loop.asked.number])  # and so no rank leaves before the first has saved
-            if isinstance(broken_off, TooLarge):
+            if isinstance(broken_off, TooLarge) and not number:
                 raise
             ended = Interrupted(int(number))
             loop.folder.event("interrupted", step=state.step, signal=ended.signal.name)
@@ -119,7 +123,8 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     watch = Stopwatch(loop.precision.device)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
-    rows, batches = loop.batches.take(step)
+    with together(loop.ranks):
+        rows, batches = loop.batches.take(step)
     data_seconds = watch.seconds
     done = train_step(
         loop.model,

@@ -2,8 +2,7 @@
 
 import functools
 import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -42,7 +41,7 @@ from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
 from luthier.train.ranks import ALONE, Ranks
 from luthier.train.rehearse import Worst, rehearse, tell
-from luthier.train.step import Precision, TooLarge
+from luthier.train.step import Precision, TooLarge, together
 from luthier.watch.failures import explain
 
 
@@ -128,7 +127,7 @@ def _tried(job: TrainingJob) -> TrainingResult | _Failed:
     """The end of the run by this plan, or why there was not enough memory for it. What was loaded is gone by then."""
     plan = job.plan
     try:
-        with _together(job.ranks):
+        with together(job.ranks):
             ready = _set_up(job)
         loop, plan = ready
         _rehearse(job, loop, plan)
@@ -138,20 +137,6 @@ def _tried(job: TrainingJob) -> TrainingResult | _Failed:
         if not (known_to_all and is_out_of_memory(error)):
             raise
         return _Failed(plan=plan, reason=str(error).partition("\n")[0], used_bytes=used_memory(resolve_device()))
-
-
-@contextmanager
-def _together(ranks: Ranks) -> Iterator[None]:
-    """Where memory is too short for one rank to do what stands within, all raise TooLarge."""
-    short = ""
-    try:
-        yield
-    except (MemoryError, OSError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        short = str(error).partition("\n")[0] or type(error).__name__
-    if any(ranks.any([bool(short)])):
-        raise TooLarge(short or "another rank had no memory")
 
 
 def _smaller(job: TrainingJob, failed: _Failed) -> TrainingJob:
@@ -176,7 +161,7 @@ def _smaller(job: TrainingJob, failed: _Failed) -> TrainingJob:
 def _rehearse(job: TrainingJob, loop: Loop, plan: Plan) -> None:
     """Run the worst case; what fits is announced."""
     job.heart.beat("rehearsing", 0)
-    with _together(job.ranks):
+    with together(job.ranks):
         done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
     _announce(job, plan, loop.precision.device)
     tell(loop, done, plan.chosen.memory.peak_bytes)
@@ -298,7 +283,8 @@ def _trainable(job: TrainingJob, base: PreTrainedModel, checkpoint_activations: 
 def _announce(job: TrainingJob, plan: Plan, device: torch.device) -> None:
     if job.ranks.first:
         files.write_json(job.folder.plan, plan.to_json())
-    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads())
+    sizes = plan.setup.sizes.sealed()
+    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads(), sizes=sizes)
     for item in plan.resolved:
         if item.why != SAID:
             job.progress.say(f"{item.path} = {item.value}: {item.why}")

@@ -1,8 +1,8 @@
 """One optimizer step: accumulate, check, clip, update."""
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -117,6 +117,20 @@ def train_step(
         finite=finite,
         num_overflows=overflows,
     )
+
+
+@contextmanager
+def together(ranks: Ranks) -> Iterator[None]:
+    """Where memory is too short for one rank to do what stands within, all raise TooLarge."""
+    short = ""
+    try:
+        yield
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        short = str(error).partition("\n")[0] or type(error).__name__
+    if any(ranks.any([bool(short)])):
+        raise TooLarge(short or "another rank had no memory")
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:

@@ -11,7 +11,7 @@ from luthier.data.store import TokenRows
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.objective import nll_sum
-from luthier.train.step import Precision, Stopped
+from luthier.train.step import Precision, Stopped, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,11 +24,14 @@ class ValidationRecord:
 
 
 def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
-    """The loss of a split's rows without dropout; the model is left in the mode it was in. Raises Stopped where a rank is to end."""
+    """The loss of a split's rows without dropout; the model is left in the mode it was in.
+
+    Raises Stopped where a rank is to end, and TooLarge where one has too little memory.
+    """
     total, ranks = torch.zeros((), dtype=torch.float64, device=precision.device), precision.ranks
     training, stopped = model.training, False
     model.eval()
-    with torch.inference_mode(), precision.autocast():
+    with together(ranks), torch.inference_mode(), precision.autocast():
         for batch in _batches(rows, size, precision):
             if stopped := ranks.stop():
                 break
