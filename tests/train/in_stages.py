@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from luthier.model.adapt import base_of
 from luthier.model.fuse import fuse
-from luthier.model.pipeline import cut, together
+from luthier.model.pipeline import as_one, cut
 from luthier.model.place import trained_of
 from luthier.plan.setup import Layout
 from luthier.plan.weights import Stage
@@ -117,7 +117,7 @@ def answers(ranks: Ranks) -> dict[str, bool]:
     for family, changed in GENERATING.items():
         whole, model = (tiny(family, num_hidden_layers=NUM_LAYERS, **changed).eval() for _ in range(2))
         divided(model, ranks)
-        with together(model):
+        with as_one(model):
             found = generated(model)
         same[family] = torch.equal(found, generated(whole))
     return same

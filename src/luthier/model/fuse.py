@@ -29,7 +29,7 @@ from luthier.model.head import PLAIN
 from luthier.model.layer import FusedLayer, fused_layer
 from luthier.model.lora import Group, member_of
 from luthier.model.native import native
-from luthier.model.pipeline import of_all_stages, together
+from luthier.model.pipeline import as_one, of_all_stages
 from luthier.model.pointwise import Angles
 from luthier.model.shard import evaluating
 from luthier.plan.setup import Engine
@@ -82,7 +82,7 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
     obstacle = _obstacle(base, longest)
     if obstacle:
         return Fusion(packs=False, reasons=(obstacle,))
-    with evaluating(model), together(model):  # a model that is divided is tried whole, and what it shows is the same to all
+    with evaluating(model), as_one(model):  # a model that is divided is tried whole, and what it shows is the same to all
         return _tried(base)
 
 

@@ -218,7 +218,7 @@ class Neighbours:
 
 
 @contextmanager
-def together(model: nn.Module) -> Iterator[None]:
+def as_one(model: nn.Module) -> Iterator[None]:
     """While it is open, all stages call the model with the same inputs, and all get the same logits: what can be done with a whole model,
     such as generate, all of them do.
 

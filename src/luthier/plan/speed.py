@@ -56,6 +56,9 @@ class Range:
         return Range(low=self.low * factor, mid=self.mid * factor, high=self.high * factor)
 
 
+NOTHING = Range(low=0.0, mid=0.0, high=0.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """Operations a second that a device reaches, and where the number is from."""
@@ -73,7 +76,7 @@ class Time:
     step: float
     """Seconds of a step, mid."""
     validation: float
-    """Of all validations together, mid."""
+    """Of all validations together, mid, a task's answers with them."""
     saves: float
     """Of all saves together, mid."""
     operations_per_step: float
@@ -106,8 +109,10 @@ def operations_per_step(shape: ModelShape, setup: Setup, survey: Survey) -> floa
     return sum(operations(shape, setup, extent) for step in survey.steps for extent in step) / len(survey.steps)
 
 
-def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate: Rate) -> Time:
+def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate: Rate, scoring: Range = NOTHING) -> Time:
     """How long a run takes from its first step to its last, validations and saves with it, where one device reaches `rate`.
+
+    `scoring` are the seconds of the answers that each validation asks for (`luthier.plan.scoring`), which one rank writes.
 
     Replicas divide a step's rows, which the survey has done; tensor and pipeline parallelism divide a micro batch's work, at the
     efficiency of `layout_efficiency`. 879 steps of 21 s are 5.1 h (seed 000 wrote 7).
@@ -119,14 +124,15 @@ def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate
     saves = len(steps_saved(steps)) * save_seconds(shape, setup)
     step = max(per_step / gain / rate.flops.mid, _launches(shape, setup) * survey.micro_batches)
     slower = step / (per_step / gain / rate.flops.mid)
+    answers = scoring.times(len(steps.evaluations))
     return Time(
         total=Range(
-            low=work * slower / rate.flops.high + saves,
-            mid=work * slower / rate.flops.mid + saves,
-            high=work * slower / rate.flops.low + saves,
+            low=work * slower / rate.flops.high + saves + answers.low,
+            mid=work * slower / rate.flops.mid + saves + answers.mid,
+            high=work * slower / rate.flops.low + saves + answers.high,
         ),
         step=step,
-        validation=slower * validation / setup.layout.data * len(steps.evaluations) / gain / rate.flops.mid,
+        validation=slower * validation / setup.layout.data * len(steps.evaluations) / gain / rate.flops.mid + answers.mid,
         saves=saves,
         operations_per_step=per_step,
         rate=rate,

@@ -305,7 +305,8 @@ def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | Pef
 def _announce(job: TrainingJob, plan: Plan, device: torch.device) -> None:
     if job.ranks.first:
         files.write_json(job.folder.plan, plan.to_json())
-    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads())
+    sizes = plan.setup.sizes.sealed()
+    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads(), sizes=sizes)
     for item in plan.resolved:
         if item.why != SAID:
             job.progress.say(f"{item.path} = {item.value}: {item.why}")

@@ -11,7 +11,7 @@ from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.passes import Stopped, forward
 from luthier.train.precision import Precision
-from luthier.train.step import evened
+from luthier.train.step import evened, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,12 +24,16 @@ class ValidationRecord:
 
 
 def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
-    """The loss of a split's rows without dropout; the model is left in the mode it was in. Raises Stopped where a rank is to end."""
+    """The loss of a split's rows without dropout; the model is left in the mode it was in.
+
+    Raises Stopped where a rank is to end, and TooLarge where one has too little memory.
+    """
     ranks, total, stopped = precision.ranks, 0.0, False
-    try:
-        total = forward(model, _batches(rows, size, precision), precision).item()  # once per validation, whose loss is logged
-    except Stopped:
-        stopped = True
+    with together(ranks):
+        try:
+            total = forward(model, _batches(rows, size, precision), precision).item()  # once per validation, whose loss is logged
+        except Stopped:
+            stopped = True
     if any(ranks.any([stopped])):
         raise Stopped
     (summed,) = ranks.sum([total])
