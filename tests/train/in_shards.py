@@ -271,11 +271,13 @@ def whole_weights(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if not isinstance(weight, DTensor)]
 
 
+def base_to_quantise(folder: Path) -> None:
+    """Its matrices are of whole blocks."""
+    tiny_model("llama", tied=False, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(folder / "to-quantise")
+
+
 def quantised(folder: Path, name: str, ranks: Ranks = ALONE, how: str = "none") -> list[list[float]]:
     """Loss and gradient norm of three steps of a Llama whose frozen weights bitsandbytes has quantised."""
-    base = folder / "quantised"
-    if not base.exists():
-        tiny_model("llama", tied=False, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(base)
     config = (
         BitsAndBytesConfig(load_in_8bit=True)
         if name == "int8"
@@ -283,7 +285,7 @@ def quantised(folder: Path, name: str, ranks: Ranks = ALONE, how: str = "none") 
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
         )
     )
-    loaded = AutoModelForCausalLM.from_pretrained(base, quantization_config=config, dtype=torch.float32)
+    loaded = AutoModelForCausalLM.from_pretrained(folder / "to-quantise", quantization_config=config, dtype=torch.float32)
     layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind
     placed = place(add_lora(loaded, Lora(r=4), seed=0).train(), layout, ranks.mesh)
     optimizer = make_optimizer(placed.trained, Training(learning_rate=1e-2))

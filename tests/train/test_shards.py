@@ -32,6 +32,7 @@ from tests.train.in_shards import (
     RESUMED_AFTER,
     TRAINED,
     answered,
+    base_to_quantise,
     quantised,
     shared,
 )
@@ -54,6 +55,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
                 if before == "none":
                     killed_in_step(workshop.job(f"{name} {what}", **sections), KILLED_IN)
         train(workshop.job("one one-row", **LAST_STEP_OF_ONE_ROW))
+        base_to_quantise(folder)
         yield workshop
 
 
