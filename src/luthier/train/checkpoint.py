@@ -30,6 +30,7 @@ from luthier.core import files, jsonl
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.files import DiskError
 from luthier.core.progress import Progress, Silent
+from luthier.core.words import gigabytes
 from luthier.runs.store import RunFolder
 from luthier.train.ranks import Ranks
 
@@ -109,7 +110,7 @@ def save(run: RunFolder, state: State, model: nn.Module, optimizer: torch.optim.
     folder = run.checkpoint(state.step)
     weights, moments = trained_weights(model), _optimizer_tensors(model, optimizer)
     num_bytes = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
-    with writing(f"a checkpoint of {num_bytes / 1e9:.3g} GB", folder):
+    with writing(f"a checkpoint of {gigabytes(num_bytes)}", folder):
         for lines in (run.metrics, run.events):  # no power cut shall leave a checkpoint without the lines that led to it
             if lines.exists():
                 files.sync(lines)
@@ -297,7 +298,7 @@ def _set_aside(run: RunFolder, folder: Path, damage: Damaged, progress: Progress
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     run.event("damaged", checkpoint=folder.name, why=damage.what, now=aside.name)
-    progress.say(f"checkpoint {folder.name} is damaged ({damage.what}): set aside as {aside.name}")
+    progress.say(f"checkpoint {folder.name} is damaged ({damage.what}): set aside as {aside.name}, and the one before it is looked for")
 
 
 def _whole_best(run: RunFolder, state: State, progress: Progress) -> State:
