@@ -21,6 +21,5 @@ def _unknown(recipe: Recipe) -> Iterator[tuple[str, object, object]]:
         ("parallel.shard", recipe.parallel.shard, "none"),
         ("parallel.tensor", recipe.parallel.tensor, 1),
         ("parallel.pipeline", recipe.parallel.pipeline, 1),
-        ("launch.gpu", recipe.launch.gpu, "here"),
     )
     return ((path, value, instead) for path, value, instead in values if value != instead)

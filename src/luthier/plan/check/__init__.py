@@ -5,10 +5,10 @@ of does-not-fit, each of which is enough.
 """
 
 from luthier.core.finding import Finding, Severity
-from luthier.plan.check import adapter, compute, data, device, proof, steps
+from luthier.plan.check import adapter, compute, data, device, nodes, proof, steps
 from luthier.plan.check.case import Case, Check
 
-CHECKS: tuple[Check, ...] = (*steps.CHECKS, *data.CHECKS, *adapter.CHECKS, *compute.CHECKS, *device.CHECKS, *proof.CHECKS)
+CHECKS: tuple[Check, ...] = (*steps.CHECKS, *data.CHECKS, *adapter.CHECKS, *compute.CHECKS, *device.CHECKS, *nodes.CHECKS, *proof.CHECKS)
 CODES = frozenset(each.__name__.replace("_", "-") for each in CHECKS)
 ALTERNATIVES = frozenset({"does-not-fit"})
 """Codes whose changes are ways to choose from, the first the cheapest; those of the others belong together."""

@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from luthier.plan.check import CHECKS, adapter, compute, data, device, proof, steps
+from luthier.plan.check import CHECKS, adapter, compute, data, device, nodes, proof, steps
 from luthier.plan.check.case import Check
 
 CHAPTERS = {
@@ -14,6 +14,7 @@ CHAPTERS = {
     "Adapter and method": adapter.CHECKS,
     "Computation": compute.CHECKS,
     "Machine": device.CHECKS,
+    "Several machines": nodes.CHECKS,
     "Decision": proof.CHECKS,
 }
 LEADS = re.compile(r"^(Severity|Arithmetic|What to do|Source):", re.MULTILINE)
