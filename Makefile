@@ -19,8 +19,12 @@ demo: install
 test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: install
+test-slow: .venv/.hosts
 	$(BIN)/python -m pytest -m slow
+
+.venv/.hosts: .venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	touch $@
 
 check: install
 	$(BIN)/ruff check .

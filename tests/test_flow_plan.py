@@ -180,7 +180,6 @@ def test_a_refused_run_leaves_nothing_and_a_forced_one_says_so(home: Path) -> No
     [
         ("model.quantization=nf4", "model.quantization: nf4"),
         ("training.optimizer=adamw_8bit", "training.optimizer: adamw_8bit"),
-        ("launch.gpu=H100", "launch.gpu: H100"),
     ],
 )
 def test_what_can_be_planned_and_not_yet_trained_is_refused_with_the_reason(home: Path, override: str, told: str) -> None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -19,8 +20,22 @@ def imported(path: Path) -> set[str]:
     return found - sys.stdlib_module_names - {"luthier"}
 
 
+EXTRAS = {"ray": "launch/ray.py", "modal": "launch/modal.py"}
+"""Libraries of an extra of the same name, each behind one file."""
+
+
 def test_every_library_that_is_imported_is_a_dependency() -> None:
-    lines = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    declared = {re.split(r"[<>=.\[]", line)[0].replace("-", "_") for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=.\[]", line)[0].replace("-", "_") for line in project["dependencies"]}
     used = set().union(*map(imported, (ROOT / "src").rglob("*.py")))
-    assert used and used <= declared
+    assert used and used <= declared | EXTRAS.keys()
+    assert EXTRAS.keys() <= project["optional-dependencies"].keys()
+
+
+def test_a_library_of_an_extra_is_imported_in_one_file_and_inside_functions() -> None:
+    source = ROOT / "src" / "luthier"
+    found = {(name, path.relative_to(source).as_posix()) for path in source.rglob("*.py") for name in imported(path) & EXTRAS.keys()}
+    assert found == set(EXTRAS.items())
+    for name, file in EXTRAS.items():
+        code = f"import sys, luthier.{file[:-3].replace('/', '.')}; sys.exit({name!r} in sys.modules)"
+        subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from luthier.core import jsonl
 from luthier.core.errors import RecipeError
+from luthier.core.hardware import this_machine
 from luthier.core.redact import HIDDEN
 from luthier.recipe.load import load
 from luthier.runs.store import RunFolder
@@ -24,6 +26,7 @@ IN_ROWS = {
 }
 IN_ENVIRONMENT = {"HF_TOKEN": "plantedwithoutaform", "MY_DATABASE_PASSWORD": "planted-0-environment"}
 ON_THE_LINE = "planted-on-the-line-77"
+IN_ENV_FILE = {"A_WORD": "plantedbatterystaple", "SOME_KEY": "planted-in-the-env-file-1"}
 RECIPE = """\
 name: secret
 model: {base: demo, dtype: float32}
@@ -70,7 +73,7 @@ def luthier(home: Path, *words: str, expected: tuple[int, ...] = (0,)) -> str:
 
 
 def planted() -> list[str]:
-    return [*IN_ROWS.values(), *IN_ENVIRONMENT.values(), ON_THE_LINE]
+    return [*IN_ROWS.values(), *IN_ENVIRONMENT.values(), *IN_ENV_FILE.values(), ON_THE_LINE]
 
 
 def assert_clean(name: str, text: str) -> None:
@@ -82,7 +85,11 @@ def test_no_planted_secret_is_in_the_run_folder_or_in_what_is_printed(home: Path
     """Prepared, planned, trained, evaluated and judged by real processes; then every file of the run is searched, weights too."""
     over = f"over-password={ON_THE_LINE}.yaml"  # a file's name is all of a command line that a recipe does not see
     (home / over).write_text("seed: 7\n")
-    said = [luthier(home, "train", "recipe.yaml", f"@{over}"), luthier(home, "decide", "secret", expected=(0, 10, 11, 12))]
+    (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in IN_ENV_FILE.items()) + "OMP_NUM_THREADS=3\n")
+    said = [
+        luthier(home, "train", "recipe.yaml", f"@{over}", "--env-file", ".env"),
+        luthier(home, "decide", "secret", expected=(0, 10, 11, 12)),
+    ]
     files = [path for path in (home / "runs").rglob("*") if path.is_file()]
     names = {path.name for path in files}
     assert names > {
@@ -100,6 +107,8 @@ def test_no_planted_secret_is_in_the_run_folder_or_in_what_is_printed(home: Path
         assert_clean(str(path), path.read_bytes().decode(errors="replace"))
     for text in said:
         assert_clean("printed", text)
+    started = [record for record in jsonl.records(home / "runs" / "secret" / "events.jsonl") if record["event"] == "started"]
+    assert [record["threads"] for record in started] == [min(3, this_machine().cores)]  # the process that trains was given the env file
     predictions = next(path for path in files if path.name == "predictions.jsonl").read_text()
     assert HIDDEN in predictions  # it is the rows' secrets that were there to be hidden
     assert HIDDEN in RunFolder(home / "runs" / "secret").environment.read_text()
@@ -124,6 +133,23 @@ def test_a_recipe_with_a_secret_is_refused_with_its_line_and_without_the_secret(
         load(home / "recipe.yaml", [override] if override else [])
     assert_clean("error", str(refused.value))
     assert "override" in str(refused.value) if override else f"recipe.yaml:{len((kept or RECIPE).splitlines()) + 1}" in str(refused.value)
+
+
+@pytest.mark.parametrize("on", ["local", "slurm", "ray", "modal"])
+def test_what_would_be_launched_is_told_without_what_is_in_the_env_file(home: Path, on: str) -> None:
+    (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in IN_ENV_FILE.items()))
+    gpu = ["launch.gpu=L4"] if on == "modal" else []
+    text = luthier(home, "launch", "recipe.yaml", "--on", on, "--env-file", ".env", "--dry-run", *gpu)
+    assert "luthier.cli.main train" in text
+    assert_clean("printed", text)
+    assert not (home / "runs").exists()
+
+
+def test_an_error_of_the_env_file_tells_its_line_and_not_what_stands_there(home: Path) -> None:
+    (home / ".env").write_text(f"A=1\n{IN_ENV_FILE['A_WORD']}\n")
+    text = luthier(home, "train", "recipe.yaml", "--env-file", ".env", expected=(2,))
+    assert ".env:2: this line is not KEY=VALUE" in text
+    assert_clean("error", text)
 
 
 def test_an_error_tells_where_a_row_is_bad_without_the_rows_secret(home: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from luthier.core.errors import PlanRefused
 from luthier.core.hardware import Hardware
 from luthier.plan.hardware import device_of
-from luthier.plan.layout import HEADROOM, Place, Task, choose, place_of, remedies
+from luthier.plan.layout import HEADROOM, Place, Task, arrived, choose, layout_of, place_of, remedies, stands_here
 from luthier.plan.setup import Sizes
 from luthier.plan.shape import known_config, shape_of
 from luthier.plan.stated import StatedWorkload
@@ -201,6 +201,30 @@ def test_ranks_on_a_processor_divide_its_memory_and_are_at_most_its_cores() -> N
     assert place_of("here", PROCESSOR, 3).count == 2  # of 2 cores
     gpus = replace(PROCESSOR, gpus=(gpu(), gpu()))
     assert place_of("here", gpus, 2) == place_of("here", gpus)
+
+
+def test_devices_and_ranks_of_several_nodes_are_counted_and_divided_on_each() -> None:
+    assert place_of("H100x4", PROCESSOR, nodes=2).count == 8
+    two = place_of("here", PROCESSOR, 4, nodes=2)
+    assert two.count == 4
+    assert two.device.memory_bytes == PROCESSOR.memory_bytes // 2
+    assert place_of("here", PROCESSOR, 1, nodes=2).count == 2
+
+
+def test_devices_that_are_named_and_stand_here_have_the_memory_that_is_free_and_the_price_of_rented_ones() -> None:
+    own = replace(PROCESSOR, gpus=(gpu(free_bytes=70 * 10**9),) * 2)
+    assert [stands_here(name, own) for name in ("H100", "h100x2", "H100x4", "L4")] == [True, True, False, False]
+    assert not stands_here("H100", PROCESSOR)
+    place = arrived("H100x2", own)
+    assert (place.count, place.free_bytes, place.device.local) == (2, 70 * 10**9, True)
+    assert place.device.price_per_hour == device_of("H100")[0].price_per_hour
+
+
+def test_all_ranks_know_the_layout_before_there_is_a_plan() -> None:
+    for sections in ({"gpu": "H200x4"}, {"gpu": "H200x4", "parallel": {"tensor": 2}}, {"gpu": "H200", "parallel": {"data": 3}}):
+        given = task(**sections)
+        assert layout_of(given.recipe) == choose(given).setup.layout
+    assert layout_of(task(gpu="here").recipe).devices == 1
 
 
 def test_where_ranks_on_a_processor_have_too_little_memory_one_process_has_all_of_it() -> None:

@@ -35,6 +35,7 @@ for verb in (
     data.inspect,
     planning.plan,
     training.train,
+    training.launch,
     proof.evaluate,
     proof.decide,
     health.doctor,

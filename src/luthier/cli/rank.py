@@ -1,6 +1,6 @@
-"""`python -m luthier.cli.rank VERB FOLDER FREE_BYTES [NUM_RANKS]`: what `luthier train` and `evaluate` start where there are several ranks.
+"""`python -m luthier.cli.rank VERB FOLDER FREE_BYTES [STARTER …]`: what `luthier train` and `evaluate` start where there are several ranks.
 
-With the number of ranks it becomes torchrun, which starts so many of these without it: each is one rank.
+With a starter's words it becomes torchrun or a driver of Ray Train, which start these without them: each is one rank.
 """
 
 import os
@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from luthier import flow
 from luthier.core.environment import settle, start_settings
@@ -15,15 +16,20 @@ from luthier.core.errors import LuthierError
 from luthier.core.hardware import this_machine
 from luthier.core.redact import redact
 from luthier.core.signals import Interrupted
+from luthier.launch.attempt import NODE
+from luthier.launch.ray import run_on_ray
+from luthier.launch.torchrun import network, rank_of, torchrun_words
 from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
 
 
 def main() -> None:
     """Start the ranks, or be one of them. What both print is in the run's log.txt; a rank's error is in its heartbeat's last words."""
-    verb, folder, free_bytes, *num_ranks = sys.argv[1:]
-    if num_ranks:
-        _become_torchrun(RunFolder(Path(folder)), [verb, folder, free_bytes], num_ranks[0])
+    verb, folder, free_bytes, *start = sys.argv[1:]
+    if start:
+        _start(RunFolder(Path(folder), node=int(os.environ[NODE])), [verb, folder, free_bytes], start)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        os.environ["RANK"] = str(rank_of(os.environ, int(os.environ[NODE])))
     settle(())
     code = 0
     try:
@@ -41,18 +47,19 @@ def main() -> None:
     os._exit(code)  # in an orderly exit, libraries may wait for ranks that are gone
 
 
-def _become_torchrun(run: RunFolder, words: Sequence[str], num_ranks: str) -> None:
-    """Be torchrun on a free port of the loopback, in the environment that a process which trains must be started with.
-
-    The ranks divide the threads; torchrun would give each of them one. Modules are not looked for in the current folder.
-    """
+def _start(run: RunFolder, words: Sequence[str], start: Sequence[str]) -> NoReturn:
+    """Become what starts the ranks. Modules are not looked for in the current folder."""
     log = os.open(run.log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    environment = {**start_settings(), **os.environ, "OMP_NUM_THREADS": str(threads_here(this_machine())), "PYTHONSAFEPATH": "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={num_ranks}"]
-    command = [sys.executable, *torchrun, "-m", "luthier.cli.rank", *words]
-    os.execve(sys.executable, command, environment)
+    starter, ranks, *place = start
+    if starter == "ray":
+        run_on_ray(run, words, int(ranks), *place)
+        sys.exit()
+    # In the environment that a process which trains must be started with. The ranks divide the threads; torchrun would give each one.
+    settings = {**start_settings(), **network(place), **os.environ, "OMP_NUM_THREADS": str(threads_here(this_machine()))}
+    command = [sys.executable, "-m", "torch.distributed.run", *torchrun_words(run, ranks, place), "-m", "luthier.cli.rank", *words]
+    os.execve(sys.executable, command, {**settings, "PYTHONSAFEPATH": "1"})
 
 
 if __name__ == "__main__":

@@ -45,13 +45,15 @@ PATTERN = re.compile(
 )
 SECRET_NAME = re.compile(r"(?:^|_)(?:TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|API_?KEY|ACCESS_KEY|PRIVATE_KEY|SECRET_KEY|AUTH_KEY)(?:_|$)")
 """Environment variables whose value is a secret, whatever its form: `WANDB_API_KEY`, not `TOKENIZERS_PARALLELISM`."""
+ENV_FILE_NAMES = "LUTHIER_ENV_FILE_NAMES"
+"""The environment variable that lists those of an env file (`core/envfile.py`): what they hold is hidden whatever they are called."""
 SHORTEST, SHORTEST_WORD = 8, 12
 """Characters of such a value with and without a digit: shorter ones (`true`, `disabled`) would hide common words."""
 
 
 def redact(text: str) -> str:
     """The text with `[redacted]` in the place of what looks like a secret, or is one of this process's environment."""
-    for secret in _of_environment():
+    for secret in _of_environment(_of_env_file()):
         text = text.replace(secret, HIDDEN)
     return PATTERN.sub(_hidden, text)
 
@@ -69,7 +71,7 @@ def redacted(value: Any) -> Any:
 
 def secret_line(text: str) -> int:
     """The line, from 1, on which the first secret of a text begins; 0 where there is none."""
-    places = [text.find(secret) for secret in _of_environment()]
+    places = [text.find(secret) for secret in _of_environment(frozenset())]  # an env file may name the base or a project, too
     if match := PATTERN.search(text):
         places.append(match.start())
     found = [place for place in places if place >= 0]
@@ -80,11 +82,17 @@ def _hidden(match: re.Match[str]) -> str:
     return (match["named"] or match["set"] or match["option"] or "") + HIDDEN
 
 
-def _of_environment() -> list[str]:
-    """The environment's secrets, the longest first: one may be part of another."""
-    values = {os.environ[name] for name in os.environ if _names_secret(name)}
+def _of_environment(besides: frozenset[str]) -> list[str]:
+    """The environment's secrets, and `besides`, the longest first: one may be part of another."""
+    values = {os.environ[name] for name in os.environ if _names_secret(name)} | besides
     long = (value for value in values if len(value) >= (SHORTEST if any(map(str.isdigit, value)) else SHORTEST_WORD))
     return sorted(long, key=lambda value: (-len(value), value))
+
+
+def _of_env_file() -> frozenset[str]:
+    """What an env file set, but for paths: the places of models and rows must stay readable."""
+    values = (os.environ.get(name, "") for name in os.environ.get(ENV_FILE_NAMES, "").split(","))
+    return frozenset(value for value in values if not value.startswith(("/", "~", ".")))
 
 
 @cache

@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core import files
-from luthier.core.errors import PlanRefused, RecipeError, RunError, UsageError
+from luthier.core.envfile import give
+from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
-from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, stated
-from luthier.flow.training import train_here, train_in_ranks, train_rank
+from luthier.flow.launching import Launched, launch, launch_text, opened
+from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
+from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.gate import Baseline, Verdict
     from luthier.evaluate.report import Report
     from luthier.evaluate.run import Subject
+    from luthier.launch.nodes import Node
     from luthier.plan.plan import Plan
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SILENT",
     "Evaluated",
+    "Launched",
     "Options",
     "Trained",
     "apply",
@@ -50,6 +54,8 @@ __all__ = [
     "inspect",
     "keep_plan",
     "kept_report",
+    "launch",
+    "launch_text",
     "load",
     "offers",
     "plan",
@@ -105,9 +111,11 @@ def steps(recipe: Recipe, prepared: Prepared) -> Steps:
 def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str] = ()) -> Trained:
     """A finished run of the recipe: begun, resumed from its newest checkpoint, or already there.
 
-    It is planned first; raises PlanRefused on a `refuse` finding, unless its code is in `force`, which the run records.
+    It is planned first; raises PlanRefused on a `refuse` finding, unless its code is in `force`, which the run records. On several nodes
+    the first does all this, and the others train what it has opened.
     """
     from luthier.launch.attempt import end_leftovers
+    from luthier.launch.nodes import node_here
     from luthier.plan.plan import make
     from luthier.recipe.load import difference
     from luthier.runs.environment import write_environment
@@ -116,10 +124,15 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
     from luthier.train.able import refuse_what_cannot_be_trained
 
     recipe = loaded.recipe
+    give(recipe.launch.env_file)
     refuse_what_cannot_be_trained(recipe)
+    refuse_absent_devices(recipe)
+    node = node_here(recipe)
+    if not node.first:
+        return _trained_on_node(loaded, node, progress)
     prepared = prepare(recipe, progress)
     planned = make(facts_of(recipe, prepared, progress, probe=False))
-    _refuse(planned, force)
+    refuse(planned, force)
     run = open_or_create(recipe.name, loaded.text, loaded.source)
     if run.name != recipe.name:
         changed = difference(find(recipe.name).recipe_text, loaded.text)
@@ -142,8 +155,8 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
         try:
-            if planned.setup.layout.devices > 1 or recipe.launch.restarts:
-                train_in_ranks(run, planned, progress)
+            if planned.setup.layout.devices > 1 or recipe.launch.restarts or recipe.launch.on == "ray":
+                train_in_ranks(run, planned, node, progress)
             else:
                 train_here(run, planned, prepared, progress)
         except Interrupted as ended:
@@ -221,17 +234,17 @@ def kept_report(folder: Path) -> Report:
     return report.read(folder)
 
 
-def _refuse(planned: Plan, force: Sequence[str]) -> None:
-    """Raise PlanRefused where a finding makes the run impossible and its code is not forced."""
-    from luthier.plan.check import CODES
+def _trained_on_node(loaded: LoadedRecipe, node: Node, progress: Progress) -> Trained:
+    """What the first node has opened, trained here as well for as long as that one wants."""
+    from luthier.data.store import Prepared
+    from luthier.runs.store import alone, prepared_root
+    from luthier.runs.summary import DataSummary
 
-    if unknown := set(force) - CODES:
-        raise UsageError(f"--force {min(unknown)}: no finding is called so", change="docs/findings lists them all")
-    refused = [finding for finding in planned.refused if finding.code not in force]
-    if refused:
-        told = "\n  ".join(f"{finding.message} [{finding.code}]" for finding in refused)
-        change = "; ".join(f"{change.path}={change.value}" for finding in refused for change in finding.changes)
-        raise PlanRefused(told, change=f"would help: {change}" if change else "", findings=tuple(refused))
+    run = opened(loaded, node, progress)
+    if not run.finished:
+        with alone(run):
+            train_on_node(run, node, progress)
+    return Trained(run=run, steps=steps(loaded.recipe, Prepared(prepared_root() / DataSummary.read(run.data).hash)))
 
 
 def _kept(run: RunFolder, steps: int) -> Kept:

@@ -26,8 +26,8 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
     from luthier.evaluate.run import evaluate
 
-    replicas = recipe.parallel.data
-    if replicas == "auto" or replicas == 1:
+    replicas = 1 if recipe.parallel.data == "auto" else recipe.parallel.data // recipe.parallel.nodes  # those of one machine
+    if replicas <= 1:
         return evaluate(subject, recipe, prepared, progress)
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
 
@@ -76,6 +76,8 @@ def _in_ranks(request: dict[str, Any], place: Path, num_ranks: int, progress: Pr
     from luthier.core.hardware import free_memory_bytes
     from luthier.evaluate import report
     from luthier.launch.group import run_group
+    from luthier.launch.nodes import Node
+    from luthier.launch.torchrun import start_words
     from luthier.runs.store import RunFolder, alone
 
     place.mkdir(parents=True, exist_ok=True)
@@ -83,7 +85,7 @@ def _in_ranks(request: dict[str, Any], place: Path, num_ranks: int, progress: Pr
     with alone(run):
         files.write_json(place / REQUEST, request)
         with shown(run.progress, progress):
-            command = rank_command("evaluate", run, num_ranks, free_memory_bytes())
+            command = rank_command("evaluate", run, free_memory_bytes(), start_words(num_ranks, Node()))
             ended = run_group(command, run, ranks=num_ranks, restarts=0, progress=progress)
         if ended.code:
             raise Interrupted(ended.code - 128)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core import files
-from luthier.core.errors import DataError, ModelError, UsageError
+from luthier.core.errors import DataError, ModelError, PlanRefused, UsageError
 from luthier.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from luthier.runs.workload import Workload
 
 SILENT = Silent()
+HERE = ("local", "torchrun")
+"""Of `launch.on`: this machine trains."""
 
 
 def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> Plan:
@@ -36,7 +38,8 @@ def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: P
     """
     from luthier.plan.plan import make
 
-    return make(facts_of(loaded.recipe, stated or _prepared(loaded.recipe, progress), progress, probe=True))
+    recipe = loaded.recipe
+    return make(facts_of(recipe, stated or _prepared(recipe, progress), progress, probe=True, there=recipe.launch.on in HERE))
 
 
 def offers(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> list[Offer]:
@@ -113,12 +116,43 @@ def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progre
     files.write(path, write_recipe(beginning, [(item.path, item.value, item.comment) for item in values]))
 
 
-def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress, *, probe: bool) -> Facts:
-    """All that a plan follows from; with `probe`, what this processor reaches is measured where no earlier run tells."""
+def refuse(planned: Plan, force: Sequence[str]) -> None:
+    """Raise PlanRefused where a finding makes the run impossible and its code is not forced."""
+    from luthier.plan.check import CODES
+
+    if unknown := set(force) - CODES:
+        raise UsageError(f"--force {min(unknown)}: no finding is called so", change="docs/findings lists them all")
+    refused = [finding for finding in planned.refused if finding.code not in force]
+    if refused:
+        told = "\n  ".join(f"{finding.message} [{finding.code}]" for finding in refused)
+        change = "; ".join(f"{change.path}={change.value}" for finding in refused for change in finding.changes)
+        raise PlanRefused(told, change=f"would help: {change}" if change else "", findings=tuple(refused))
+
+
+def refuse_absent_devices(recipe: Recipe) -> None:
+    """Raise PlanRefused where the recipe is for devices that this machine has not, and that no cluster is asked for."""
+    from luthier.core.hardware import this_machine
+    from luthier.plan.hardware import here
+    from luthier.plan.layout import stands_here
+
+    gpu, host = recipe.launch.gpu, this_machine()
+    if gpu == "here" or recipe.launch.on == "ray" or stands_here(gpu, host):
+        return
+    device, count = here(host)
+    has = f"{count} × {device.name}" if host.gpus else "no GPU"
+    change = "give it to a host that has them: luthier launch R --on slurm, ray or modal; or set launch.gpu=here"
+    raise PlanRefused(f"launch.gpu is {gpu}, and this machine has {has}", change=change)
+
+
+def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress, *, probe: bool, there: bool = True) -> Facts:
+    """All that a plan follows from; with `probe`, what this processor reaches is measured where no earlier run tells.
+
+    `there`: this machine is to train it, and so `launch.gpu` means its own devices, if it has them.
+    """
     from luthier.core.hardware import this_machine
     from luthier.data.store import Prepared
     from luthier.data.survey import PreparedWorkload
-    from luthier.plan.layout import Task, layout_of, place_of
+    from luthier.plan.layout import Task, arrived, layout_of, place_of, stands_here
     from luthier.plan.plan import Facts
     from luthier.plan.shape import shape_of
     from luthier.recipe.load import dump
@@ -132,7 +166,9 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
         workload, data = PreparedWorkload.of(rows, recipe.seed, recipe.training.global_batch_size), rows.summary
     else:
         workload, data = rows, "stated"
-    place = place_of(recipe.launch.gpu, host, layout_of(recipe).devices)
+    gpu, nodes = recipe.launch.gpu, recipe.parallel.nodes
+    own = there and gpu != "here" and stands_here(gpu, host)
+    place = arrived(gpu, host, nodes) if own else place_of(gpu, host, layout_of(recipe).devices, nodes)
     place = replace(place, device=_with_bandwidth(place.device, recipe, host, progress if probe else "as known"))
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)

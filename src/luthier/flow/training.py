@@ -6,12 +6,13 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from luthier.core.envfile import give
 from luthier.core.progress import Advance, Progress, Silent, Told, follow
 from luthier.core.signals import Interrupted, ending_at_once
 from luthier.flow.planning import SILENT, facts_of
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from luthier.data.store import Prepared
     from luthier.data.tokenizer import ChatTokenizer
+    from luthier.launch.group import Starts
+    from luthier.launch.nodes import Call, Node
     from luthier.plan.plan import Plan
     from luthier.recipe.schema import Recipe
     from luthier.runs.heartbeat import Heart
@@ -39,28 +42,51 @@ def train_here(run: RunFolder, planned: Plan, prepared: Prepared, progress: Prog
         _train(run, planned, prepared, ALONE, heart, progress)
 
 
-def train_in_ranks(run: RunFolder, planned: Plan, progress: Progress) -> None:
+def train_in_ranks(run: RunFolder, planned: Plan, node: Node, progress: Progress) -> None:
     """Train a run in as many processes as its plan has ranks; raises what one of them raised, or Interrupted.
 
-    What rank 0 says is shown here; what the ranks, their libraries and torchrun print is in log.txt.
+    What rank 0 says is shown here; what the ranks, their libraries and torchrun print is in log.txt. On several nodes this is the first.
     """
-    from luthier.launch.group import run_group
+    from luthier.launch.group import Here, supervise
+    from luthier.launch.nodes import Leading
+    from luthier.launch.ray import ray_words
+    from luthier.launch.torchrun import start_words
 
-    num_ranks, restarts = planned.setup.layout.devices, planned.facts.task.recipe.launch.restarts
-    command = rank_command("train", run, num_ranks, planned.facts.task.place.free_bytes)
+    recipe, num_ranks, free_bytes = planned.facts.task.recipe, planned.setup.layout.devices, planned.facts.task.place.free_bytes
+    each = num_ranks // node.count
+    start = ray_words(num_ranks, recipe.launch) if recipe.launch.on == "ray" else start_words(each, node)
+    command = rank_command("train", run, free_bytes, start)
+    starts: Starts = Here(command=command, run=run, ranks=num_ranks)
+    if node.count > 1:
+        starts = Leading(command=command, run=run, node=node, ranks=each, free_bytes=free_bytes, progress=progress)
     with shown(run.progress, progress):
-        ended = run_group(command, run, ranks=num_ranks, restarts=restarts, progress=progress)
+        ended = supervise(starts, run, restarts=recipe.launch.restarts, progress=progress)
     if ended.code:
         raise Interrupted(ended.code - 128)
 
 
-def rank_command(verb: Literal["train", "evaluate"], run: RunFolder, num_ranks: int, free_bytes: int) -> list[str]:
-    """What starts the ranks of a run on this machine, and becomes torchrun (`luthier.cli.rank`)."""
-    return [sys.executable, "-P", "-m", "luthier.cli.rank", verb, str(run.path), str(free_bytes), str(num_ranks)]
+def train_on_node(run: RunFolder, node: Node, progress: Progress) -> None:
+    """Train this node's ranks of a run that the first node has opened, for as long as that one calls for them."""
+    from luthier.launch.follow import follow
+    from luthier.launch.nodes import Following
+    from luthier.launch.torchrun import start_words
+
+    def command(call: Call) -> list[str]:
+        return rank_command("train", run, call.free_bytes, start_words(call.ranks, node))
+
+    progress.say(f"node {node.number} of {node.count}: the first shows how far the run is, {run.log.name} what the ranks here print")
+    ended = follow(Following(command=command, run=run, node=node), progress)
+    if ended.code:
+        raise Interrupted(ended.code - 128)
+
+
+def rank_command(verb: Literal["train", "evaluate"], run: RunFolder, free_bytes: int, start: Sequence[str]) -> list[str]:
+    """What starts the ranks of a run, and becomes torchrun or a driver of Ray (`luthier.cli.rank`)."""
+    return [sys.executable, "-P", "-m", "luthier.cli.rank", verb, str(run.path), str(free_bytes), *start]
 
 
 def train_rank(folder: Path, free_bytes: int) -> None:
-    """Train the run in `folder` as one of the ranks that torchrun started; `free_bytes` are what its plan may count on.
+    """Train the run in `folder` as one of the ranks that torchrun or Ray started; `free_bytes` are what its plan may count on.
 
     All ranks make the same plan from the same facts. The rows have been prepared, and the folder is held by who started them.
     """
@@ -71,13 +97,15 @@ def train_rank(folder: Path, free_bytes: int) -> None:
     from luthier.runs.heartbeat import Heartbeat, listen
     from luthier.runs.store import RunFolder, prepared_root
     from luthier.runs.summary import DataSummary
-    from luthier.train.ranks import join, part
 
     rank = int(os.environ["RANK"])
     run = RunFolder(folder, read_only=rank > 0)
     listen(run, rank)
     with ending_at_once(), Heartbeat(run, rank) as heart, run.progress.open("a", encoding="utf-8") as told:
         recipe = load(run.recipe).recipe
+        give(recipe.launch.env_file)
+        from luthier.train.ranks import join, part  # libraries find the env file's variables when they load
+
         ranks = join(layout_of(recipe), heart.waiting)
         progress = Told(told) if ranks.first else Silent()
         prepared = Prepared(prepared_root() / DataSummary.read(run.data).hash)

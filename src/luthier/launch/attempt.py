@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import psutil
 
@@ -19,17 +21,23 @@ SECONDS_TO_DIE = 10.0
 ANSWER_SECONDS = 2.0
 """In which a process writes its stack: some 10 ms on a quiet machine."""
 STACK_LINES = 80
-GONE = "gone"
+GONE, ELSEWHERE = "gone", "elsewhere"
+NODE = "LUTHIER_NODE"
+"""The environment variable that tells a process which of several machines it is on (`RunFolder.node`)."""
 CANNOT_ANSWER = {
     psutil.STATUS_STOPPED: "is stopped (SIGSTOP)",
     psutil.STATUS_TRACING_STOP: "is stopped by a debugger",
     psutil.STATUS_DISK_SLEEP: "waits in the kernel for a disk, a network folder or a driver",
     GONE: "is not there",
+    ELSEWHERE: "is on another machine",
 }
 
 
 class Attempt:
-    """The ranks of one attempt at a run: a command in a session of its own, what it started, and what they have last said."""
+    """The ranks of one attempt at a run: a command in a session of its own, what it started, and what they have last said.
+
+    Of ranks that another machine's command started it knows what they say, and no more.
+    """
 
     def __init__(self, command: Sequence[str], run: RunFolder, num_ranks: int) -> None:
         self.run = run
@@ -38,12 +46,11 @@ class Attempt:
         """Seconds since a rank's last beat, by the clock of this process."""
         self._processes: dict[int, psutil.Process] = {}
         self._gone: set[int] = set()
+        self._elsewhere: set[int] = set()
         self._told: set[tuple[int, int]] = set()
-        end_leftovers(run)
-        for path in folder(run).glob("rank-*"):
-            path.unlink()
+        self._mark = mark(run)
         self._looked = time.monotonic()
-        environment = {**os.environ, SUPERVISOR: f"{os.getpid()} {mark(run)}"}
+        environment = {**os.environ, SUPERVISOR: f"{os.getpid()} {self._mark}", NODE: str(run.node)}
         self._leader = psutil.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True, env=environment)
 
     def look(self) -> int | None:
@@ -58,21 +65,24 @@ class Attempt:
             if rank not in said or said[rank] == self.beats.get(rank):
                 continue
             self.beats[rank], self.quiet[rank] = said[rank], 0.0
-            process = said[rank].process()
-            if process and rank not in self._processes:
-                self._processes[rank] = process
+            self._place(rank, said[rank])
         return code
 
     def state(self, rank: int) -> str:
-        """The state of a rank's process in psutil's words; GONE once it has ended, before its first beat, and on another machine."""
-        return _state(self._processes[rank]) if rank in self._processes else GONE
+        """The state of a rank's process in psutil's words; GONE once it has ended and before its first beat, or ELSEWHERE."""
+        if rank in self._processes:
+            return _state(self._processes[rank])
+        ended = rank not in self._elsewhere or self.beats[rank].last_words
+        return GONE if ended else ELSEWHERE
 
     def gone(self) -> list[Beat]:
         """The last beats of ranks that ended without last words. The command itself is not among them: its exit code says more."""
         return [beat for rank, beat in self.beats.items() if rank in self._gone and not beat.last_words and not self.leads(beat)]
 
     def pass_on(self, number: int) -> None:
-        """Send each rank a signal, once, from its first beat on: before that it could not answer it yet."""
+        """Send each rank a signal, once, from its first beat on: before that it could not answer yet. For those elsewhere it is written."""
+        if self._elsewhere and not asked_elsewhere(self.run):
+            _asked_file(self.run).write_text(f"{number}\n")
         for rank, process in self._processes.items():
             if (rank, number) not in self._told:
                 self._told.add((rank, number))
@@ -104,6 +114,16 @@ class Attempt:
         """Whether the rank of this beat is the command itself, and not started by it."""
         return beat.pid == self._leader.pid
 
+    def _place(self, rank: int, beat: Beat) -> None:
+        """Know a rank for one of this attempt's, or for another machine's."""
+        if rank in self._processes or rank in self._elsewhere:
+            return
+        process = beat.process()
+        if process and _mark_of(process) == self._mark:
+            self._processes[rank] = process
+        elif process or beat.host != socket.gethostname():
+            self._elsewhere.add(rank)
+
     def end(self, grace_seconds: float) -> None:
         """SIGTERM to the ranks, and SIGKILL to all that runs after the grace; raises RunError for what outlives that, too.
 
@@ -118,6 +138,17 @@ class Attempt:
         self._leader.poll()
 
 
+def forget(run: RunFolder) -> None:
+    """Take away what the ranks of an earlier attempt have said, once they are ended; to be called for all machines by the first."""
+    for path in (*folder(run).glob("rank-*"), *folder(run).glob(_asked_file(run).name)):
+        path.unlink()
+
+
+def asked_elsewhere(run: RunFolder) -> bool:
+    """Whether a supervisor was asked to stop ranks that it cannot reach: who started them looks here."""
+    return _asked_file(run).exists()
+
+
 def end_leftovers(run: RunFolder) -> None:
     """Kill the ranks of a supervisor that was itself killed, should they have been stopped just then and could not notice.
 
@@ -128,13 +159,22 @@ def end_leftovers(run: RunFolder) -> None:
 
 def _started_for(run: RunFolder) -> Iterator[psutil.Process]:
     """What was started for this run, directly or by its ranks: the mark in its environment stays, whatever session or parent it has now."""
+    wanted = mark(run)
     for process in psutil.process_iter():
-        try:
-            _, _, found = process.environ().get(SUPERVISOR, "").partition(" ")
-        except psutil.Error:  # gone, or another user's
-            continue
-        if found == mark(run) and process.pid != os.getpid():
+        if process.pid != os.getpid() and _mark_of(process) == wanted:
             yield process
+
+
+def _asked_file(run: RunFolder) -> Path:
+    return folder(run) / "asked"
+
+
+def _mark_of(process: psutil.Process) -> str:
+    """The mark of the run that a process was started for; empty for one that was started for none, is gone, or another user's."""
+    try:
+        return process.environ().get(SUPERVISOR, "").partition(" ")[2]
+    except psutil.Error:
+        return ""
 
 
 def _kill(processes: set[psutil.Process], run: RunFolder) -> None:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +61,8 @@ class Fault:
     """Whether another attempt may do better."""
     done: bool = False
     """Whether all ranks had done their work, and only could not exit in order: libraries crash or hang in that."""
+    cause: bool = True
+    """Whether it is one: an error that is not Luthier's may be no more than the loss of a peer."""
 
     @property
     def before_all(self) -> bool:
@@ -93,13 +95,14 @@ def death(attempt: Attempt, code: int | None, kills_before: int) -> Fault | None
         return _dead(beat, f"gone without a word, as by {_killed_by_whom(kills_before)}")
     for beat, words in failed:
         how = f"{words.kind}: {words.what}" if words.kind else f"exit code {words.code}"
-        return _dead(beat, how, may_pass=words.code not in FINAL_CODES)
+        return replace(_dead(beat, how, may_pass=words.code not in FINAL_CODES), cause=False)
     if code is None:
         return None
-    beat = max(attempt.beats.values(), key=lambda beat: beat.step, default=_unseen(0))
+    beat = max(attempt.beats.values(), key=lambda beat: beat.step, default=unseen(0))
     who = f"rank {beat.rank}" if attempt.leads(beat) or not attempt.beats else "what started the ranks"
     if code >= 0:
-        return _dead(beat, f"exit code {code}", who=who, may_pass=code not in FINAL_CODES, done=attempt.done)
+        fault = _dead(beat, f"exit code {code}", who=who, may_pass=code not in FINAL_CODES, done=attempt.done)
+        return replace(fault, cause=False)
     by = _killed_by_whom(kills_before) if -code == signal.SIGKILL else signal.Signals(-code).name
     return _dead(beat, f"killed by {by}", who=who, done=attempt.done)
 
@@ -107,7 +110,7 @@ def death(attempt: Attempt, code: int | None, kills_before: int) -> Fault | None
 def hang(attempt: Attempt, patience: Patience) -> Fault | None:
     """The rank that holds up the others, with its Python stack: one that is stopped, or else not itself waiting, silent for longest."""
     last = {
-        rank: attempt.beats.get(rank, _unseen(rank)) for rank in attempt.quiet if rank not in attempt.beats or attempt.state(rank) != GONE
+        rank: attempt.beats.get(rank, unseen(rank)) for rank in attempt.quiet if rank not in attempt.beats or attempt.state(rank) != GONE
     }
     silent = [rank for rank, beat in last.items() if attempt.quiet[rank] > patience.of(beat)]
     awake = [rank for rank, beat in last.items() if beat.phase != "waiting" or beat.last_words]
@@ -157,6 +160,6 @@ def _killed_by_whom(kills_before: int) -> str:
     return f"SIGKILL ({by_kernel})"
 
 
-def _unseen(rank: int) -> Beat:
+def unseen(rank: int) -> Beat:
     """What stands for the beat of a rank that has not shown itself."""
     return Beat(rank=rank, pid=1, host="", started=0, phase="loading", step=0, time=0, usual_seconds=0)

@@ -2,13 +2,14 @@
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from luthier.core.errors import RunError
+from luthier.core.errors import LuthierError, RunError
 from luthier.core.progress import Progress
 from luthier.core.signals import handled_by
-from luthier.launch.attempt import Attempt
+from luthier.launch.attempt import Attempt, end_leftovers, forget
 from luthier.launch.faults import STOPS, Fault, Patience, death, hang, out_of_memory_kills
 from luthier.runs.store import RunFolder
 
@@ -25,42 +26,104 @@ class Ended:
     restarts: int
 
 
+class Starts(Protocol):
+    """What begins the attempts of a group, and knows what befalls it on other machines."""
+
+    def attempt(self, asked: Sequence[int]) -> Attempt | int:
+        """The next attempt, begun; an exit code where a signal came before it could be."""
+        ...
+
+    def elsewhere(self) -> Fault | None:
+        """Why the attempt has failed on another machine, or is over there."""
+        ...
+
+    def cause(self, fault: Fault) -> Fault:
+        """What is behind a fault that was met here: it, or what another machine reports."""
+        ...
+
+    def over(self, code: int, why: str) -> None:
+        """There will be no other attempt."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Here:
+    """A group whose ranks are all started by one command."""
+
+    command: Sequence[str]
+    run: RunFolder
+    ranks: int
+
+    def attempt(self, asked: Sequence[int]) -> Attempt:
+        """The command, once nothing is left of the attempt before."""
+        end_leftovers(self.run)
+        forget(self.run)
+        return Attempt(self.command, self.run, self.ranks)
+
+    def elsewhere(self) -> None:
+        """All that there is, is here."""
+
+    def cause(self, fault: Fault) -> Fault:
+        """All that there is, is here."""
+        return fault
+
+    def over(self, code: int, why: str) -> None:
+        """Nobody waits for another one."""
+
+
 def run_group(
     command: Sequence[str], run: RunFolder, *, ranks: int, restarts: int, progress: Progress, patience: Patience = PATIENCE
 ) -> Ended:
-    """The ranks that `command` starts, seen to their end; whatever becomes of them, none is left running.
+    """The ranks that `command` starts, seen to their end; see `supervise`."""
+    return supervise(Here(command=command, run=run, ranks=ranks), run, restarts=restarts, progress=progress, patience=patience)
+
+
+def supervise(starts: Starts, run: RunFolder, *, restarts: int, progress: Progress, patience: Patience = PATIENCE) -> Ended:
+    """A group seen to its end; whatever becomes of its ranks, none is left running.
 
     SIGTERM, SIGINT and SIGUSR1 are passed on to every rank once; Ctrl-C after any of them kills at once. A rank that dies ends the others
     within seconds, one that hangs does when `patience` is over; where the fault may pass and `restarts` are left, the command is run again.
     Raises what a rank raised, if that is an error of Luthier's, else RunError. To be called by who holds the run's lock.
     """
-    number, failed_at = 0, -1
     asked: list[int] = []  # in order
     with handled_by(lambda signal_number, frame: asked.append(signal_number)):
-        while True:
-            outcome = _watched(Attempt(command, run, ranks), asked, patience)
-            if isinstance(outcome, int):
-                return Ended(code=outcome, restarts=number)
-            outcome.record(run)  # now that no rank writes events any more
-            if outcome.done:
-                return Ended(code=0, restarts=number)
-            if asked and outcome.before_all:  # by the signal itself, which it could not answer yet
-                return Ended(code=128 + asked[0], restarts=number)
-            if asked or not restarts or not outcome.may_pass:
-                raise outcome.error
-            progress.say(outcome.error.what)
-            if why := _in_vain(outcome, failed_at, restarts - number):
-                run.event("gave_up", why=why)
-                raise RunError(f"{outcome.why}; {why}", change=outcome.error.change) from outcome.error
-            if stopped := _pause(patience.back_off * 2**number, asked):
-                return Ended(code=stopped, restarts=number)
-            number, failed_at = number + 1, outcome.beat.step
-            run.event("restarted", number=number, why=outcome.why)
-            progress.say(f"begun again from the last checkpoint: restart {number} of {restarts}")
+        try:
+            ended = _attempts(starts, run, asked, restarts=restarts, progress=progress, patience=patience)
+        except LuthierError as error:
+            starts.over(error.exit_code, error.what)
+            raise
+        starts.over(ended.code, "")
+        return ended
 
 
-def _watched(attempt: Attempt, asked: Sequence[int], patience: Patience) -> int | Fault:
-    """An attempt from its start to its end: an exit code that is no failure, or the fault."""
+def _attempts(starts: Starts, run: RunFolder, asked: Sequence[int], *, restarts: int, progress: Progress, patience: Patience) -> Ended:
+    number, failed_at = 0, -1
+    while True:
+        attempt = starts.attempt(asked)
+        outcome = watched(attempt, asked, patience, starts.elsewhere) if isinstance(attempt, Attempt) else attempt
+        if isinstance(outcome, int):
+            return Ended(code=outcome, restarts=number)
+        outcome = starts.cause(outcome)
+        outcome.record(run)  # now that no rank writes events any more
+        if outcome.done:
+            return Ended(code=0, restarts=number)
+        if asked and outcome.before_all:  # by the signal itself, which it could not answer yet
+            return Ended(code=128 + asked[0], restarts=number)
+        if asked or not restarts or not outcome.may_pass:
+            raise outcome.error
+        progress.say(outcome.error.what)
+        if why := _in_vain(outcome, failed_at, restarts - number):
+            run.event("gave_up", why=why)
+            raise RunError(f"{outcome.why}; {why}", change=outcome.error.change) from outcome.error
+        if stopped := _pause(patience.back_off * 2**number, asked):
+            return Ended(code=stopped, restarts=number)
+        number, failed_at = number + 1, outcome.beat.step
+        run.event("restarted", number=number, why=outcome.why)
+        progress.say(f"begun again from the last checkpoint: restart {number} of {restarts}")
+
+
+def watched(attempt: Attempt, asked: Sequence[int], patience: Patience, elsewhere: Callable[[], Fault | None]) -> int | Fault:
+    """An attempt seen to its end: an exit code that is no failure, or the fault."""
     kills = out_of_memory_kills()
     try:
         while True:
@@ -72,7 +135,11 @@ def _watched(attempt: Attempt, asked: Sequence[int], patience: Patience) -> int 
                 attempt.pass_on(number)
             if code is not None and (end := _good_end(attempt, code, asked)) is not None:
                 return end
-            if fault := death(attempt, code, kills) or hang(attempt, patience):
+            fault = death(attempt, code, kills) or elsewhere() or hang(attempt, patience)
+            if fault and not fault.cause:  # a rank is told of its peer's end sooner than this process sees it
+                attempt.look()
+                fault = death(attempt, code, kills) or fault
+            if fault:
                 return fault
             time.sleep(SECONDS_BETWEEN_LOOKS)
     finally:

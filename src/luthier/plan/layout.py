@@ -49,25 +49,45 @@ class Place:
     allocator: Allocator = "glibc"
 
 
-def place_of(gpu: str, host: Hardware, ranks: int = 1) -> Place:
+def place_of(gpu: str, host: Hardware, ranks: int = 1, nodes: int = 1) -> Place:
     """Where `launch.gpu` says: this machine with what is free on it now, or devices to rent; raises UsageError for an unknown name.
 
-    A processor is divided among its ranks: it has memory for each of them, and at most one for each core.
+    A processor is divided among its ranks: it has memory for each of them, and at most one for each core. Nodes are taken to be alike.
     """
     if gpu != "here":
-        device, count = device_of(gpu)
-        return Place(device=device, count=count, free_bytes=device.memory_bytes)
+        return rented(gpu, nodes)
     device, count = here(host)
     if host.gpus:
-        return Place(device=device, count=count, free_bytes=host.gpus[0].free_bytes, allocator=host.allocator)
-    part = replace(device, memory_bytes=device.memory_bytes // ranks)
-    return Place(device=part, count=min(ranks, host.cores), free_bytes=free_memory_bytes() // ranks, allocator=host.allocator)
+        return Place(device=device, count=nodes * count, free_bytes=host.gpus[0].free_bytes, allocator=host.allocator)
+    each = -(-ranks // nodes)
+    part = replace(device, memory_bytes=device.memory_bytes // each)
+    return Place(device=part, count=nodes * min(each, host.cores), free_bytes=free_memory_bytes() // each, allocator=host.allocator)
+
+
+def rented(gpu: str, nodes: int = 1) -> Place:
+    """Devices of the hardware table, with all of their memory free; raises UsageError for an unknown name."""
+    device, count = device_of(gpu)
+    return Place(device=device, count=nodes * count, free_bytes=device.memory_bytes)
+
+
+def arrived(gpu: str, host: Hardware, nodes: int = 1) -> Place:
+    """Devices that `launch.gpu` names, now that the run is where they stand: with what is free on them, at the price of rented ones."""
+    place = rented(gpu, nodes)
+    own = replace(here(host)[0], price_per_hour=place.device.price_per_hour, price_source=place.device.price_source)
+    return replace(place, device=own, free_bytes=host.gpus[0].free_bytes, allocator=host.allocator)
+
+
+def stands_here(gpu: str, host: Hardware) -> bool:
+    """Whether this machine has the devices that `launch.gpu` names."""
+    device, count = device_of(gpu)
+    own, there = here(host)
+    return own.id == device.id and count <= there
 
 
 def layout_of(recipe: Recipe) -> Layout:
-    """That which the recipe asks for here, with one replica for `auto`."""
+    """That which the recipe asks for. Of `auto` replicas there is one here, or as many as the devices that `launch.gpu` names leave."""
     parallel = recipe.parallel
-    replicas = 1 if parallel.data == "auto" else parallel.data
+    replicas = _left_for(recipe, 1 if recipe.launch.gpu == "here" else rented(recipe.launch.gpu, parallel.nodes).count)
     return Layout(data=replicas, shard=parallel.shard, tensor=parallel.tensor, pipeline=parallel.pipeline)
 
 
@@ -287,14 +307,20 @@ def _dtype(task: Task) -> tuple[Dtype, str]:
     return ("bfloat16", f"{device.name} computes bfloat16") if device.bfloat16 else ("float32", f"{device.name} has no bfloat16")
 
 
+def _left_for(recipe: Recipe, devices: int) -> int:
+    """Replicas that the recipe says, or that so many devices leave."""
+    parallel = recipe.parallel
+    return max(1, devices // (parallel.tensor * parallel.pipeline)) if parallel.data == "auto" else parallel.data
+
+
 def _replicas(task: Task) -> tuple[int, str]:
     parallel, devices = task.recipe.parallel, task.place.count
     if parallel.data != "auto":
         return parallel.data, SAID
-    if task.place.device.local:
+    if task.recipe.launch.gpu == "here":
         return 1, "one process trains on this machine"
     each = parallel.tensor * parallel.pipeline
-    return max(1, devices // each), f"{devices // each} times {each} of {devices} devices" if devices > 1 else "one device"
+    return _left_for(task.recipe, devices), f"{devices // each} times {each} of {devices} devices" if devices > 1 else "one device"
 
 
 def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
@@ -318,7 +344,7 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
         (several and recipe.parallel.pipeline == 1, "parallel.pipeline", 2, "the layers divided between two devices"),
     ]
     fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)
-    if task.place.device.kind == "cpu" and (ranks := layout_of(recipe).devices) > 1:
+    if task.place.device.kind == "cpu" and recipe.parallel.nodes == 1 and (ranks := layout_of(recipe).devices) > 1:
         undivided = replace(task.place.device, memory_bytes=ranks * task.place.device.memory_bytes)
         whole = Place(device=undivided, count=1, free_bytes=ranks * task.place.free_bytes)
         change = Change(path="parallel.data", value=1, why="one process has all of the memory, and all threads")
@@ -329,7 +355,8 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
             yield Change(path=path, value=value, why=why), replace(fresh, recipe=changed)
     larger = [device for device in table().values() if device.memory_bytes > task.place.device.memory_bytes]
     for device in sorted(larger, key=_price_of_work):
-        name = device.id if task.place.count == 1 else f"{device.id}x{task.place.count}"
+        each = task.place.count // recipe.parallel.nodes
+        name = device.id if each == 1 else f"{device.id}x{each}"
         price = "" if device.price_per_hour is None else f", ${device.price_per_hour:.2f} an hour each"
         place = Place(device=device, count=task.place.count, free_bytes=device.memory_bytes)
         why = f"{device.memory_bytes / 1e9:.0f} GB{price}"

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from luthier.plan.hardware import Device, table
-from luthier.plan.layout import place_of
+from luthier.plan.layout import rented
 from luthier.plan.plan import Facts, Plan, make
 from luthier.plan.serving import Serving, serving_needs
 
@@ -67,12 +67,13 @@ def fastest(found: Sequence[Offer]) -> Offer | None:
 
 
 def _offer(facts: Facts, device: Device) -> Offer:
-    recipe, workload, count = facts.task.recipe, facts.task.workload, facts.task.place.count
+    recipe, workload, nodes = facts.task.recipe, facts.task.workload, facts.task.recipe.parallel.nodes
+    count = facts.task.place.count // nodes
     gpu = device.id if count == 1 else f"{device.id}x{count}"
     stated = recipe.launch.price_per_hour if gpu == recipe.launch.gpu else "auto"
     launch = recipe.launch.model_copy(update={"gpu": gpu, "price_per_hour": stated})
     moved = recipe.model_copy(update={"launch": launch})
-    plan = make(replace(facts, task=replace(facts.task, recipe=moved, place=place_of(gpu, facts.host))))
+    plan = make(replace(facts, task=replace(facts.task, recipe=moved, place=rented(gpu, nodes))))
     longest = recipe.serving.max_model_len
     if longest == "auto":
         rows = workload.longest if recipe.data.max_length == "fit" else recipe.data.max_length

@@ -28,6 +28,7 @@ FILES: tuple[Key, ...] = (
     ("data", "split", "validation"),
     ("data", "split", "test"),
     ("model", "chat_template"),
+    ("launch", "env_file"),
 )
 """Fields that are a file, or one of their words."""
 PERHAPS_FILES: dict[Key, Callable[[str], bool]] = {

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from luthier.recipe import fields
+from luthier.recipe.options import OPTIONS
 
 EMPTY = '""'
 
@@ -23,7 +24,7 @@ over the recipe, its paths relative to that file. An unknown key is an error.
 
 def reference() -> str:
     """All sections with their fields, types, defaults and docstrings, as Markdown."""
-    return "\n".join((INTRODUCTION, *_section(fields.root(), "")))
+    return "\n".join((INTRODUCTION, *_section(fields.root(), ""), *_options()))
 
 
 def _section(section: fields.Place, name: str) -> Iterator[str]:
@@ -37,6 +38,14 @@ def _section(section: fields.Place, name: str) -> Iterator[str]:
         if field.section.fields:
             index = "" if field.fields else ".N" if field.item else ".NAME"
             yield from _section(field.section, f"{name}.{field.name}{index}".lstrip("."))
+
+
+def _options() -> Iterator[str]:
+    """What each backend reads of `launch.options`."""
+    for on, kind in OPTIONS.items():
+        options = fields.Place("", kind.model_json_schema())
+        if options.fields:
+            yield from _section(options, f"launch.options of {on}")
 
 
 def _default(field: fields.Place) -> str:

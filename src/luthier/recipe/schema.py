@@ -234,6 +234,15 @@ class Parallel(Section):
     """Devices that divide every matrix."""
     pipeline: PositiveInt = 1
     """Devices that divide the layers."""
+    nodes: PositiveInt = 1
+    """Machines that the ranks stand on, as many on each; `launch.on: torchrun` or `slurm`."""
+
+    @model_validator(mode="after")
+    def _as_many_on_each(self) -> Self:
+        ranks = self.tensor * self.pipeline * (1 if self.data == "auto" else self.data)
+        if self.data != "auto" and ranks % self.nodes:
+            raise ValueError(f"data × tensor × pipeline are {ranks} ranks, which {self.nodes} `nodes` cannot divide evenly")
+        return self
 
 
 class Task(Section):
@@ -307,14 +316,29 @@ class Serving(Section):
 class Launch(Section):
     """Where it runs, and what that costs."""
 
+    on: Literal["local", "torchrun", "slurm", "ray", "modal"] = "local"
+    """What `luthier launch` gives it to: this machine, several that you start, a Slurm or Ray cluster, Modal (docs/guide/launch.md)."""
     gpu: str = "here"
-    """`here`: this machine; else what is rented, and how many: `L4`, `H200x4`. `luthier plan --gpu all` knows their names."""
+    """`here`: what the machine has; else what each node is to have: `L4`, `H200x4`. `luthier plan --gpu all` knows their names."""
     timeout: Annotated[str, Field(pattern=r"^(none|\d+(\.\d+)?\s*(s|min|h))$")] = "none"
-    """When the host ends the run: `60000 s`, `16 h`."""
+    """When the host ends the run: `60000 s`, `16 h`. Slurm and Modal are told; on others the plan counts with it."""
     price_per_hour: Annotated[float, Field(ge=0)] | Literal["auto"] = "auto"
     """US dollars for one device; `auto`: the hardware table's, 0 for this machine."""
     restarts: Annotated[int, Field(ge=0)] = 0
     """How often a run that died or hung is begun again from its last good checkpoint, without being asked."""
+    env_file: str = ""
+    """A file of `KEY=VALUE` lines for the processes that train: tokens and keys, which are never logged or kept. Empty: none."""
+    options: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    """What the backend reads besides, such as a partition or a volume; listed below."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> Self:
+        from luthier.recipe.options import check_options  # which are sections, too
+
+        check_options(self.on, self.options)
+        if self.on == "modal" and self.gpu == "here":
+            raise ValueError("`gpu` is `here`, and on: modal rents one: name it, such as L4, or take on: local")
+        return self
 
 
 class Recipe(Section):
@@ -350,6 +374,14 @@ class Recipe(Section):
         if self.lora == "none" and self.model.quantization != "none":
             raise ValueError(
                 f"model.quantization is {self.model.quantization}, and quantised weights cannot be trained: `lora: none` trains all"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_are_started(self) -> Self:
+        if self.parallel.nodes > 1 and self.launch.on not in ("torchrun", "slurm"):
+            raise ValueError(
+                f"parallel.nodes is {self.parallel.nodes}, which launch.on: {self.launch.on} does not read: torchrun and slurm do"
             )
         return self
 

@@ -6,12 +6,12 @@ A rank writes `heartbeats/rank-0.json`, in place and without waiting for the dis
 import faulthandler
 import os
 import signal
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Protocol, Self
@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.signals import Interrupted
+from luthier.runs.process import Named
 from luthier.runs.store import RunFolder
 
 Phase = Literal["loading", "rehearsing", "computing", "waiting", "validating", "scoring", "saving"]
@@ -92,15 +93,7 @@ class Beat(BaseModel):
 
     def process(self) -> psutil.Process | None:
         """The process that wrote this, if it lives and is on this machine."""
-        if self.host != socket.gethostname():
-            return None
-        try:
-            process = psutil.Process(self.pid)
-            # Seconds since 1970 as both compute them from the machine's start: they differ by what the clock was set meanwhile.
-            same = abs(process.create_time() - self.started) < 2
-            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
-        except psutil.NoSuchProcess:
-            return None
+        return Named(pid=self.pid, host=self.host, started=self.started).find()
 
 
 class Heart(Protocol):
@@ -134,8 +127,7 @@ class Heartbeat:
     def __init__(self, run: RunFolder, rank: int) -> None:
         folder(run).mkdir(exist_ok=True)
         self._file = os.open(beat_file(run, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        process = psutil.Process()
-        self._who = {"rank": rank, "pid": process.pid, "host": socket.gethostname(), "started": process.create_time()}
+        self._who = {"rank": rank, **asdict(Named.of(os.getpid()))}
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._phase: Phase = "loading"
         self._step, self._step_began = 0, time.monotonic()
@@ -184,9 +176,9 @@ class Heartbeat:
 
 
 def mark(run: RunFolder) -> str:
-    """Which folder this is, on this machine: a path may be another one in another container, and one folder have several."""
+    """Which folder and node this is, on this machine: a path may be another one in another container, and one folder have several."""
     found = run.path.stat()
-    return f"{found.st_dev}:{found.st_ino}"
+    return f"{found.st_dev}:{found.st_ino}:{run.node}"
 
 
 def folder(run: RunFolder) -> Path:

@@ -30,6 +30,8 @@ class RunFolder:
     path: Path
     read_only: bool = False
     """Events and metrics are dropped: another rank writes them."""
+    node: int = 0
+    """Which of the machines that share the folder this is; each has a log, pid, lock and job of its own."""
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class RunFolder:
     @property
     def log(self) -> Path:
         """What the ranks' processes and their libraries print."""
-        return self.path / "log.txt"
+        return self.path / self._own("log.txt")
 
     @property
     def progress(self) -> Path:
@@ -94,12 +96,17 @@ class RunFolder:
     @property
     def pid(self) -> Path:
         """The process that trains the run; there while it does, and after it was killed."""
-        return self.path / "pid"
+        return self.path / self._own("pid")
 
     @property
     def lock(self) -> Path:
         """Held by the process that trains the run, and names it; it stays when the process is gone."""
-        return self.path / "lock"
+        return self.path / self._own("lock")
+
+    @property
+    def job(self) -> Path:
+        """What `luthier launch` submitted (`luthier.launch.backend.Job`)."""
+        return self.path / self._own("job.json")
 
     @property
     def identity(self) -> str:
@@ -116,6 +123,11 @@ class RunFolder:
         """The identity that its recipe had when it began, by its events; `unknown` where they do not tell."""
         told = (record.get("recipe") for record in jsonl.salvage(self.events).records if record.get("event") == "begun")
         return next((identity for identity in told if isinstance(identity, str)), "unknown")
+
+    @property
+    def is_new(self) -> bool:
+        """Whether no run has begun in it, or it is not there yet."""
+        return not self.recipe.exists() and self.began_with == "unknown"
 
     def is_of(self, identity: str) -> bool:
         """Whether it began with the recipe of this identity, whatever its recipe.yaml says now."""
@@ -169,6 +181,11 @@ class RunFolder:
         """Whether training came to its end and the adapter is in place."""
         return self.adapter.exists() and any(record.get("event") == "finished" for record in jsonl.salvage(self.events).records)
 
+    def _own(self, name: str) -> str:
+        """`log.txt` of the first node, `log-1.txt` of the second."""
+        stem, dot, suffix = name.partition(".")
+        return f"{stem}-{self.node}{dot}{suffix}" if self.node else name
+
 
 def runs_root() -> Path:
     """The folder of all runs: `runs` under the current folder, or LUTHIER_RUNS."""
@@ -191,28 +208,31 @@ def find(name: str) -> RunFolder:
     return RunFolder(path)
 
 
-def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
-    """The folder for this recipe: `NAME` if it is new or was made by the same recipe, else the first of NAME-2, NAME-3 … that is.
+def folder_of(name: str, recipe_text: str) -> RunFolder:
+    """The folder that this recipe has or would get: the first of NAME, NAME-2, NAME-3 … that is free or was made by the same one.
 
     `recipe_text` is the resolved recipe. One that differs only in where it is trained is the same (`luthier.recipe.load.training_text`).
     The folder's own recipe.yaml may be damaged, if its events tell that it began with this one; raises RunError where they do not.
     """
+    number, identity = 1, identity_of(recipe_text)
+    while not ((folder := _numbered(name, number)).is_new or _is_of(folder, identity)):
+        number += 1
+    return folder
+
+
+def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
+    """The recipe's folder (`folder_of`), with the recipe in it as resolved and as written."""
     root = runs_root()
     with files.told("the folder of runs", root):
         root.mkdir(parents=True, exist_ok=True)
-    number = 1
-    while True:
-        folder = _numbered(name, number)
-        if not folder.recipe.exists() and folder.began_with == "unknown":
-            with files.told("a run folder", folder.path):
-                folder.path.mkdir(exist_ok=True)
-                shutil.copyfile(original, folder.path / "recipe.original")
-                files.write(folder.recipe, recipe_text)
-            folder.begin()
-            return folder
-        if _is_of(folder, identity_of(recipe_text)):
-            return folder
-        number += 1
+    folder = folder_of(name, recipe_text)
+    if folder.is_new:
+        with files.told("a run folder", folder.path):
+            folder.path.mkdir(exist_ok=True)
+            shutil.copyfile(original, folder.path / "recipe.original")
+            files.write(folder.recipe, recipe_text)
+        folder.begin()
+    return folder
 
 
 def of_recipe(name: str, recipe_text: str) -> RunFolder | Literal["none"]:

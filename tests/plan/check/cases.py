@@ -158,7 +158,7 @@ def _written(change: Change) -> str:
 
 
 def _place(recipe: Recipe, world: World) -> Place:
-    place = place_of(recipe.launch.gpu, world.host, layout_of(recipe).devices)
+    place = place_of(recipe.launch.gpu, world.host, layout_of(recipe).devices, recipe.parallel.nodes)
     free = place.free_bytes if world.device_free == "all" else world.device_free
     if recipe.launch.gpu == "here" and not world.host.gpus:
         free = place.device.memory_bytes if world.device_free == "all" else world.device_free

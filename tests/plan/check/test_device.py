@@ -79,6 +79,15 @@ def test_a_host_that_ends_the_run_early_is_found() -> None:
     assert "may not be done" in only("timeout-too-short", "launch.timeout=1 min").message
 
 
+def test_a_host_that_begins_the_run_again_makes_a_short_time_a_note() -> None:
+    finding = only("timeout-too-short", "launch.timeout=1 min", "launch.on=slurm")
+    assert (finding.severity, finding.message.endswith("after 60 s: it is begun again up to 1 time")) == ("note", True)
+    assert only("timeout-too-short", "launch.timeout=1 s", "launch.on=modal").severity == "warn"  # more often than Modal does
+    long = ("launch.on=modal", "training.epochs=9000")
+    finding = found(*long)["timeout-too-short"]  # Modal has a limit where the recipe has none
+    assert (finding.evidence["timeout"], finding.changes) == (86400, ())
+
+
 @pytest.mark.parametrize(
     ("code", "changes", "world"),
     [

@@ -5,7 +5,7 @@ of does-not-fit, each of which is enough.
 """
 
 from luthier.core.finding import Finding, Severity
-from luthier.plan.check import adapter, compute, data, device, division, proof, steps, tensor
+from luthier.plan.check import adapter, compute, data, device, division, nodes, proof, steps, tensor
 from luthier.plan.check.case import Case, Check
 
 CHECKS: tuple[Check, ...] = (
@@ -16,6 +16,7 @@ CHECKS: tuple[Check, ...] = (
     *division.CHECKS,
     *tensor.CHECKS,
     *device.CHECKS,
+    *nodes.CHECKS,
     *proof.CHECKS,
 )
 CODES = frozenset(each.__name__.replace("_", "-") for each in CHECKS)

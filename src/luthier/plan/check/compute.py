@@ -245,7 +245,8 @@ def more_ranks_than_devices(case: Case) -> Iterator[Finding]:
     if parts > there:
         changes += [Change(path=f"parallel.{name}", value=1, why="there are not so many") for name in ("tensor", "pipeline")]
     if case.host == "elsewhere":
-        changes = [Change(path="launch.gpu", value=f"{case.device.id}x{layout.devices}", why="a device for each rank")]
+        each = -(-layout.devices // case.recipe.parallel.nodes)
+        changes = [Change(path="launch.gpu", value=f"{case.device.id}x{each}", why="a device for each rank")]
     yield Finding(
         code="more-ranks-than-devices",
         severity="warn" if case.host == "elsewhere" else "refuse",

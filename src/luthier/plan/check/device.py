@@ -10,6 +10,7 @@ from luthier.plan.check.words import count, duration, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Layout
 from luthier.plan.speed import steps_saved
 from luthier.plan.weights import optimizer_bytes, trained_numbers, undivided
+from luthier.recipe.options import MODAL_LONGEST_SECONDS, MODAL_RETRIES
 
 LOW_USE = 0.4
 
@@ -207,30 +208,35 @@ def persistence_off(case: Case) -> Iterator[Finding]:
 def timeout_too_short(case: Case) -> Iterator[Finding]:
     """The host ends the run before it is done.
 
-    Severity: warn.
+    Severity: warn; note where the host begins it again by itself.
 
-    What comes after the last checkpoint is then lost, and the run must be started again to go on.
+    What comes after the last checkpoint is then lost, and the run must be started again to go on. On Slurm and Modal, Luthier saves before
+    the limit, and the run is queued or called again: Modal does that ten times, and ends what takes more than 24 h each time.
 
     Arithmetic: 1,686 steps of 35 s are 16.4 h; a timeout of 60,000 s is 16.7 h. The plan's high estimate must fit, not its middle.
 
-    What to do: a longer `launch.timeout`; or save often (`save_steps`) and let restarts resume.
+    What to do: a longer `launch.timeout`; or a host that begins it again (`launch.on: slurm` or `modal`); else save often (`save_steps`).
 
     Source: seed 002 (docs/notes/seeds.md).
     """
-    if case.recipe.launch.timeout == "none":
+    launch, total = case.recipe.launch, case.time.total
+    if launch.timeout == "none" and launch.on != "modal":
         return
-    allowed, total = seconds_of(case.recipe.launch.timeout), case.time.total
+    allowed = MODAL_LONGEST_SECONDS if launch.timeout == "none" else seconds_of(launch.timeout)
     if allowed >= total.high:
         return
     surely = "will not" if allowed < total.low else "may not"
+    times = math.ceil(total.high / allowed) - 1
+    again = times <= {"slurm": math.inf, "modal": MODAL_RETRIES}.get(launch.on, 0)
     hours = math.ceil(total.high * 1.1 / 3600)
+    change = Change(path="launch.timeout", value=f"{hours} h", why="a tenth more than the highest estimate")
     yield Finding(
         code="timeout-too-short",
-        severity="warn",
+        severity="note" if again else "warn",
         message=f"The run takes {duration(total.low)} to {duration(total.high)}, and {surely} be done when the host ends it, "
-        f"after {duration(allowed)}",
+        f"after {duration(allowed)}" + (f": it is begun again up to {count(times, 'time')}" if again else ""),
         evidence={"timeout": allowed, "low": round(total.low), "mid": round(total.mid), "high": round(total.high)},
-        changes=(Change(path="launch.timeout", value=f"{hours} h", why="a tenth more than the highest estimate"),),
+        changes=(change,) if launch.on != "modal" or hours * 3600 <= MODAL_LONGEST_SECONDS else (),
     )
 
 

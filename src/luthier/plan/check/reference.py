@@ -5,7 +5,7 @@ import re
 import sys
 from pathlib import Path
 
-from luthier.plan.check import CHECKS, adapter, compute, data, device, division, proof, steps, tensor
+from luthier.plan.check import CHECKS, adapter, compute, data, device, division, nodes, proof, steps, tensor
 from luthier.plan.check.case import Check
 
 CHAPTERS = {
@@ -15,6 +15,7 @@ CHAPTERS = {
     "Computation": compute.CHECKS,
     "Division": (*division.CHECKS, *tensor.CHECKS),
     "Machine": device.CHECKS,
+    "Several machines": nodes.CHECKS,
     "Decision": proof.CHECKS,
 }
 LEADS = re.compile(r"^(Severity|Arithmetic|What to do|Source):", re.MULTILINE)

@@ -1,0 +1,105 @@
+"""`launch.options`: what each backend reads besides the fields that all of them do."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from luthier.recipe.schema import PositiveInt, Scalar, Section
+
+MODAL_LONGEST_SECONDS = 24 * 3600
+"""Modal ends a function after a day (modal.com/docs/guide/timeouts, 2026-11)."""
+MODAL_RETRIES = 10
+"""As many as Modal allows."""
+
+Word = Annotated[str, Field(pattern=r"^\S*$")]
+Line = Annotated[str, Field(pattern=r"^[^\n\r]+$")]
+
+
+class LocalOptions(Section):
+    """`on: local`: this machine, in the background. It has no options."""
+
+
+class TorchrunOptions(Section):
+    """`on: torchrun`: several machines on which you give the same command; they see one run folder."""
+
+    endpoint: Word = ""
+    """`HOST:PORT` of the first node, where all meet; the port is 29400 unless you say. Empty: `LUTHIER_ENDPOINT`, or `MASTER_ADDR`."""
+    node: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """This machine's number, from 0. `auto`: `LUTHIER_NODE`, `NODE_RANK` or `SLURM_NODEID`; without one, the endpoint's machine is 0, and
+    the other of two is 1."""
+
+
+class SlurmOptions(Section):
+    """`on: slurm`: a batch job. Nodes, GPUs and time limit follow from the recipe."""
+
+    partition: Word = ""
+    """`--partition`."""
+    account: Word = ""
+    """`--account`."""
+    qos: Word = ""
+    """`--qos`."""
+    constraint: Word = ""
+    """`--constraint`: how most clusters choose a kind of GPU."""
+    cpus: PositiveInt | Literal["auto"] = "auto"
+    """`--cpus-per-task`, of a node; `auto`: the cluster's."""
+    memory: Word = ""
+    """`--mem`, of a node: `200G`."""
+    setup: tuple[Line, ...] = ()
+    """Shell lines before the run: `[module load cuda, source .venv/bin/activate]`."""
+    more: tuple[Word, ...] = ()
+    """Further words for sbatch: `['--exclusive', '--mail-type=END']`."""
+    warning_seconds: PositiveInt = 300
+    """How long before the time limit the run saves, stops and is queued again."""
+
+
+class RayOptions(Section):
+    """`on: ray`: one worker of Ray Train for each rank."""
+
+    address: Word = ""
+    """Of a cluster: `auto`, `HOST:6379`. Empty: `RAY_ADDRESS`, or a Ray of its own on this machine."""
+    cpus: PositiveInt = 1
+    """Cores of each worker."""
+
+
+class ModalOptions(Section):
+    """`on: modal`: one container with the GPU; runs, prepared rows and downloaded models are on a volume."""
+
+    volume: Word = "luthier"
+    """The volume's name; it is made where there is none."""
+    secrets: tuple[Word, ...] = ()
+    """Names of Modal's own secrets, such as `[huggingface]`, besides `launch.env_file`."""
+    packages: tuple[Line, ...] = ()
+    """What pip installs besides Luthier and what it needs: for a scorer of your own, or `flash-attn`."""
+    cpus: PositiveInt | Literal["auto"] = "auto"
+    """Cores of the container; `auto`: Modal's."""
+    memory_gb: PositiveInt | Literal["auto"] = "auto"
+    """Of the host, 10⁹ bytes; `auto`: Modal's. Loading takes the whole model in its type."""
+    region: Word = ""
+    """Where it may run: `us-east`, `eu`. Empty: anywhere."""
+
+
+OPTIONS: Mapping[str, type[Section]] = {
+    "local": LocalOptions,
+    "torchrun": TorchrunOptions,
+    "slurm": SlurmOptions,
+    "ray": RayOptions,
+    "modal": ModalOptions,
+}
+
+
+def check_options(on: str, options: Mapping[str, Scalar | tuple[Scalar, ...]]) -> None:
+    """Raise ValueError for a key that this backend does not read, or a value that it cannot."""
+    kind = OPTIONS[on]
+    for key in options:
+        if key not in kind.model_fields:
+            known = ", ".join(kind.model_fields) or "none"
+            near = difflib.get_close_matches(key, kind.model_fields, n=1, cutoff=0.6)
+            hint = f"did you mean `options.{near[0]}`?" if near else f"its options: {known}; options={{}} leaves out those of another"
+            raise ValueError(f"{on} does not read `options.{key}`; {hint}")
+    try:
+        kind.model_validate(options, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(f"`options.{first['loc'][0]}` of {on}: {first['msg'][:1].lower()}{first['msg'][1:]}") from None
