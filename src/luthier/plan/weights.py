@@ -1,13 +1,20 @@
 """What lies in a device's memory from load to end: weights by storage format, the adapter, gradients and optimizer state."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
 
+from luthier.plan.families import HALVES
 from luthier.plan.lines import Line
 from luthier.plan.setup import DTYPE_BYTES, Quantization, Setup
 from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""bitsandbytes 0.48: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
+"""QLoRA's: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
+PLACE = 16
+"""Bytes that a stored matrix takes a whole number of: the next expert's begins where a GPU reads at once."""
+SECOND_HALVES = frozenset({"up_proj", "w3"})
+"""Of an expert's gate and up, which are stored as one matrix."""
 EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
 """bitsandbytes' 8-bit optimizers: numbers of a state that share a float32 constant; smaller tensors keep their state in float32."""
 
@@ -39,18 +46,28 @@ def stages(shape: ModelShape, setup: Setup) -> tuple[Stage, ...]:
     )
 
 
-def bytes_per_weight(quantization: Quantization, double_quant: bool, dtype_bytes: int) -> float:
-    """Of a matrix that is quantised, its constants included, but for int8's row scales.
+def quantized_bytes(kind: Literal["int8", "nf4", "fp4"], double_quant: bool, rows: int, columns: int) -> int:
+    """Of a matrix as `luthier.model.quantize` stores it, its constants included: int8 has a float32 for each row, nf4 and fp4 have one for
+    each block, or with double quantisation a byte for each block, a float32 for each 256 of these, and one more.
 
-    nf4: 0.5 + 4/64 = 0.5625; with double quantisation 0.5 + 1/64 + 4/(64·256) = 0.5159 (QLoRA, arXiv:2305.14314: 0.127 bits a weight).
+    4,096 × 4,096 in nf4: 8,388,608 + 1,048,576 = 9,437,184 B, 0.5625 B a weight; with double quantisation 8,388,608 + 262,144 + 4,100 and
+    12 to fill the last place: 8,654,864 B, 0.5159 (QLoRA, arXiv:2305.14314: 0.127 bits a weight).
     """
-    match quantization:
-        case "none":
-            return dtype_bytes
-        case "int8":
-            return 1.0
-        case "nf4" | "fp4":
-            return 0.5 + (1 / BLOCK + 4 / (BLOCK * NESTED_BLOCK) if double_quant else 4 / BLOCK)
+    blocks = -(-rows * columns // BLOCK)
+    if kind == "int8":
+        size = rows * columns + 4 * rows
+    elif double_quant:
+        size = blocks * BLOCK // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
+    else:
+        size = blocks * BLOCK // 2 + 4 * blocks
+    return -(-size // PLACE) * PLACE
+
+
+def matrix_bytes(linear: Linear, quantization: Quantization, double_quant: bool, dtype_bytes: int) -> int:
+    """Of one such matrix, in few bits where `model.quantization` reaches it."""
+    if quantization == "none" or not linear.is_quantized:
+        return linear.d_in * linear.d_out * dtype_bytes
+    return quantized_bytes(quantization, double_quant, linear.d_out, linear.d_in)
 
 
 def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line, ...]:
@@ -85,13 +102,18 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
 def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, over: str) -> Line:
     """Linear layers and experts below the head. `share` is this device's."""
     number = sum(item.parameters for item in modules)
-    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
-    total, told = number * each, f"{number:,} × {each:.6g} B"
-    if setup.quantization == "int8":
-        rows = sum(item.count * item.d_out for item in modules)
-        total, told = total + 4 * rows, f"{told} + {rows:,} rows × 4 B"
+    total = sum(item.count * matrix_bytes(item, setup.quantization, setup.double_quant, size) for item in _as_stored(modules))
+    told = f"{number:,} × {total / max(1, number):.6g} B"
     name = "matrices" if setup.quantization == "none" else f"matrices in {setup.quantization}"
     return Line(kind="weights", name=name, bytes=round(total * share), formula=told + over)
+
+
+def _as_stored(modules: Iterable[Linear]) -> Iterator[Linear]:
+    """Gate and up of an expert are one matrix."""
+    for item in modules:
+        if item.fused and item.name in SECOND_HALVES:
+            continue
+        yield replace(item, d_out=2 * item.d_out) if item.fused and item.name in HALVES else item
 
 
 def trained_numbers(shape: ModelShape, setup: Setup, stage: Stage) -> int:
@@ -144,10 +166,13 @@ def products_numbers(shape: ModelShape, setup: Setup, stage: Stage, *, everythin
 
 def gathered_bytes(shape: ModelShape, setup: Setup) -> tuple[int, str]:
     """Under zero3: the layer that is computed and the next one, whole."""
-    numbers = sum(item.parameters for item in shape.linears if item.role not in ("head", "vision")) // shape.num_layers
-    size = DTYPE_BYTES[setup.dtype]
-    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
-    return round(2 * numbers * each / setup.layout.tensor), f"2 layers × {numbers:,} × {each:.4g} B"
+    below = [item for item in shape.linears if item.role not in ("head", "vision")]
+    numbers, size = sum(item.parameters for item in below), DTYPE_BYTES[setup.dtype]
+    each = sum(item.count * matrix_bytes(item, setup.quantization, setup.double_quant, size) for item in _as_stored(below)) / max(
+        1, numbers
+    )
+    layer = numbers // shape.num_layers
+    return round(2 * layer * each / setup.layout.tensor), f"2 layers × {layer:,} × {each:.4g} B"
 
 
 def loading(shape: ModelShape, setup: Setup) -> Line:

@@ -1,0 +1,111 @@
+"""What becomes of a base model's weights as transformers reads them: each matrix is stored in few bits before the next one comes.
+
+transformers calls a quantizer for that: with the model while it is empty, then with each weight as the model wants it, experts fused.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from luthier.model import experts
+from luthier.model.quantize import Form, QuantizedLinear, parameter_of
+
+NAME = "luthier"
+"""Under which transformers knows the quantizer."""
+
+
+@register_quantization_config(NAME)
+@dataclass
+class Bits(QuantizationConfigMixin):  # type: ignore[misc]
+    """Few bits, as `from_pretrained` takes them."""
+
+    quant_method: str = NAME
+    kind: Literal["int8", "nf4", "fp4"] = "nf4"
+    double_quant: bool = True
+    dtype: torch.dtype = torch.bfloat16
+
+    def form(self, rows: int, columns: int) -> Form:
+        """Of a matrix, or of each of a stack."""
+        return Form(kind=self.kind, double_quant=self.double_quant, shape=(rows, columns), dtype=self.dtype)
+
+
+def make_room(model: PreTrainedModel, bits: Bits) -> dict[str, Form]:
+    """Let the matrices of an empty model be bytes that are still to come: linear layers but the head, fused experts. The forms by name."""
+    head, forms = model.get_output_embeddings(), dict[str, Form]()
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear and module is not head:
+            form = forms[f"{name}.weight"] = bits.form(*module.weight.shape)
+            _replace(model, name, QuantizedLinear(form, _empty(form), module.bias))
+        elif experts.is_mixture(module):
+            of_experts = {parameter: bits.form(*_matrix(module, getattr(module, parameter)).shape[1:]) for parameter in experts.PROJECTIONS}
+            for parameter, form in of_experts.items():
+                forms[f"{name}.{parameter}"] = form
+                setattr(module, parameter, _empty(form, len(getattr(module, parameter))))
+            experts.use_quantized(module, of_experts)
+            module._is_hf_initialized = True  # or transformers would draw numbers for what lacks
+    return forms
+
+
+@register_quantizer(NAME)
+class Quantizer(HfQuantizer):  # type: ignore[misc]
+    """Stores the matrices of a base in few bits as they are read."""
+
+    quantization_config: Bits
+    forms: dict[str, Form]
+    is_trainable = False
+
+    def is_serializable(self) -> bool:
+        """A quantised base is not saved: it is made anew from its files."""
+        return False
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self.forms = make_room(model, self.quantization_config)
+
+    def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
+        """Whether a weight is stored in few bits."""
+        return param_name in self.forms
+
+    def get_quantize_ops(self) -> "Store":
+        """What is done with it."""
+        return Store(self.forms)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        self.remove_quantization_config(model)  # to all others it is a model like any other, whose layers are its own
+
+
+class Store(ConversionOps):  # type: ignore[misc]
+    """Makes one weight's bytes."""
+
+    def __init__(self, forms: dict[str, Form]) -> None:
+        self._forms = forms
+
+    def convert(self, input_dict: dict[str, Any], *, model: PreTrainedModel, **_: Any) -> dict[str, Tensor]:
+        """Bytes for each of the weights, by the same names."""
+        stored: dict[str, Tensor] = {}
+        for name, given in input_dict.items():
+            weight = given[0] if isinstance(given, list) else given
+            bytes_of = self._forms[name].quantize(_matrix(model.get_submodule(name.rpartition(".")[0]), weight))
+            stored[name] = parameter_of(bytes_of, weight.shape)
+        return stored
+
+
+def _matrix(module: Any, weight: Tensor) -> Tensor:
+    """The weight as [O, I], or as a stack [E, O, I]: some mixtures have it the other way round."""
+    return weight.mT if experts.is_mixture(module) and module.is_transposed else weight
+
+
+def _empty(form: Form, *number: int) -> nn.Parameter:
+    return nn.Parameter(torch.empty(*number, form.num_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)
+
+
+def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    module._is_hf_initialized = True  # type: ignore[assignment]
+    parent, _, own = name.rpartition(".")
+    setattr(model.get_submodule(parent), own, module)
