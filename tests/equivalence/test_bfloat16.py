@@ -15,7 +15,7 @@ from luthier.recipe.schema import Lora, Training
 from luthier.train.objective import nll_sum
 from luthier.train.optim import make_optimizer
 from luthier.train.step import Precision, train_step
-from tests.model.zoo import CPU, FAMILIES, LONGEST, adapted, gradients, in_packs, plain_loss, shared_rows, tiny
+from tests.model.zoo import CPU, FAMILIES, LONGEST, adapted, by_peft, gradients, in_packs, plain_loss, shared_rows, tiny
 
 EXACT, HALF = Precision.of(torch.float32, CPU), Precision.of(torch.bfloat16, CPU)
 ROWS = [row for row in shared_rows() if row.supervised.any()]
@@ -36,7 +36,7 @@ def base_of(family: str, seed: int, precision: Precision) -> PreTrainedModel:
 
 @functools.cache
 def plain_gradient(family: str, seed: int, precision: Precision) -> Tensor:
-    model = adapted(base_of(family, seed, precision)).train()
+    model = by_peft(adapted(base_of(family, seed, precision))).train()
     with precision.autocast():
         loss = plain_loss(model, ROWS)
     loss.backward()  # type: ignore[no-untyped-call]

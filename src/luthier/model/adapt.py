@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -55,13 +56,13 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """
     if lora.target_modules != "all-linear":
         _check_targets(model, lora.target_modules)
-    _check_parameters(model, lora.target_parameters)
+    parameters = _parameters(model, lora.target_parameters)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
-        target_parameters=list(lora.target_parameters) or None,
+        target_parameters=parameters or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
@@ -184,16 +185,19 @@ def _add_dropout(model: PeftModel, p: float) -> None:
         model.peft_config[ADAPTER].lora_dropout = p
 
 
-def _check_parameters(model: PreTrainedModel, names: tuple[str, ...]) -> None:
-    """Every name must end that of a fused parameter of experts, or of a router's weight."""
+def _parameters(model: PreTrainedModel, names: Literal["experts"] | tuple[str, ...]) -> list[str]:
+    """The names as PEFT takes them; each must end that of a fused parameter of experts, or of a router's weight."""
+    fused = sorted({".".join(name.split(".")[-2:]) for name in _fused_experts(model)})
     known = [*_fused_experts(model), *(name for name, _ in model.named_parameters() if ROUTER.search(name))]
-    for target in names:
-        if not any(name == target or name.endswith("." + target) for name in known):
+    wanted = fused or ["experts"] if names == "experts" else list(names)
+    for target in wanted:
+        if not any(name.endswith("." + target) for name in known):
             ends = sorted({".".join(name.split(".")[-2:]) for name in known})
             change = (
-                f"this model's: {', '.join(ends)}" if ends else "remove it: this model has no such weights; target_modules takes layers"
+                f"this model's: {', '.join(ends)}" if ends else "remove it: this model has no fused weights; target_modules takes layers"
             )
             raise RecipeError(f"{target!r} matches no fused weight", where="lora.target_parameters", change=change)
+    return wanted
 
 
 def _check_targets(model: PreTrainedModel, names: tuple[str, ...]) -> None:

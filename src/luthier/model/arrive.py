@@ -36,20 +36,24 @@ class Bits(QuantizationConfigMixin):  # type: ignore[misc]
         return Form(kind=self.kind, double_quant=self.double_quant, shape=(rows, columns), dtype=self.dtype)
 
 
-def make_room(model: PreTrainedModel, bits: Bits) -> dict[str, Form]:
-    """Let the matrices of an empty model be bytes that are still to come: linear layers but the head, fused experts. The forms by name."""
+def store(model: PreTrainedModel, bits: Bits) -> dict[str, Form]:
+    """Keep a model's matrices in few bits from now on: linear layers but the head, and fused experts; each weight's form by its name.
+
+    Those of an empty model are bytes that are still to come. Of one that is divided among ranks, each quantises what it has.
+    """
     head, forms = model.get_output_embeddings(), dict[str, Form]()
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and module is not head:
             form = forms[f"{name}.weight"] = bits.form(*module.weight.shape)
-            _replace(model, name, QuantizedLinear(form, _empty(form), module.bias))
+            parent, _, own = name.rpartition(".")
+            setattr(model.get_submodule(parent), own, QuantizedLinear(form, _stored(form, module.weight), module.bias))
         elif experts.is_mixture(module):
-            of_experts = {parameter: bits.form(*_matrix(module, getattr(module, parameter)).shape[1:]) for parameter in experts.PROJECTIONS}
-            for parameter, form in of_experts.items():
-                forms[f"{name}.{parameter}"] = form
-                setattr(module, parameter, _empty(form, len(getattr(module, parameter))))
+            of_experts = {}
+            for parameter in experts.PROJECTIONS:
+                stack = _matrix(module, getattr(module, parameter))
+                form = of_experts[parameter] = forms[f"{name}.{parameter}"] = bits.form(*stack.shape[1:])
+                setattr(module, parameter, parameter_of(_stored(form, stack), getattr(module, parameter).shape))
             experts.use_quantized(module, of_experts)
-            module._is_hf_initialized = True  # or transformers would draw numbers for what lacks
     return forms
 
 
@@ -66,7 +70,7 @@ class Quantizer(HfQuantizer):  # type: ignore[misc]
         return False
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
-        self.forms = make_room(model, self.quantization_config)
+        self.forms = store(model, self.quantization_config)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether a weight is stored in few bits."""
@@ -101,11 +105,7 @@ def _matrix(module: Any, weight: Tensor) -> Tensor:
     return weight.mT if experts.is_mixture(module) and module.is_transposed else weight
 
 
-def _empty(form: Form, *number: int) -> nn.Parameter:
-    return nn.Parameter(torch.empty(*number, form.num_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    module._is_hf_initialized = True  # type: ignore[assignment]
-    parent, _, own = name.rpartition(".")
-    setattr(model.get_submodule(parent), own, module)
+def _stored(form: Form, weight: Tensor) -> nn.Parameter:
+    if weight.device.type != "meta":
+        return form.quantize(weight)
+    return nn.Parameter(torch.empty(*weight.shape[:-2], form.num_bytes, dtype=torch.uint8, device="meta"), requires_grad=False)

@@ -112,6 +112,7 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 def use_quantized(experts: Any, forms: dict[str, Form]) -> None:
     """Compute a mixture, whose parameters are or will be bytes of these forms, as above, adapted or not."""
     experts.forms = forms
+    experts._is_hf_initialized = True  # transformers draws no numbers where bytes lack
     experts.config._experts_implementation = NAME
 
 

@@ -20,10 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from luthier.core.errors import ModelError
-from luthier.plan.weights import BLOCK, NESTED_BLOCK, quantized_bytes
-
-CHUNK = 1 << 22
-"""Numbers that are quantised at once, whole blocks: bitsandbytes takes some 20 bytes for each while it does so on a CPU."""
+from luthier.plan.weights import BLOCK, NESTED_BLOCK, QUANTIZED_AT_ONCE, quantized_bytes
 
 
 def library() -> Any:
@@ -84,7 +81,7 @@ class Form:
     def _store_int8(self, row: Tensor, matrix_OI: Tensor) -> None:
         scale_O1, codes_OI = self._int8_parts(row)
         scale_O1.copy_(matrix_OI.abs().amax(dim=1, keepdim=True).float() / 127)
-        step = max(1, CHUNK // self.shape[1])
+        step = max(1, QUANTIZED_AT_ONCE // self.shape[1])
         for start in range(0, self.shape[0], step):
             part = slice(start, start + step)
             codes_OI[part] = (matrix_OI[part].float() / scale_O1[part].clamp(min=torch.finfo(torch.float32).tiny)).round().to(torch.int8)
@@ -105,8 +102,8 @@ class Form:
         flat = matrix_OI.reshape(-1)
         codes, constants = self._4bit_parts(row)
         absmax = torch.empty(self.num_blocks, dtype=torch.float32, device=flat.device)
-        for start in range(0, len(flat), CHUNK):
-            part, largest = torch.ops.bitsandbytes.quantize_4bit(flat[start : start + CHUNK], BLOCK, self.kind, torch.uint8)
+        for start in range(0, len(flat), QUANTIZED_AT_ONCE):
+            part, largest = torch.ops.bitsandbytes.quantize_4bit(flat[start : start + QUANTIZED_AT_ONCE], BLOCK, self.kind, torch.uint8)
             codes[start // 2 :][: len(part)] = part.view(-1)
             absmax[start // BLOCK :][: len(largest)] = largest
         if not self.double_quant:
@@ -137,6 +134,9 @@ def parameter_of(stored: Tensor, shape: torch.Size) -> nn.Parameter:
 
 class QuantizedLinear(nn.Linear):
     """A linear layer whose weight is a matrix's bytes."""
+
+    _is_hf_initialized = True
+    """transformers draws no numbers for it where the bytes lack."""
 
     def __init__(self, form: Form, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         nn.Module.__init__(self)  # nn.Linear's would make the numbers

@@ -12,6 +12,7 @@ from luthier.plan.shape import ModelShape
 from luthier.plan.weights import (
     Stage,
     gathered_bytes,
+    in_numbers,
     largest_trained,
     loading,
     optimizer_bytes,
@@ -245,10 +246,12 @@ class _Ledger:
             yield "validation's loss", (*self._gathered(), *self._loss(most, rows))
 
     def _gathered(self) -> tuple[Line, ...]:
+        """What products want besides the weights as they lie."""
+        lines = in_numbers(self.shape, self.setup)
         if self.setup.layout.shard != "zero3" or self.setup.layout.data == 1:
-            return ()
+            return lines
         size, formula = gathered_bytes(self.shape, self.setup)
-        return (Line(name="gathered weights", kind="transient", bytes=size, formula=formula),)
+        return (*lines, Line(name="gathered weights", kind="transient", bytes=size, formula=formula))
 
     def _trained(self, name: str, size: int) -> tuple[str, int, int]:
         return name, self.layer.hidden if self.setup.lora == "none" else 0, size

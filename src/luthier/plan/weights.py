@@ -4,17 +4,18 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from luthier.plan.families import HALVES
+from luthier.plan.adapted import adapted, adapter_parameters, experts_adapters
+from luthier.plan.families import HALVES, SECOND_HALVES
 from luthier.plan.lines import Line
 from luthier.plan.setup import DTYPE_BYTES, Quantization, Setup
-from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+from luthier.plan.shape import Linear, ModelShape
 
 BLOCK, NESTED_BLOCK = 64, 256
 """QLoRA's: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
 PLACE = 16
 """Bytes that a stored matrix takes a whole number of: the next expert's begins where a GPU reads at once."""
-SECOND_HALVES = frozenset({"up_proj", "w3"})
-"""Of an expert's gate and up, which are stored as one matrix."""
+QUANTIZED_AT_ONCE = 1 << 22
+"""Numbers, whole blocks: bitsandbytes takes some 20 bytes for each while it quantises them on a CPU (`luthier.model.quantize`)."""
 EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
 """bitsandbytes' 8-bit optimizers: numbers of a state that share a float32 constant; smaller tensors keep their state in float32."""
 
@@ -175,11 +176,35 @@ def gathered_bytes(shape: ModelShape, setup: Setup) -> tuple[int, str]:
     return round(2 * layer * each / setup.layout.tensor), f"2 layers × {layer:,} × {each:.4g} B"
 
 
+def in_numbers(shape: ModelShape, setup: Setup) -> tuple[Line, ...]:
+    """What products with stored matrices take for a moment: the largest matrix in the compute type (int8's by way of float32), and of a
+    mixture the adapters of one layer's experts in that type, and their gradients."""
+    size, lines = DTYPE_BYTES[setup.dtype], list[Line]()
+    if setup.quantization != "none":
+        largest = max(item.d_in * item.d_out for item in _as_stored(shape.linears) if item.is_quantized) // setup.layout.tensor
+        each = size + (4 if setup.quantization == "int8" and size < 4 else 0)
+        lines.append(Line(name="a matrix in numbers", kind="transient", bytes=each * largest, formula=f"{largest:,} × {each} B"))
+    of_experts = experts_adapters(shape, setup.lora) // max(1, shape.mixture_layers) if setup.lora != "none" else 0
+    if of_experts:
+        told = f"{of_experts:,} × ({size} + 4) B"
+        lines.append(Line(name="adapters of a layer's experts", kind="transient", bytes=(size + 4) * of_experts, formula=told))
+    return tuple(lines)
+
+
 def loading(shape: ModelShape, setup: Setup) -> Line:
-    """What loading needs besides the weights: on a CPU the file's bfloat16 while it becomes float32, on a GPU a matrix to quantise."""
-    if setup.device == "cpu" and (setup.lora == "none" or setup.dtype == "float32"):
-        return Line(name="the file, mapped", kind="transient", bytes=2 * shape.parameters, formula=f"{shape.parameters:,} × 2 B")
-    if setup.device == "cuda" and setup.quantization != "none":
-        largest = max(item.d_in * item.d_out for item in shape.linears if item.is_quantized)
-        return Line(name="a matrix to quantise", kind="transient", bytes=2 * largest, formula=f"{largest:,} × 2 B")
-    return Line(name="nothing", kind="transient", bytes=0, formula="the file's pages become the weights, or are copied to the GPU")
+    """What loading needs besides the weights: each is read at its turn, and cast or stored in few bits where it stays.
+
+    Experts come one by one, twice: as they are read, and as one. On a CPU bitsandbytes takes 20 bytes for each of 4 million numbers.
+    """
+    size = DTYPE_BYTES[setup.dtype] if setup.lora != "none" else 4
+    matrices = [item for item in _as_stored(shape.linears) if item.role != "head"]
+    stacks = [2 * shape.experts * item.d_in * item.d_out for item in matrices if item.fused]
+    largest = max([item.d_in * item.d_out for item in matrices] + stacks)
+    if setup.quantization != "none":
+        working = 20 * QUANTIZED_AT_ONCE if setup.device == "cpu" else 0
+        told = f"{largest:,} × {size} B" + (f" + {QUANTIZED_AT_ONCE:,} × 20 B" if working else "")
+        return Line(name="weights on their way", kind="transient", bytes=size * largest + working, formula=told)
+    if setup.device == "cpu" and size == 4:  # four are read at once; embedding and head are the first
+        numbers = (1 if shape.tied else 2) * shape.embedding_parameters + 2 * largest
+        return Line(name="weights on their way", kind="transient", bytes=2 * numbers, formula=f"{numbers:,} × 2 B")
+    return Line(name="experts on their way", kind="transient", bytes=size * max([0, *stacks]), formula="as they are read, and as one")
