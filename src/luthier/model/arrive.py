@@ -4,7 +4,7 @@ transformers calls a quantizer for that: with the model while it is empty, then 
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,7 @@ class Quantizer(HfQuantizer):  # type: ignore[misc]
 
     quantization_config: Bits
     forms: dict[str, Form]
+    operation: "Store"
     is_trainable = False
 
     def is_serializable(self) -> bool:
@@ -71,6 +72,7 @@ class Quantizer(HfQuantizer):  # type: ignore[misc]
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
         self.forms = store(model, self.quantization_config)
+        self.operation = Store(self.forms)
 
     def param_needs_quantization(self, model: PreTrainedModel, param_name: str, **_: Any) -> bool:
         """Whether a weight is stored in few bits."""
@@ -78,25 +80,35 @@ class Quantizer(HfQuantizer):  # type: ignore[misc]
 
     def get_quantize_ops(self) -> "Store":
         """What is done with it."""
-        return Store(self.forms)
+        return self.operation
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> None:
+        if self.operation.failed:
+            raise self.operation.failed
         self.remove_quantization_config(model)  # to all others it is a model like any other, whose layers are its own
 
 
 class Store(ConversionOps):  # type: ignore[misc]
-    """Makes one weight's bytes."""
+    """Makes each weight's bytes. transformers prints what fails here, and goes on: so it is kept, and raised at the end."""
 
     def __init__(self, forms: dict[str, Form]) -> None:
         self._forms = forms
+        self.failed: Exception | None = None
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # of a converter, transformers makes a copy for each weight
 
     def convert(self, input_dict: dict[str, Any], *, model: PreTrainedModel, **_: Any) -> dict[str, Tensor]:
-        """Bytes for each of the weights, by the same names."""
+        """Bytes for each of the weights, by the same names; nothing after a failure."""
         stored: dict[str, Tensor] = {}
-        for name, given in input_dict.items():
+        for name, given in input_dict.items() if self.failed is None else ():
             weight = given[0] if isinstance(given, list) else given
-            bytes_of = self._forms[name].quantize(_matrix(model.get_submodule(name.rpartition(".")[0]), weight))
-            stored[name] = parameter_of(bytes_of, weight.shape)
+            try:
+                parameter = self._forms[name].quantize(_matrix(model.get_submodule(name.rpartition(".")[0]), weight))
+            except Exception as error:  # re-raised when all are read
+                self.failed = error
+                return {}
+            stored[name] = parameter_of(parameter, weight.shape)
         return stored
 
 

@@ -47,7 +47,7 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
     repository = open_repository(model)
     options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
     if model.quantization in ("nf4", "fp4"):
-        library()  # its absence is told here: what a quantizer raises, transformers only reports
+        library()  # its absence is told before anything is read
     if model.quantization != "none":
         options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype)
     if device.type != "cpu":

@@ -53,7 +53,7 @@ class Form:
     def quantize(self, weight: Tensor) -> nn.Parameter:
         """The bytes of a matrix [O, I], or of a stack of them [E, O, I]; raises ModelError where they are bitsandbytes' to make."""
         if weight.shape[-2:] != self.shape:
-            raise ValueError(f"a matrix of {tuple(weight.shape[-2:])} is none of {self.shape}")
+            raise ValueError(f"a matrix of {tuple(weight.shape[-2:])} is not of the config's {self.shape}")
         stored = torch.zeros(*weight.shape[:-2], self.num_bytes, dtype=torch.uint8, device=weight.device)
         for row, matrix in zip(stored.view(-1, self.num_bytes), weight.detach().reshape(-1, *self.shape), strict=True):
             if self.kind == "int8":
