@@ -110,7 +110,7 @@ def test_two_ranks_give_the_answers_of_one_row_for_row(home: Path) -> None:
     for words in ([], ["parallel: {data: 2}\n"]):
         recipe.write_text("".join([recipe.read_text(), *words]))
         process = luthier(home, "evaluate", "demo", "--recipe", "recipe.yaml", "--json")
-        out, err = ended(process)
+        _, err = ended(process)
         assert process.returncode == 0, err
         assert "evaluate sounds" in err
         reports.append(flow.kept_report(home / "runs" / "evaluations" / "demo"))

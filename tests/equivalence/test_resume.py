@@ -6,7 +6,8 @@ import torch
 from luthier.core import jsonl
 from luthier.plan import layout
 from luthier.train.run import _continued, _set_up, train
-from tests.train.workshop import Workshop, killed_in_step, metrics
+from tests.train.recorded import metrics
+from tests.train.workshop import Workshop, killed_in_step
 
 
 @pytest.mark.parametrize(("step", "resumed_after", "packing"), [(3, 0, "off"), (9, 6, "tree"), (12, 10, "bins")])

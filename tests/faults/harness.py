@@ -23,9 +23,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from luthier.core.environment import AT_START, SETTINGS
+from luthier.core.environment import SETTINGS, start_settings
 from luthier.runs.store import RunFolder
-from tests.train.workshop import metrics
+from tests.train.recorded import metrics
 
 ROOT = Path(__file__).parents[2]
 CHANGES = {"os.rename": 2, "os.remove": 1, "os.rmdir": 1, "os.mkdir": 1, "os.truncate": 1}
@@ -85,7 +85,7 @@ class Starter:
     """Starts processes one at a time."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, **SETTINGS, **AT_START, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **SETTINGS, **start_settings(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.harness"]
         self.own_mounts = may_mount()
         if self.own_mounts:

@@ -17,7 +17,8 @@ from luthier.data.store import RowWriter
 from luthier.train import checkpoint, loop, rehearse, run
 from luthier.train.checkpoint import State
 from luthier.train.run import TrainingJob, train
-from tests.train.workshop import Workshop, metrics
+from tests.train.recorded import metrics
+from tests.train.workshop import Workshop
 
 FILES = ("adapter.safetensors", "optimizer.safetensors", "state.json")
 

@@ -16,7 +16,8 @@ from luthier.train.ranks import ALONE
 from luthier.train.run import _set_up, train
 from luthier.train.validate import validation_loss
 from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER
-from tests.train.workshop import Workshop, killed_in_step, metrics
+from tests.train.recorded import metrics
+from tests.train.workshop import Workshop, killed_in_step
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]

@@ -33,8 +33,6 @@ from luthier.train.step import Precision, train_step
 from tests.data.families import family
 
 VOCABULARY = 96
-TIMES = {"seconds", "data_seconds", "tokens_per_second", "memory_bytes", "device_utilization"}
-"""What differs from run to run in metrics.jsonl."""
 CPU = torch.device("cpu")
 FLOAT32 = Precision.of(torch.float32, CPU)
 SHAPE: dict[str, Any] = {
@@ -181,11 +179,6 @@ def killed_in_step(job: TrainingJob, step: int) -> MicroBatchSize:
     with pytest.raises(Killed):
         fit(loop, State())
     return loop.micro_batch
-
-
-def metrics(run: RunFolder) -> list[dict[str, Any]]:
-    """What the run recorded, without times."""
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in jsonl.records(run.metrics)]
 
 
 def plan_of(recipe: Recipe, prepared: Prepared, free_bytes: int = 10**10) -> Plan:

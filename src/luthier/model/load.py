@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -10,7 +11,10 @@ from transformers.utils import logging
 
 from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
+from luthier.model.arrive import Bits
+from luthier.model.patches import weights_read_not_mapped
 from luthier.model.peak import is_out_of_memory
+from luthier.model.quantize import library
 from luthier.plan.setup import SAID, Resolved
 from luthier.recipe.schema import Model
 
@@ -36,14 +40,23 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resol
 
 
 def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model with weights in `dtype` on `device`, from safetensors only; raises ModelError."""
+    """The causal language model with weights in `dtype` on `device`, or in the few bits of `model.quantization`, from safetensors only.
+
+    Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Raises ModelError.
+    """
     repository = open_repository(model)
-    attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    if model.quantization in ("nf4", "fp4"):
+        library()  # its absence is told before anything is read
+    if model.quantization != "none":
+        options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype)
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
     try:
         if not model.trust_remote_code:
             repository.refuse_own_code()
         repository.refuse_other_weights()
-        with no_progress_bars():
+        with no_progress_bars(), weights_read_not_mapped():
             loaded, told = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
@@ -53,7 +66,7 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
                 adapter_kwargs={"local_files_only": repository.cached_only},  # its look for an adapter_config.json does not heed the above
                 use_safetensors=True,
                 output_loading_info=True,
-                **attention,
+                **options,
             )
     except LuthierError:
         raise
@@ -64,7 +77,7 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTra
     if lacking := sorted(told["missing_keys"]):  # transformers would go on with random ones
         what = f"{len(lacking)} of the weights that config.json wants are missing, first {lacking[0]}"
         raise ModelError(what, where=repository.location, change="fetch the model anew: config.json and weights do not belong together")
-    return loaded.to(device)
+    return loaded
 
 
 @contextmanager

@@ -15,8 +15,9 @@ target is predicted from (`tests/plan/test_speed.py` compares with torch's own c
 from dataclasses import dataclass
 from typing import Literal
 
+from luthier.plan.adapted import adapted, adapter_parameters
 from luthier.plan.setup import Layout, Setup
-from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+from luthier.plan.shape import Linear, ModelShape
 from luthier.plan.steps import Steps
 from luthier.runs.workload import Extent, Survey
 

@@ -48,7 +48,7 @@ class Ranks:
     rank: int
     size: int
     mesh: Mesh = UNDIVIDED
-    pieces: Pieces = field(default_factory=dict, repr=False)
+    pieces: Pieces = field(default_factory=dict, repr=False, compare=False)
     """Of the trained parameters."""
     divided: bool = False
     """Whether they divide the model, and compute together: one that fails leaves the others waiting for it."""
