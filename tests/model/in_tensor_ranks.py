@@ -8,16 +8,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from luthier.model.arrive import Bits, store
+from luthier.model.division import cut_of
 from luthier.model.dropout import draw
 from luthier.model.fuse import fuse
-from luthier.model.mesh import Mesh, Piece
+from luthier.model.mesh import Axis, Mesh, Piece
 from luthier.model.place import Placed, place
 from luthier.model.tensor import as_if_whole, divide
 from luthier.plan.setup import Engine, Layout
@@ -39,6 +41,8 @@ class Case:
     lora: dict[str, Any] | None = field(default_factory=lambda: {"dropout": 0.1})
     packing: str = "off"
     recompute: bool = False
+    bits: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Of the base; one process has a twin of plain numbers, those that the ranks' bytes stand for."""
     dtype: torch.dtype = torch.float32
 
 
@@ -59,6 +63,10 @@ CASES = {
     "phi3 full": Case(family="phi3", lora=None),
     "qwen3_5 full": Case(family="qwen3_5_text", changed=HYBRID, lora=None),
     "qwen3_5_moe lora": Case(family="qwen3_5_moe_text", changed={**HYBRID, **TINY_EXPERTS}),
+    "qwen3 lora nf4": Case(family="qwen3", packing="tree", bits="nf4"),
+    "qwen3_moe lora nf4": Case(family="qwen3_moe", packing="tree", bits="nf4"),
+    "qwen3_moe lora int8 padded": Case(family="qwen3_moe", bits="int8"),
+    "llama lora fp4 recomputed": Case(family="llama", packing="bins", bits="fp4", recompute=True),
     "qwen3 lora bfloat16": Case(family="qwen3", packing="tree", dtype=torch.bfloat16),
     "llama lora float64": Case(family="llama", dtype=torch.float64),
     "qwen3 full float64": Case(family="qwen3", lora=None, dtype=torch.float64),
@@ -79,12 +87,35 @@ def trainee(case: Case, mesh: Mesh) -> Trainee:
     if case.recompute:
         base.activation_checkpointing_enable({"use_reentrant": False})
     divide(base, mesh.tensor)
+    if case.bits != "none" and mesh.tensor.size > 1:
+        store(base, Bits(kind=case.bits, dtype=case.dtype))
+    elif case.bits != "none":
+        round_as_parts(base, case)
     with as_if_whole(base):
         model: PreTrainedModel | PeftModel = base if case.lora is None else adapted(base, **case.lora)
     placed = place(model, TENSOR, mesh)
     fusion = fuse(placed.model, pack=case.packing != "off", longest=LONGEST)
     placed.model.train()
     return Trainee(placed=placed, engine=fusion.engine)
+
+
+def round_as_parts(whole: PreTrainedModel, case: Case) -> None:
+    """Let a whole model have the numbers that two ranks' bytes stand for."""
+    for index in (0, 1):
+        model = tiny(case.family, case.dtype, **case.changed)
+        divide(model, Axis(size=2, index=index))
+        plain = {name: weight.shape for name, weight in model.named_parameters()}
+        forms, packed = store(model, Bits(kind=case.bits, dtype=case.dtype)), dict(model.named_parameters())
+        for name, form in forms.items():
+            numbers = torch.stack([form.matrix(row) for row in packed[name].view(-1, form.num_bytes)]).view(plain[name])
+            cut, _ = cut_of(model, name) or (None, None)
+            weight = whole.get_parameter(name).data
+            if cut is None:
+                weight.copy_(numbers)
+                continue
+            width = weight.shape[cut.dim] // (2 * cut.parts)
+            shares = weight.unflatten(cut.dim, (cut.parts, 2, width)).select(cut.dim - 1, index)
+            shares.copy_(numbers.unflatten(cut.dim, (cut.parts, width)))
 
 
 def loss_of(model: PreTrainedModel | PeftModel, batches: Sequence[MicroBatch]) -> float:

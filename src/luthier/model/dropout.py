@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from luthier.model.division import division_of
+from luthier.model.division import INPUTS, cut_under
 from luthier.model.pointwise import drop
 
 ADAPTER = "default"
@@ -111,8 +111,8 @@ def install(model: nn.Module) -> None:
 
 def _first_input(layer: LoraLayer) -> int:
     """Of those that a rank has of a layer that is divided by rows."""
-    division = division_of(layer)
-    return division.axis.index * layer.in_features if division and division.by == "rows" else 0
+    cut = cut_under(layer)
+    return cut[1].index * layer.in_features if cut and cut[0].dim == INPUTS else 0
 
 
 def draw(model: nn.Module, keys_A: Tensor, needed_S: Tensor, seeds: tuple[int, int]) -> None:

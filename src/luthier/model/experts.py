@@ -213,7 +213,7 @@ class _Lora:
         if self._of.dropout is None or self._keys_T is None:
             return x
         out = torch.empty_like(x)
-        drop(x, self._keys_T[sent.tokens_n], self._of.dropout.salt_of(sent.expert), self._of.dropout.p, out)
+        drop(x, self._keys_T[sent.tokens_n], self._of.dropout.salt_of(sent.expert), self._of.dropout.p, out, self._of.dropout.first)
         return out
 
     def backward(self, d_y: Tensor, x: Tensor, sent: _Sent, weight_n1: Tensor) -> Tensor:

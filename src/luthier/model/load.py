@@ -12,6 +12,7 @@ from transformers.utils import logging
 from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
 from luthier.model.arrive import Bits
+from luthier.model.mesh import UNDIVIDED, Axis
 from luthier.model.patches import weights_read_not_mapped
 from luthier.model.peak import is_out_of_memory
 from luthier.model.quantize import library
@@ -39,17 +40,18 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resol
     return DTYPES[name], Resolved(path="model.dtype", value=name, why=why)
 
 
-def load_model(model: Model, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+def load_model(model: Model, dtype: torch.dtype, device: torch.device, axis: Axis = UNDIVIDED.tensor) -> PreTrainedModel:
     """The causal language model with weights in `dtype` on `device`, or in the few bits of `model.quantization`, from safetensors only.
 
-    Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Raises ModelError.
+    Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Of ranks along `axis`, each
+    keeps its part of the matrices (`luthier.model.tensor`). Raises ModelError, and PlanRefused where they cannot be divided.
     """
     repository = open_repository(model)
     options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
     if model.quantization in ("nf4", "fp4"):
         library()  # its absence is told before anything is read
-    if model.quantization != "none":
-        options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype)
+    if model.quantization != "none" or axis.size > 1:
+        options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype, axis=axis)
     if device.type != "cpu":
         options["device_map"] = {"": device}
     try:

@@ -1,5 +1,6 @@
 """The model where its ranks hold it: parallelism is put on from outside, after the adapter and before the engine."""
 
+import math
 from dataclasses import dataclass
 
 from peft import PeftModel
@@ -23,6 +24,11 @@ class Placed:
     trained: Trained
     pieces: Pieces
     """Of what is trained."""
+
+    @property
+    def num_trained(self) -> int:
+        """Numbers of the trained parameters that this rank has a part of, whole."""
+        return sum(math.prod((self.pieces.get(parameter) or parameter).shape) for parameter in self.trained.values())
 
 
 def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Placed:

@@ -25,7 +25,7 @@ from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
 from luthier.model.place import place
-from luthier.model.tensor import as_if_whole, divide
+from luthier.model.tensor import as_if_whole
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.recipe.schema import Recipe
@@ -207,6 +207,8 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     dtype = DTYPES[plan.setup.dtype]
     placed = place(_trainable(job, _base(job, device)), plan.setup.layout, job.ranks.mesh)
     model = placed.model
+    if recipe.lora == "none":
+        job.folder.event("model", trained=placed.num_trained, modules=["all"])
     release_freed_memory()  # what loading left
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     fusion = fuse(model, pack=pack, longest=plan.facts.task.workload.longest)
@@ -264,13 +266,9 @@ def _worst(job: TrainingJob, plan: Plan) -> Worst:
 def _base(job: TrainingJob, device: torch.device) -> PreTrainedModel:
     """The base, of each matrix this rank's part; on the device, but where replicas are to divide it: none has room for all of it."""
     recipe, setup = job.recipe, job.plan.setup
-    on_host = setup.layout.tensor > 1 or setup.layout.shard == "zero3"
     dtype = torch.float32 if recipe.lora == "none" else DTYPES[setup.dtype]
-    base = load_model(recipe.model, dtype, torch.device("cpu") if on_host else device)
-    if recipe.lora == "none":
-        job.folder.event("model", trained=sum(weight.numel() for weight in base.parameters()), modules=["all"])
-    divide(base, job.ranks.mesh.tensor)
-    return base if setup.layout.shard == "zero3" else base.to(device)
+    where = torch.device("cpu") if setup.layout.shard == "zero3" else device
+    return load_model(recipe.model, dtype, where, job.ranks.mesh.tensor)
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
