@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.model.arrive import Bits, store
-from luthier.model.division import cut_of
 from luthier.model.dropout import draw
 from luthier.model.fuse import fuse
 from luthier.model.mesh import Axis, Mesh, Piece
@@ -26,6 +25,7 @@ from luthier.plan.setup import Engine, Layout
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
 from luthier.train.ranks import Ranks, join, part
+from tests.equivalence.all_at_once import round_part
 from tests.model.zoo import LONGEST, adapted, gradients, in_packs, shared_rows, tiny
 from tests.plan.test_models_table import TINY_DELTA, TINY_EXPERTS
 
@@ -90,32 +90,16 @@ def trainee(case: Case, mesh: Mesh) -> Trainee:
     if case.bits != "none" and mesh.tensor.size > 1:
         store(base, Bits(kind=case.bits, dtype=case.dtype))
     elif case.bits != "none":
-        round_as_parts(base, case)
+        for index in (0, 1):
+            round_part(
+                base, tiny(case.family, case.dtype, **case.changed), Bits(kind=case.bits, dtype=case.dtype), Axis(size=2, index=index)
+            )
     with as_if_whole(base):
         model: PreTrainedModel | PeftModel = base if case.lora is None else adapted(base, **case.lora)
     placed = place(model, TENSOR, mesh)
     fusion = fuse(placed.model, pack=case.packing != "off", longest=LONGEST)
     placed.model.train()
     return Trainee(placed=placed, engine=fusion.engine)
-
-
-def round_as_parts(whole: PreTrainedModel, case: Case) -> None:
-    """Let a whole model have the numbers that two ranks' bytes stand for."""
-    for index in (0, 1):
-        model = tiny(case.family, case.dtype, **case.changed)
-        divide(model, Axis(size=2, index=index))
-        plain = {name: weight.shape for name, weight in model.named_parameters()}
-        forms, packed = store(model, Bits(kind=case.bits, dtype=case.dtype)), dict(model.named_parameters())
-        for name, form in forms.items():
-            numbers = torch.stack([form.matrix(row) for row in packed[name].view(-1, form.num_bytes)]).view(plain[name])
-            cut, _ = cut_of(model, name) or (None, None)
-            weight = whole.get_parameter(name).data
-            if cut is None:
-                weight.copy_(numbers)
-                continue
-            width = weight.shape[cut.dim] // (2 * cut.parts)
-            shares = weight.unflatten(cut.dim, (cut.parts, 2, width)).select(cut.dim - 1, index)
-            shares.copy_(numbers.unflatten(cut.dim, (cut.parts, width)))
 
 
 def loss_of(model: PreTrainedModel | PeftModel, batches: Sequence[MicroBatch]) -> float:
