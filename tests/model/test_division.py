@@ -11,7 +11,7 @@ from torch import nn
 
 from luthier.core.errors import PlanRefused
 from luthier.model.arrive import Bits, store
-from luthier.model.division import Cut, division_of
+from luthier.model.division import Cut, cut_of, division_of
 from luthier.model.load import load_model
 from luthier.model.mesh import Axis, Piece
 from luthier.model.tensor import as_if_whole, divide
@@ -96,6 +96,18 @@ def test_a_rank_reads_its_part_of_each_matrix_and_quantises_that(tmp_path: Path,
     attention = read.model.layers[0].self_attn
     assert (attention.q_proj.out_features, attention.o_proj.in_features) == (32, 32)
     assert division_of(attention.q_proj) is not None and division_of(read.model.layers[1].mlp.experts) is not None
+
+
+def test_of_widths_that_are_whole_blocks_the_bits_of_a_part_are_those_of_the_whole() -> None:
+    """But for the second quantisation, of constants, which counts its blocks of 256 anew."""
+    whole, part = (with_numbers("llama", hidden_size=128, intermediate_size=256) for _ in range(2))
+    divide(part, SECOND)
+    bits = Bits(kind="nf4", double_quant=False, dtype=torch.float32)
+    forms = [store(model, bits) for model in (whole, part)]
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        cut, axis = cut_of(part, name) or pytest.fail(name)
+        of_whole, of_part = (form[name].matrix(model.get_parameter(name)) for form, model in zip(forms, (whole, part), strict=True))
+        assert torch.equal(cut.of(of_whole, axis), of_part)
 
 
 def test_a_base_that_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
