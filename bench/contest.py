@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,14 @@ import psutil
 
 from bench.protocol import Files, Task
 from bench.results import Counted, Entry, Round
-from bench.settings import Setting
+from bench.settings import Allocator, Setting, allocating
 from luthier.core.errors import UsageError
 
 ROOT = Path(__file__).parents[1]
 SEED = 1
 CLOCK_TICKS = os.sysconf("SC_CLK_TCK")
+OF_ALLOCATORS = ("LD_PRELOAD", "MALLOC_", "GLIBC_TUNABLES", "_RJEM_MALLOC_CONF")
+"""Beginnings of the names that allocators read: what the caller's environment says is not handed on."""
 
 FloorOf = Callable[[Setting, Sequence[Sequence[int]], Mapping[str, Any]], float]
 """Least operations of an epoch: of a setting, the rows of its steps where it told them, and its resolved values."""
@@ -43,6 +45,8 @@ class Course:
     rounds: int
     variables: Mapping[str, str]
     """Of everyone's environment, before a setting's own."""
+    allocator: Allocator
+    """Everyone's."""
     patience_seconds: float
     floor_of: FloorOf
     told: Callable[[str], None]
@@ -152,7 +156,8 @@ def compete(settings: Sequence[Setting], course: Course) -> list[Entry]:
     try:
         for setting in settings:
             _leave_room(runners)
-            runner = Runner(setting=setting, worker=_start(setting, course))
+            whole = replace(setting, variables={**allocating(setting, course.allocator), **setting.variables})
+            runner = Runner(setting=whole, worker=_start(whole, course))
             runners.append(runner)
             _trying(runner, course, _warm_up)
         for number in range(1, course.rounds + 1):
@@ -206,7 +211,7 @@ def _start(setting: Setting, course: Course) -> Worker:
     )
     common = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", **course.variables}
     common |= {} if task.device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
-    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH" and not name.startswith(OF_ALLOCATORS)}
     path = {} if setting.environment else {"PYTHONPATH": str(ROOT / "src")}
     command = [str(environment_python(setting, course.work)), "-m", setting.worker, task.to_json()]
     return Worker(command, inherited | common | path | dict(setting.variables), scratch / "log.txt")

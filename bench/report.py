@@ -58,7 +58,7 @@ def detail(results: Results) -> str:
         f"**{results.workload}, {results.size}** — {results.told}; {results.rows.rows} rows, {results.rows.tokens} tokens, "
         f"{results.rows.supervised} supervised; {results.batch} rows a step, LoRA r 16, dropout {results.dropout:g}, bfloat16.",
         f"{results.date}, {results.processor}, {results.cores} cores, {results.threads} threads{gpu}, "
-        f"load before {results.load_before:.2f}. Floor at {results.rate_told}.",
+        f"load before {results.load_before:.2f}. Floor at {results.rate_told}. Allocator of all: {results.allocator or 'not recorded'}.",
         *([f"MFU: 4·N·tokens against {results.peak_flops / 1e12:,.0f} TFLOP/s ({results.peak_told})."] if results.peak_flops else []),
         f"`{results.command}`",
         "",

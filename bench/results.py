@@ -75,6 +75,8 @@ class Results(Part):
     size: str
     batch: int
     dropout: float
+    allocator: str = ""
+    """Of all contestants; empty in results of before it was one for all (Luthier's side had jemalloc where it was installed)."""
     rows: Counted
     whole: Counted
     rate_flops: float

@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from luthier.core.environment import SETTINGS, start_settings
+from luthier.core.environment import AT_START, KEEPING, SETTINGS, installed
+
+Allocator = Literal["jemalloc", "glibc"]
 
 KEPT = {"MALLOC_MMAP_THRESHOLD_": "34359738368", "MALLOC_TRIM_THRESHOLD_": "34359738368", "MALLOC_TOP_PAD_": "67108864"}
 """glibc keeps freed memory instead of giving it back and faulting it in again: worth up to 2 × to trainers that allocate in every step."""
@@ -22,28 +24,28 @@ class Setting:
     environment: str
     variables: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    kept: bool = True
+    """Its allocator is told to keep freed memory."""
     whole: bool = False
     """Trains whole dialogues once instead of a row for each answer: same text, other tokens."""
 
 
 def _trl(name: str, *, kept: bool = True, whole: bool = False, environment: str = "trl", **options: Any) -> Setting:
-    variables = KEPT if kept else {}
     return Setting(
-        name=name, worker="bench.peers.trl", environment=environment, variables=variables, whole=whole, options={**options, "whole": whole}
+        name=name, worker="bench.peers.trl", environment=environment, kept=kept, whole=whole, options={**options, "whole": whole}
     )
 
 
 def _trainer(name: str, *, kept: bool = True, **options: Any) -> Setting:
-    return Setting(name=name, worker="bench.peers.trainer", environment="trl", variables=KEPT if kept else {}, options=options)
+    return Setting(name=name, worker="bench.peers.trainer", environment="trl", kept=kept, options=options)
 
 
 def _litgpt(name: str, *, kept: bool = True, **options: Any) -> Setting:
-    return Setting(name=name, worker="bench.peers.litgpt", environment="litgpt", variables=KEPT if kept else {}, options=options)
+    return Setting(name=name, worker="bench.peers.litgpt", environment="litgpt", kept=kept, options=options)
 
 
 def _llama_factory(name: str, *, kept: bool = True, **options: Any) -> Setting:
-    variables = KEPT if kept else {}
-    return Setting(name=name, worker="bench.peers.llama_factory", environment="llama-factory", variables=variables, options=options)
+    return Setting(name=name, worker="bench.peers.llama_factory", environment="llama-factory", kept=kept, options=options)
 
 
 _GROUPED = {"train_sampling_strategy": "group_by_length"}
@@ -103,6 +105,19 @@ def luthier(overrides: str) -> Setting:
         name=f"luthier {overrides}".strip(),
         worker="bench.peers.luthier",
         environment="",
-        variables={**SETTINGS, **start_settings()},  # as the command line sets them
+        variables=SETTINGS,  # as the command line sets them
         options={"overrides": overrides.split()},
     )
+
+
+def allocators() -> tuple[Allocator, ...]:
+    """Those that can be had here, Luthier's own choice first."""
+    return ("jemalloc", "glibc") if any(installed()) else ("glibc",)
+
+
+def allocating(setting: Setting, allocator: Allocator) -> dict[str, str]:
+    """What gives a contestant the allocator that all have, with the settings that keep freed memory where its own say so."""
+    if allocator == "jemalloc":
+        return {"LD_PRELOAD": next(installed()), **({"MALLOC_CONF": KEEPING} if setting.kept else {})}
+    luthier = not setting.environment  # which keeps it from within (`luthier.train.host`)
+    return {"LD_PRELOAD": "", **(AT_START if luthier else KEPT if setting.kept else {})}

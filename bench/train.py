@@ -28,7 +28,7 @@ from bench.contest import Course, compete, environment_python
 from bench.protocol import Row, account
 from bench.report import detail, summary
 from bench.results import Counted, Results
-from bench.settings import CPU_PEERS, GPU_PEERS, PEERS, Setting, luthier
+from bench.settings import CPU_PEERS, GPU_PEERS, PEERS, Setting, allocators, luthier
 from bench.shapes import SHAPES, Shape, make_model
 from bench.workloads import KINDS, Rows, make_rows
 from luthier.core.errors import LuthierError
@@ -62,6 +62,7 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes/debian-sections.yaml", help="where workload v has its rows from")
     parser.add_argument("--gpu", action="store_true", help="the same contest on CUDA")
     parser.add_argument("--threads", type=int, default=2, help="of each contestant, one of which runs at a time (2)")
+    parser.add_argument("--allocator", choices=allocators(), default=allocators()[0], help=f"of all contestants ({allocators()[0]})")
     parser.add_argument("--passive", action="store_true", help="peers' waiting threads sleep too, which helps them on a busy machine")
     parser.add_argument("--patience", type=float, default=1800, help="seconds to wait for an epoch (1800)")
     parser.add_argument("--json", type=Path, help="where to keep the results")
@@ -105,6 +106,7 @@ def _contest(options: argparse.Namespace) -> Results:
         work=options.work,
         rounds=options.rounds,
         variables={"OMP_NUM_THREADS": str(options.threads)} | ({"OMP_WAIT_POLICY": "PASSIVE"} if options.passive else {}),
+        allocator=options.allocator,
         patience_seconds=options.patience,
         floor_of=lambda setting, order, resolved: _floor(shape, rows, (setting, order, resolved)),
         told=lambda line: print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True),
@@ -126,6 +128,7 @@ def _contest(options: argparse.Namespace) -> Results:
         size=options.size,
         batch=options.batch,
         dropout=options.dropout,
+        allocator=options.allocator,
         rows=_counted(rows.rows),
         whole=_counted(rows.whole),
         rate_flops=rate.flops,

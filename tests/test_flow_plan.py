@@ -16,6 +16,7 @@ from luthier.core.errors import DataError, PlanRefused, RecipeError, UsageError
 from luthier.flow.planning import facts_of
 from luthier.plan import plan as plan_module
 from luthier.plan.setup import Setup
+from luthier.recipe.load import LoadedRecipe
 from luthier.runs import rates
 from luthier.runs.rates import Measured
 from luthier.runs.workload import Survey
@@ -94,10 +95,36 @@ def test_what_a_run_reached_is_what_the_next_plan_counts_on(home: Path) -> None:
     assert plan.time.rate.source == "earlier runs (1)"
 
 
+def test_what_memory_gives_is_measured_once_where_a_bound_asks_for_it_and_training_knows(home: Path) -> None:
+    know_the_rate(home)
+    bound = ["decision.deploy.per_token_mean=< 1 ms", "training.max_steps=1"]
+
+    def notes(loaded: LoadedRecipe, *, probe: bool) -> list[str]:
+        facts = facts_of(loaded.recipe, flow.prepare(loaded.recipe), flow.SILENT, probe=probe)
+        return [finding.code for finding in plan_module.make(facts).findings if finding.code.startswith("bound")]
+
+    loaded, unbound = flow.load(home / "recipe.yaml", bound), flow.load(home / "recipe.yaml")
+    flow.plan(unbound)
+    assert notes(loaded, probe=False) == ["bound-not-checked"]
+    assert notes(loaded, probe=True) == []
+    assert notes(loaded, probe=False) == []
+    assert sum("bytes_per_second" in record for record in jsonl.records(rates.rates_file())) == 1
+
+
 def test_what_is_free_on_the_disk_reaches_the_findings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     know_the_rate(home)
     monkeypatch.setattr(plan_module, "free_disk_bytes", lambda folder: 10)
     assert "disk-too-small" in {finding.code for finding in flow.plan(flow.load(home / "recipe.yaml")).findings}
+
+
+def test_checkpoints_that_a_run_has_already_reach_the_findings(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = flow.load(home / "recipe.yaml", ["training.max_steps=3", "checkpoints.save_steps=1"])
+    run = flow.train(loaded).run
+    monkeypatch.setattr(plan_module, "free_disk_bytes", lambda folder: 10)
+    assert "disk-too-small" not in {finding.code for finding in flow.plan(loaded).findings}  # finished: nothing is written any more
+    shutil.rmtree(run.adapter)
+    (finding,) = (finding for finding in flow.plan(loaded).findings if finding.code == "disk-too-small")
+    assert finding.evidence["there"] == len(run.saved) > 0
 
 
 def test_a_recipe_behind_a_link_is_changed_where_it_lies(home: Path) -> None:

@@ -22,6 +22,7 @@ def course(tmp_path: Path) -> Course:
         work=tmp_path,
         rounds=3,
         variables={},
+        allocator="glibc",
         patience_seconds=60,
         floor_of=floor_of,
         told=lambda line: None,
@@ -48,6 +49,7 @@ def test_an_entry_says_what_was_trained_and_what_it_took(course: Course) -> None
     assert entry.counted is not None
     assert (entry.counted.rows, entry.counted.tokens, entry.counted.supervised) == (1, 3, 2)
     assert entry.resolved == {"spring": "wound"} and set(entry.versions) == {"torch"}
+    assert entry.variables["LD_PRELOAD"] == "" and "GLIBC_TUNABLES" in entry.variables
     assert entry.first_step_seconds > 0 and entry.peak_bytes > 1_000_000
     assert [item.floor_operations for item in entry.rounds] == [100.0] * 3
 

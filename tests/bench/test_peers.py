@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.settings import CPU_PEERS, GPU_PEERS, PEERS, luthier
+from bench.settings import CPU_PEERS, GPU_PEERS, PEERS, Allocator, allocating, allocators, luthier
+from luthier.core.environment import KEEPING, installed
 
 ROOT = Path(__file__).parents[2]
 PINS = ROOT / "bench" / "peers"
@@ -39,3 +40,15 @@ def test_without_a_gpu_the_gpu_benchmark_says_so() -> None:
     answer = subprocess.run([sys.executable, "bench/train.py", "--gpu"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert answer.returncode == 1
     assert answer.stderr == "bench: --gpu: torch sees no CUDA device here; run it on a machine with a GPU and a CUDA build of torch\n"
+
+
+@pytest.mark.parametrize("allocator", allocators())
+def test_all_contestants_have_the_same_allocator_and_keep_freed_memory_unless_their_setting_says_otherwise(allocator: Allocator) -> None:
+    everyone = [luthier(""), *PEERS.values()]
+    given = {setting.name: allocating(setting, allocator) for setting in everyone}
+    assert {variables["LD_PRELOAD"] for variables in given.values()} == {next(installed()) if allocator == "jemalloc" else ""}
+    keeping = {name for name, variables in given.items() if len(variables) > 1}
+    assert keeping == {setting.name for setting in everyone if setting.kept}
+    assert "trl-default" not in keeping and {"luthier", "trainer", "trl-best"} <= keeping
+    if allocator == "jemalloc":
+        assert {variables.get("MALLOC_CONF", KEEPING) for variables in given.values()} == {KEEPING}

@@ -72,3 +72,4 @@ def test_the_tables_have_the_goals_figures() -> None:
     assert "| 12.00 × (12.00 … 12.00) | 4.00 × (4.00 … 4.00) trainer | 5.00 × (5.00 … 5.00) | 50% | 0.50 |" in summary([found])
     assert "| `trainer` | 4.00 | 8.00 | 250 | 4.00 × (4.00 … 4.00) | 12% | 2,000 | 0.0 | same rows |" in detail(found)
     assert "- `litgpt` failed: out of memory" in detail(found)
+    assert "Allocator of all: jemalloc." in detail(found.model_copy(update={"allocator": "jemalloc"}))

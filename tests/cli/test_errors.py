@@ -88,3 +88,9 @@ def test_waiting_threads_spin_for_a_moment_unless_the_user_says_how_long(given: 
     environment = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")} | given
     command = [sys.executable, "-c", f"{code}; from luthier.cli.main import main; main()"]
     assert subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout.split()[-1] == used
+
+
+def test_help_says_what_the_exit_codes_mean(folder: Path) -> None:
+    told = " ".join(luthier(folder, "--help").stdout.split())
+    assert "Exit codes: 0 done; 1 failed; 2 the call, the recipe or the data is wrong; 3 the plan refuses." in told
+    assert "130, 143, 138, 129: stopped by Ctrl-C" in told

@@ -132,3 +132,24 @@ def test_a_change_is_applied_to_the_recipe(home: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "warmup_steps" in done.stdout
     assert "400" not in (home / "late.yaml").read_text()
+
+
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_what_has_no_plan_at_all_is_one_object_too_with_what_refuses_it(home: Path, verb: str) -> None:
+    done = luthier(home, verb, "recipe.yaml", "model.attention=eager", "data.packing=tree", "launch.gpu=here", "--json")
+    assert done.returncode == 3
+    (finding,) = json.loads(done.stdout)["findings"]
+    assert (finding["code"], finding["severity"]) == ("refused", "refuse")
+    assert finding["message"].startswith("data.packing: rows cannot be packed")
+    assert finding["fix"]
+    assert finding["message"] in done.stderr
+
+
+def test_a_training_that_a_finding_refuses_prints_the_finding(home: Path) -> None:
+    shutil.copytree(home / "base", home / "large", dirs_exist_ok=True)
+    (home / "large" / "config.json").write_text(json.dumps(dict(known_config("Qwen/Qwen3-32B") or {})))
+    done = luthier(home, "train", "recipe.yaml", "launch.gpu=here", "model={base: large, dtype: float32}", "lora=none", "--json")
+    assert done.returncode == 3, done.stderr
+    (finding,) = (finding for finding in json.loads(done.stdout)["findings"] if finding["code"] == "does-not-fit")
+    assert finding["severity"] == "refuse"
+    assert finding["message"] in done.stderr

@@ -1,6 +1,8 @@
 """Progress on a terminal is a bar, in a log it is lines."""
 
 import io
+import re
+import time
 
 from rich.console import Console
 
@@ -32,3 +34,40 @@ def test_a_terminal_gets_a_bar_with_the_text() -> None:
         advance(3, "loss 0.33")
     assert "3/3" in terminal.getvalue()
     assert "loss 0.33" in terminal.getvalue()
+
+
+def shown_last(*steps: tuple[int, str, float], width: int, total: int, finish: bool = False) -> str:
+    """What stands on a terminal of so many columns after these steps (done, text, seconds since the one before)."""
+    terminal = io.StringIO()
+    console = Console(file=terminal, force_terminal=True, width=width, color_system=None)
+    with shown.progress_for(console).task("training", total) as advance:
+        for done, text, seconds in steps:
+            time.sleep(seconds)
+            advance(done, text)
+        time.sleep(0.15)  # it is drawn ten times a second
+    drawn = [line for line in re.split(r"\x1b\[\??\d*[A-Za-z]|[\r\n]", terminal.getvalue()) if line.strip()]
+    assert all(len(line) <= width for line in drawn)
+    return drawn[-1]
+
+
+def test_eighty_columns_show_step_loss_speed_and_what_is_left() -> None:
+    text = "loss 12.3456, 123,456 tokens/s"
+    line = shown_last((29_998, text, 0), (29_999, text, 0.6), (30_000, text, 0.6), width=80, total=33_600)
+    assert re.search(r"^training .*[━╸] +30000/33600 loss 12\.3456, 123,456 tokens/s 0:\d\d:\d\d left$", line), line
+
+
+def test_a_terminal_says_how_long_finished_work_took() -> None:
+    assert re.search(r"3/3 loss 0\.33 in 0:00:01$", shown_last((1, "", 0), (3, "loss 0.33", 1.0), width=80, total=3))
+
+
+def test_work_that_goes_on_is_told_by_its_own_pace_and_not_by_what_was_done_before() -> None:
+    bar = re.search(r"0:0(\d):(\d\d) left$", shown_last((900, "", 0.3), (901, "", 0.6), (902, "", 0.6), width=80, total=1000))
+    assert bar and 55 <= 60 * int(bar[1]) + int(bar[2]) <= 180  # 98 parts of 0.6 s; a busy machine is slower
+    log = io.StringIO()
+    plain = shown.PlainProgress(Console(file=log, force_terminal=False), seconds_between=0.0)
+    with plain.task("training", 1000) as advance:
+        advance(900, "")
+        time.sleep(0.2)
+        advance(901, "")
+    left = re.search(r"training 901/1000, (\d+) s left", log.getvalue())
+    assert left and 19 <= int(left[1]) <= 90

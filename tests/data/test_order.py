@@ -13,7 +13,7 @@ from luthier.data.order import epoch_order, padded_batches, rank_shares, rows_of
 from luthier.data.store import RowWriter, TokenRows
 from luthier.plan.steps import Steps
 from luthier.runs.workload import MicroBatchSize
-from luthier.train.step import dropout_seed
+from luthier.train.passes import dropout_seed
 from tests.train.workshop import ragged_rows, stored
 
 

@@ -15,7 +15,8 @@ from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Training
 from luthier.train.objective import nll_sum
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import train_step
 from tests.model.zoo import (
     CPU,
     FAMILIES,

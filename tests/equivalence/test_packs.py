@@ -23,7 +23,8 @@ from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Training
 from luthier.train.batch import collate, of_pack
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import train_step
 from tests.model.zoo import (
     CPU,
     FAMILIES,

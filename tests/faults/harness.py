@@ -6,6 +6,7 @@ They are forked from one process that has loaded torch and computed nothing: eac
 import ctypes
 import errno
 import fcntl
+import functools
 import json
 import os
 import resource
@@ -21,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 from luthier.core.environment import SETTINGS, start_settings
 from luthier.runs.store import RunFolder
@@ -45,6 +46,8 @@ class Start:
     """The first change of a file in `runs` that begins so: `os.rename /run/adapter.part`; see Ended.changes."""
     kill_in: str = ""
     """`FILE:FUNCTION:N`: when the N-th call of a Python function begins."""
+    signal: int = signal.SIGKILL
+    """What is sent there."""
     copy_from: str = ""
     """From this change on, `runs` is copied to `RUNS-N` before the N-th change: what SIGKILL, which changes no file, would leave."""
     flip_in: str = ""
@@ -77,8 +80,19 @@ class Ended:
 
 
 def may_mount() -> bool:
-    """Whether a mount namespace can be made here."""
-    return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], check=False, timeout=10).returncode == 0
+    """Whether a mount namespace can be made here, and a tmpfs mounted in it."""
+    return bool(_own_mounts())
+
+
+@functools.cache
+def _own_mounts() -> tuple[str, ...]:
+    """What starts a process with mounts of its own: as root, or as root of a user namespace; nothing where neither is permitted."""
+    for command in (("unshare", "--mount"), ("unshare", "--map-root-user", "--mount")):
+        command = (*command, "--propagation", "private")
+        tried = [*command, "mount", "-t", "tmpfs", "none", "/mnt"]
+        if shutil.which("unshare") and subprocess.run(tried, check=False, capture_output=True, timeout=10).returncode == 0:
+            return command
+    return ()
 
 
 class Starter:
@@ -88,8 +102,7 @@ class Starter:
         environment = {**os.environ, **SETTINGS, **start_settings(), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "tests.faults.harness"]
         self.own_mounts = may_mount()
-        if self.own_mounts:
-            command = ["unshare", "--mount", "--propagation", "private", *command]
+        command = [*_own_mounts(), *command]
         self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self._answer(60)
 
@@ -104,6 +117,10 @@ class Starter:
         Where `may_mount`.
         """
         self._asked({"mount": str(folder), "bytes": num_bytes}, 20)
+
+    def remount(self, folder: Path, how: Literal["ro", "rw"]) -> None:
+        """Let what is mounted there be read-only, or writable again; nothing may be open for writing on it."""
+        self._asked({"remount": str(folder), "how": how}, 20)
 
     def seen(self, path: Path) -> Path:
         """The path as the started processes see it."""
@@ -215,7 +232,13 @@ def serve() -> None:
     _tell(answers, {"ready": os.getpid()})
     for line in sys.stdin:
         question = json.loads(line)
-        _tell(answers, _started(Start(**question["start"])) if "start" in question else _mounted(**question))
+        if "start" in question:
+            _tell(answers, _started(Start(**question["start"])))
+        elif "mount" in question:
+            _tell(answers, _mounted(**question))
+        else:
+            subprocess.run(["mount", "-o", f"remount,{question['how']}", question["remount"]], check=True, timeout=10)
+            _tell(answers, {})
 
 
 def _tell(answers: Any, answer: dict[str, Any]) -> None:
@@ -282,7 +305,7 @@ def _command(start: Start, log: int) -> int:
         _become(start.user)
     _watch_files(start, log)
     if start.kill_in:
-        _watch_calls(start.kill_in)
+        _watch_calls(start.kill_in, start.signal)
     try:
         main()
     except SystemExit as ended:
@@ -375,7 +398,7 @@ def _refuse_flock() -> None:
         raise OSError(ctypes.get_errno(), "seccomp")
 
 
-def _watch_calls(wanted: str) -> None:
+def _watch_calls(wanted: str, number_sent: int) -> None:
     file, function, number = wanted.split(":")
     left = int(number)
 
@@ -384,7 +407,7 @@ def _watch_calls(wanted: str) -> None:
         if frame.f_code.co_name == function and frame.f_code.co_filename.endswith(file):
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), number_sent)
 
     sys.settrace(note)
 

@@ -126,6 +126,20 @@ def test_a_full_disk_spares_the_checkpoints_before_and_the_run_goes_on_with_more
     assert outcome(run, 6) == outcome(home.run("whole"), 6)
 
 
+@pytest.mark.skipif(not may_mount(), reason="mounting a tmpfs is not permitted here")
+def test_a_disk_that_is_mounted_read_only_is_told_and_left_as_it_is(home: Home) -> None:
+    """A tmpfs in a mount namespace of its own, remounted read-only between two commands (EROFS)."""
+    (home.folder / "sealed").mkdir()
+    home.processes.mount(home.folder / "sealed", 10_000_000)
+    assert home.train("sealed", kill_before="os.mkdir /run/checkpoints/step-000004.part").killed
+    home.processes.remount(home.folder / "sealed", "ro")
+    assert told(home.train("sealed"), "run: the lock cannot be written: Read-only file system", "mount it for writing")
+    assert whole_checkpoints(home.run("sealed")) == [3]
+    home.processes.remount(home.folder / "sealed", "rw")
+    assert home.train("sealed").code == 0
+    assert outcome(home.run("sealed"), 6) == outcome(home.run("whole"), 6)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_folder_that_may_not_be_written_is_told_and_left_as_it_is(home: Home) -> None:

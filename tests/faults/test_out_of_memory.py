@@ -5,6 +5,7 @@ import json
 import os
 import re
 import resource
+import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,9 +15,12 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.core import jsonl
 from luthier.core.progress import Advance
+from luthier.core.signals import Interrupted, ending_at_once
 from luthier.runs.store import RunFolder
 from luthier.train.run import TrainingJob, train
 from tests.train.workshop import Workshop
@@ -104,3 +108,25 @@ def test_a_step_that_does_not_fit_any_more_is_made_in_smaller_micro_batches(work
     assert json.loads(short.folder.plan.read_text())["sizes"] == failed["next"]
     assert [(step, targets) for step, _, targets in steps(short.folder)] == [(step, targets) for step, _, targets in steps(whole.folder)]
     assert [loss for _, loss, _ in steps(short.folder)] == pytest.approx([loss for _, loss, _ in steps(whole.folder)], rel=1e-5)
+
+
+def test_a_signal_that_comes_while_memory_is_short_is_not_forgotten(workshop: Workshop) -> None:
+    job = workshop.job()
+    embedded = 0
+
+    def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        nonlocal embedded
+        if isinstance(module, nn.Embedding) and torch.is_grad_enabled():
+            embedded += 1
+            if embedded == 8:  # the rehearsal has two, a step two
+                os.kill(os.getpid(), signal.SIGTERM)
+                torch.empty(2**60, dtype=torch.uint8)
+
+    handle = register_module_forward_pre_hook(embed)
+    try:
+        with pytest.raises(Interrupted) as ended, ending_at_once():
+            train(job)
+    finally:
+        handle.remove()
+    assert ended.value.exit_code == 128 + signal.SIGTERM
+    assert job.folder.saved_steps[0] == 2

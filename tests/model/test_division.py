@@ -14,7 +14,7 @@ from luthier.model.arrive import Bits, store
 from luthier.model.division import Cut, cut_of, division_of
 from luthier.model.load import load_model
 from luthier.model.mesh import Axis, Piece
-from luthier.model.tensor import as_if_whole, divide
+from luthier.model.tensor import as_if_whole, divide, numbers_of_all
 from luthier.plan.adapted import adapter_parameters
 from luthier.plan.families import FAMILIES
 from luthier.plan.shape import shape_of
@@ -40,6 +40,7 @@ def test_a_rank_holds_as_much_of_each_family_as_the_plan_counts(model_type: str)
     whole = numbers(model)
     divide(model, FIRST)
     assert whole - numbers(model) == divided + biases > whole / 10
+    assert numbers_of_all(model) == whole
 
 
 @pytest.mark.parametrize("model_type", [name for name in PLANNED if not name.endswith("_text")])

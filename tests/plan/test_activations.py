@@ -22,7 +22,7 @@ from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize
 from luthier.train.batch import MicroBatch, collate, of_pack
 from luthier.train.objective import nll_sum
-from luthier.train.step import Precision
+from luthier.train.precision import Precision
 from tests.train.workshop import tiny_model
 
 CPU = torch.device("cpu")

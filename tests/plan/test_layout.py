@@ -57,6 +57,17 @@ def test_what_fits_is_taken_whole() -> None:
     }
 
 
+@pytest.mark.parametrize(("stages", "tokens"), [(2, 16 * 300 // 8), (3, 16 * 300 // 16)])
+def test_a_pipeline_is_filled_by_small_micro_batches(stages: int, tokens: int) -> None:
+    short = replace(
+        task(gpu="A100-80GBx4", parallel={"pipeline": stages, "data": 1}),
+        workload=StatedWorkload(rows=2000, validation_rows=0, mean=300, longest=300),
+    )
+    chosen = choose(short)
+    assert chosen.setup.micro_batch.tokens == max(tokens, 300)
+    assert chosen.survey.micro_batches == {2: 8, 3: 16}[stages]
+
+
 def test_where_memory_is_short_the_micro_batch_goes_before_recomputing() -> None:
     large = choose(task())
     needed = {False: large.memory.peak_bytes}

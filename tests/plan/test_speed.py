@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from luthier.core.errors import PlanRefused
 from luthier.model.adapt import base_of
 from luthier.model.fuse import fuse
 from luthier.plan.hardware import table
@@ -25,6 +26,7 @@ from luthier.plan.speed import (
     operations,
     operations_per_step,
     save_seconds,
+    stages,
     steps_saved,
     validation_operations,
 )
@@ -184,6 +186,37 @@ def test_a_pipeline_idles_and_tensors_that_are_divided_wait() -> None:
     assert layout_efficiency(Layout(pipeline=2), 1) == 0.5  # seed 000's 35B: one of two GPUs waits for the other
     assert layout_efficiency(Layout(tensor=2), 8) == 0.907
     assert layout_efficiency(Layout(data=2, shard="zero3"), 8) < layout_efficiency(Layout(data=2), 8) < 1
+
+
+def test_stages_have_as_much_to_do_with_the_head_and_all_layers() -> None:
+    """Qwen3-0.6B's head does as much for 40 % of the tokens as four of its 28 layers; Qwen2.5-7B's not quite as one."""
+    small = known_config("Qwen/Qwen3-0.6B")
+    assert small
+    for shape, counts in ((shape_of(small), {2: (16, 12), 4: (8, 8, 8, 4)}), (seven_b(), {2: (14, 14), 4: (7, 7, 7, 7)})):
+        for depth, layers in counts.items():
+            found = stages(shape, replace(SETUP, layout=Layout(pipeline=depth)), ONE_STEP)
+            assert tuple(stage.layers for stage in found) == layers
+            assert [stage.start for stage in found] == [sum(layers[:index]) for index in range(depth)]
+            assert [stage.in_flight for stage in found] == list(range(depth, 0, -1))
+            assert [(stage.first, stage.last) for stage in (found[0], found[-1])] == [(True, False), (False, True)]
+
+
+def test_neither_packing_nor_engine_move_a_layer() -> None:
+    piped = replace(SETUP, layout=Layout(pipeline=3))
+    packed = Survey(steps=((replace(EXTENT, places=700, needed=380, targets=390),),), heaviest=(EXTENT,), validation=())
+    assert stages(seven_b(), piped, packed) == stages(seven_b(), replace(piped, engine="plain"), ONE_STEP)
+
+
+def test_more_stages_than_layers_are_refused() -> None:
+    with pytest.raises(PlanRefused, match="28 layers cannot be divided among 29 stages"):
+        stages(seven_b(), replace(SETUP, layout=Layout(pipeline=29)), ONE_STEP)
+
+
+def test_unequal_stages_wait_for_the_one_that_has_most_to_do() -> None:
+    piped = replace(SETUP, layout=Layout(pipeline=2))
+    alone, two = (estimate(seven_b(), setup, ONE_STEP, steps(100), TERA).step for setup in (SETUP, piped))
+    assert two == pytest.approx(alone, rel=0.05)  # one micro batch: they take turns
+    assert two > alone
 
 
 def test_879_steps_of_21_seconds_are_5_hours_and_cost_what_two_devices_cost() -> None:

@@ -9,7 +9,7 @@ import torch
 from luthier.model.load import load_model
 from luthier.plan.setup import Setup
 from luthier.plan.shape import shape_of
-from luthier.plan.weights import stages, stored_weights
+from luthier.plan.weights import stored_weights, undivided
 from luthier.recipe.schema import Lora, Model
 from luthier.runs.workload import MicroBatchSize
 from tests.model.zoo import FAMILIES, MIXTURES, tiny
@@ -31,7 +31,7 @@ def counted(config: dict[str, Any], quantization: Any, double_quant: bool) -> in
         checkpoint_activations=False,
     )
     shape = shape_of(config)
-    (stage,) = stages(shape, setup)
+    stage = undivided(shape)
     return sum(line.bytes for line in stored_weights(shape, setup, stage))
 
 

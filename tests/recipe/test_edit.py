@@ -50,7 +50,7 @@ def test_one_value_changes_and_every_other_character_stays(tmp_path: Path) -> No
     made = edited(tmp_path, COMMENTED, change("training.learning_rate", 3e-4))
     assert differing(COMMENTED, made.text) == [
         "-     learning_rate: 1e-4   # too low",
-        "+     learning_rate: 0.0003 # too low",
+        "+     learning_rate: 0.0003   # too low",
     ]
     assert made.changes == ("training.learning_rate: 0.0001 → 0.0003",)
     assert (tmp_path / "recipe.yaml").read_text() == COMMENTED
@@ -66,14 +66,94 @@ def test_missing_keys_and_sections_are_made(tmp_path: Path) -> None:
     made = edited(
         tmp_path, COMMENTED, change("model.quantization", "nf4"), change("lora.r", 8), change("data.sources.0.format", "messages")
     )
-    assert "    quantization: nf4\n    dtype: 'float32'\n\n" in made.text
+    assert "    dtype: 'float32'\n    quantization: nf4\n\n" in made.text
     assert made.text.endswith("\nlora:\n    r: 8\n") and "\n# the end\n" in made.text
-    assert "    - path: rows.jsonl   # the log\n      format: messages\n" in made.text
+    assert "      where: {success: true}\n      format: messages\n" in made.text
 
 
 def test_a_word_gives_way_to_a_section(tmp_path: Path) -> None:
     made = edited(tmp_path, LEAST + "lora: none   # all weights\n", change("lora.r", 8))
-    assert made.text.splitlines()[-2:] == ["lora:        # all weights", "  r: 8"]
+    assert made.text.splitlines()[-2:] == ["lora:   # all weights", "  r: 8"]
+
+
+MIXED = """\
+name :  'coach'
+model:
+      base:   demo     # six columns in
+
+      dtype: float32 # and a blank line before
+data:
+  sources:
+     -  path: "rows.jsonl"
+        where:
+            success:    true
+
+  split: {train: 0.8,   validation: 0.1,
+          test: 0.1}   # over two lines
+lora:
+   target_modules:   # three columns
+   - q_proj
+
+   # the second
+   - v_proj
+
+   r: 16
+training:
+    epochs: 3      # often enough
+    # between
+    learning_rate: 1e-4
+evaluation: {tasks: [{name: answers, max_new_tokens: 64}]}
+# the end"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "differences"),
+    [
+        ([change("model.base", "demo2")], ["-       base:   demo     # six columns in", "+       base:   demo2     # six columns in"]),
+        ([change("model.revision", "v1")], ["+       revision: v1"]),
+        ([change("data.sources.0.path", "/a: b")], ['-      -  path: "rows.jsonl"', '+      -  path: "/a: b"']),
+        ([change("data.sources.0.format", "messages")], ["+         format: messages"]),
+        (
+            [change("data.split.test", 0.05), change("data.split.validation", 0.15)],
+            [
+                *("-   split: {train: 0.8,   validation: 0.1,", "+   split: {train: 0.8,   validation: 0.15,"),
+                *("-           test: 0.1}   # over two lines", "+           test: 0.05}   # over two lines"),
+            ],
+        ),
+        ([change("lora.r", 8)], ["-    r: 16", "+    r: 8"]),
+        ([change("lora.alpha", 8)], ["+    alpha: 8"]),
+        (
+            [change("lora.target_modules", "all-linear")],
+            [
+                *("-    target_modules:   # three columns", "+    target_modules: all-linear   # three columns"),
+                *("-    - q_proj", "- ", "-    # the second", "-    - v_proj"),
+            ],
+        ),
+        ([change("training.max_steps", 9)], ["-     epochs: 3      # often enough", "+     max_steps: 9"]),
+        (
+            [change("evaluation.tasks.0.limit", "all"), change("evaluation.baseline", "base")],
+            [
+                "- evaluation: {tasks: [{name: answers, max_new_tokens: 64}]}",
+                "+ evaluation: {tasks: [{name: answers, max_new_tokens: 64, limit: all}], baseline: base}",
+            ],
+        ),
+        ([change("checkpoints.keep", 2)], ["+ ", "+ checkpoints:", "+       keep: 2"]),
+        ([change("seed", 7)], ["+ ", "+ seed: 7"]),
+    ],
+    ids=lambda given: given[0].path if given and isinstance(given[0], Change) else "",
+)
+def test_lines_that_are_not_changed_stay_to_the_byte_however_they_are_indented(
+    tmp_path: Path, changes: list[Change], differences: list[str]
+) -> None:
+    assert differing(MIXED, edited(tmp_path, MIXED, *changes).text) == differences
+
+
+def test_one_of_a_pair_goes_from_a_section_in_one_line_too(tmp_path: Path) -> None:
+    text = LEAST + "training: {epochs: 3, global_batch_size: 8}\n"
+    assert edited(tmp_path, text, change("training.max_steps", 9)).text.endswith("training: {global_batch_size: 8, max_steps: 9}\n")
+    text = LEAST + "training: {global_batch_size: 8, epochs: 3}\n"
+    assert edited(tmp_path, text, change("training.max_steps", 9)).text.endswith("training: {global_batch_size: 8, max_steps: 9}\n")
+    assert edited(tmp_path, LEAST + "training: {epochs: 3}\n", change("training.max_steps", 9)).text.endswith("training: {max_steps: 9}\n")
 
 
 TOML = """\

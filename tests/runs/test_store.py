@@ -76,6 +76,7 @@ def test_runs_of_the_same_recipe_are_one_run_and_of_another_are_not(original: Pa
 
 def test_an_event_that_cannot_be_written_names_the_disk(original: Path) -> None:
     run = store.open_or_create("a", "seed: 1\n", original)
+    run.events.unlink()
     run.events.mkdir()
     with pytest.raises(DiskError, match=r"(?s)runs/a: events\.jsonl cannot be written: Is a directory.*GB are free"):
         run.event("started")

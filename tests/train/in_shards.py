@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +206,7 @@ class Together:
             precision = Precision(device=CPU, dtype=torch.float16, scaler=scaler, ranks=ranks)
             rows = ragged_rows()[self.ranks.rank :: 2]
             optimizer = torch.optim.SGD(placed.trained.values(), lr=0.01)
-            done = train_step(model, optimizer, in_batches(rows, 2), precision=precision, max_norm=1.0, seeds=(0, 1))
+            done = train_step(model, optimizer, in_batches(rows, 8), precision=precision, max_norm=1.0, seeds=(0, 1))
             found[how] = [done.num_overflows, scaler.get_scale(), done.finite]
         return found
 
@@ -253,8 +254,9 @@ class Together:
         }
 
     def quantised(self) -> dict[str, list[list[float]]]:
-        """What bitsandbytes quantised, under shards."""
-        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in QUANTISED}
+        """What bitsandbytes quantised, under shards; nothing where it is not installed."""
+        kinds = QUANTISED if find_spec("bitsandbytes") else ()
+        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in kinds}
 
 
 def overflowing(scaler: torch.amp.GradScaler, module: nn.Module, inputs: object, hidden: torch.Tensor) -> None:

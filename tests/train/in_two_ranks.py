@@ -3,7 +3,8 @@
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from luthier.core.progress import Advance, Silent
 from luthier.data.order import rows_of_step
+from luthier.data.store import TokenRow, TokenRows
 from luthier.model.place import trained_of
 from luthier.plan.setup import Layout
 from luthier.runs.store import RunFolder
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
+from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks, join, part
 from luthier.train.run import TrainingJob, _rehearse, _set_up, train
-from luthier.train.step import Precision, train_step
+from luthier.train.step import train_step
 from luthier.train.validate import validation_loss
 from tests.train.workshop import CPU, Workshop, killed_in_step, tiny_model
 
@@ -36,12 +40,35 @@ BY_METRIC = {
     "evaluation": {"tasks": [{"name": "answers", "split": "validation"}]},
 }
 KILLED_IN, RESUMED_AFTER = 9, 6
+SHORT = {
+    "data": {"packing": "bins"},
+    "training": {"max_steps": 6, "global_batch_size": 8, "micro_batch_size": "auto"},
+    "checkpoints": {"eval_steps": 3, "save_steps": 6},
+}
+ADAPTER = "adapter_model.safetensors"
 
 
 def weights_hash(model: nn.Module) -> str:
     """Of every trained weight's bytes."""
     weights = sorted(trained_of(model).items())
     return hashlib.sha256(b"".join(name.encode() + weight.detach().numpy().tobytes() for name, weight in weights)).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Reached(Silent):
+    """Knows the last step that was done."""
+
+    step = 0
+
+    @contextmanager
+    def task(self, name: str, total: int) -> Iterator[Advance]:
+        def advance(done: int, text: str) -> None:
+            self.step = max(self.step, done)
+
+        yield advance
 
 
 class Together:
@@ -92,6 +119,50 @@ class Together:
         finally:
             handle.remove()
         return [longest, done.plan.setup.micro_batch.tokens]
+
+    def one_rank_out_of_memory_in_a_step(self) -> dict[str, Any]:
+        return self._short_after("two short in a step", torch.is_grad_enabled)
+
+    def one_rank_out_of_memory_in_validation(self) -> dict[str, Any]:
+        return self._short_after("two short in validation", torch.is_inference_mode_enabled)
+
+    def _short_after(self, name: str, now: Callable[[], bool]) -> dict[str, Any]:
+        """From step 3 on an embedding of more than the longest row, as `now` has it, asks torch for an exabyte on rank 1 alone."""
+        reached = Reached()
+        job = replace(self.job(name, **SHORT), progress=reached)
+        longest = job.plan.facts.task.workload.longest
+
+        def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            if self.ranks.rank == 1 and reached.step >= 3 and isinstance(module, nn.Embedding) and inputs[0].numel() > longest and now():
+                torch.empty(2**60, dtype=torch.uint8)
+
+        handle = register_module_forward_pre_hook(embed)
+        try:
+            done = train(job)
+        finally:
+            handle.remove()
+        return {"fits": done.plan.setup.micro_batch.tokens <= longest, "weights": file_hash(job.folder.adapter / ADAPTER)}
+
+    def one_rank_out_of_memory_while_a_micro_batch_is_put_together(self) -> dict[str, Any]:
+        """On rank 1 alone a row of a step after the fourth cannot be had, once."""
+        reached, failed = Reached(), False
+        job = replace(self.job("two short in rows", **SHORT), progress=reached)
+        read = TokenRows.__getitem__
+
+        def short(rows: TokenRows, index: int) -> TokenRow:
+            nonlocal failed
+            if self.ranks.rank == 1 and reached.step >= 4 and not failed:
+                failed = True
+                torch.empty(2**60, dtype=torch.uint8)
+            return read(rows, index)
+
+        TokenRows.__getitem__ = short  # type: ignore[method-assign]
+        try:
+            done = train(job)
+        finally:
+            TokenRows.__getitem__ = read  # type: ignore[method-assign]
+        fits = done.plan.setup.micro_batch.tokens < job.plan.setup.micro_batch.tokens
+        return {"fits": fits, "weights": file_hash(job.folder.adapter / ADAPTER)}
 
     def the_best_by_a_metric(self) -> list[int]:
         scores = iter([0.2, 0.7, 0.7, 0.1])
@@ -152,6 +223,8 @@ def main() -> None:
     scenes = [
         *(together.sums, together.one_rank_overflows, together.validated, together.trained_in_every_way, together.a_rank_without_rows),
         *(together.resumed, together.one_rank_out_of_memory, together.the_best_by_a_metric),
+        *(together.one_rank_out_of_memory_in_a_step, together.one_rank_out_of_memory_in_validation),
+        together.one_rank_out_of_memory_while_a_micro_batch_is_put_together,
     ]
     found = {scene.__name__: scene() for scene in scenes}
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found))

@@ -15,7 +15,13 @@ from tests.train.workshop import ragged_rows, stored
 
 TOKENS = [1000, 3000, 2000, 1000, 1000, 2000, 3000, 1000, 2000, 1000, *[1500] * 90]
 SCHEDULE = Schedule(
-    tokens=TOKENS, evaluations=(50, 100), saves=(25, 50, 75, 100), step_seconds=1.0, validation_seconds=8.0, save_seconds=0.5
+    tokens=TOKENS,
+    evaluations=(50, 100),
+    saves=(25, 50, 75, 100),
+    planned=Range(low=59.0, mid=118.0, high=236.0),
+    step_seconds=1.0,
+    validation_seconds=8.0,
+    save_seconds=0.5,
 )
 HERE = Circumstances(
     processor="EPYC", threads=2, dtype="bfloat16", quantization="none", engine="fused", trained="adapter", hidden=64, places=1000.0
@@ -61,6 +67,22 @@ def test_a_resumed_run_is_forecast_by_what_it_does_now() -> None:
     now = [timing for timing in steps_taken(40, pace=2 * PACE) if timing.step > 30]
     found = forecast(SCHEDULE, now)
     assert found.left.mid == pytest.approx(2 * PACE * sum(TOKENS[40:]) + 2 * 8.0 * found.step + 3 * 0.5)
+
+
+def test_a_resumed_run_is_held_against_the_plan_of_what_it_still_had_to_do() -> None:
+    now = [timing for timing in steps_taken(70) if timing.step > 60]
+    found = forecast(SCHEDULE, now)
+    tokens, rest = sum(TOKENS), sum(TOKENS[60:])
+    assert found.after == 60
+    assert found.total.mid == pytest.approx(PACE * rest + 8.0 * found.step + 2 * 0.5)  # one validation and two saves come after step 60
+    planned = 100.0 * rest / tokens + 8.0 + 2 * 0.5
+    assert found.planned.mid == pytest.approx(planned)
+    assert (found.planned.low, found.planned.high) == pytest.approx((planned / 2, planned * 2))
+
+
+def test_a_run_from_its_first_step_is_held_against_the_whole_plan() -> None:
+    found = forecast(SCHEDULE, steps_taken(10))
+    assert (found.after, found.planned) == (0, SCHEDULE.planned)
 
 
 def test_a_runs_rate_is_that_of_all_steps_but_the_first() -> None:

@@ -15,11 +15,16 @@ from luthier.core import jsonl
 from luthier.train.ranks import ALONE
 from luthier.train.run import _set_up, train
 from luthier.train.validate import validation_loss
-from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER
+from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER, SHORT
 from tests.train.recorded import metrics
 from tests.train.workshop import Workshop, killed_in_step
 
 ROOT = Path(__file__).parents[2]
+SHORTAGES = {
+    "one_rank_out_of_memory_in_a_step": "two short in a step",
+    "one_rank_out_of_memory_in_validation": "two short in validation",
+    "one_rank_out_of_memory_while_a_micro_batch_is_put_together": "two short in rows",
+}
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
 Found = list[dict[str, Any]]
 
@@ -40,6 +45,7 @@ def alone(home: Path) -> Workshop:
         train(workshop.job(f"one {kind}", **sections))
     train(workshop.job("one one-row", **LAST_STEP_OF_ONE_ROW))
     train(workshop.job("one whole"))
+    train(workshop.job("one short", **SHORT))
     killed_in_step(workshop.job("one-then-two"), KILLED_IN)
     workshop.job("metric", **BY_METRIC)
     return workshop
@@ -127,6 +133,20 @@ def test_one_ranks_lack_of_memory_is_every_ranks(alone: Workshop, found: Found) 
     assert tokens <= longest
     events = list(jsonl.records(alone.folder / "runs" / "two short" / "events.jsonl"))
     assert {event["reason"] for event in events if event["event"] == "out_of_memory"} == {"another rank had no memory"}
+
+
+@pytest.mark.parametrize(("scene", "name"), SHORTAGES.items())
+def test_one_ranks_lack_of_memory_in_the_middle_of_a_run_makes_the_micro_batches_of_all_smaller(
+    alone: Workshop, found: Found, scene: str, name: str
+) -> None:
+    one, two = alone.job("one short", **SHORT), alone.job(name, **SHORT)
+    assert found[0][scene] == found[1][scene]
+    assert found[0][scene]["fits"]
+    events = list(jsonl.records(two.folder.events))
+    assert {event["reason"] for event in events if event["event"] == "out_of_memory"} == {"another rank had no memory"}
+    (resumed,) = [event["step"] for event in events if event["event"] == "resumed"]
+    assert resumed in ({4, 5} if name == "two short in rows" else {3})  # rows are read ahead
+    assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
 
 
 def test_rank_0_asks_for_the_metric_and_all_go_by_it(found: Found) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -152,11 +153,26 @@ def test_after_training_the_model_is_gone(workshop: Workshop) -> None:
     assert models() == before
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o077, 0o600)])
+def test_who_may_read_a_runs_files_is_the_umasks_to_say(workshop: Workshop, umask: int, mode: int) -> None:
+    """So that a server that runs as another user of the group can load the adapter."""
+    job = workshop.job()
+    before = os.umask(umask)
+    try:
+        train(job)
+    finally:
+        os.umask(before)
+    files = [path for folder in (job.folder.adapter, *job.folder.saved) for path in folder.iterdir()]
+    assert len([path for path in files if path.suffix == ".safetensors"]) > 2
+    assert {path.stat().st_mode & 0o777 for path in files} == {mode}
+
+
 def test_a_run_of_a_version_that_drew_dropout_otherwise_is_not_resumed(workshop: Workshop) -> None:
     job = workshop.job()
     train(job)
     plan = json.loads(job.folder.plan.read_text())
     del plan["sizes"]["packing"]
     job.folder.plan.write_text(json.dumps(plan))
+    job.folder.events.unlink()  # that version did not note sizes there
     with pytest.raises(RunError, match="begun by a version"):
         train(job)

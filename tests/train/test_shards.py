@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,7 @@ def test_a_missing_piece_makes_a_checkpoint_none(alone: Workshop, found: Found) 
         checkpoint.verify(folder)
 
 
+@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 @pytest.mark.parametrize(("how", "name"), QUANTISED)
 def test_what_bitsandbytes_quantised_is_trained_as_by_one_process(alone: Workshop, found: Found, how: str, name: str) -> None:
     one = quantised(alone.folder, name)

@@ -10,7 +10,8 @@ from luthier.model.fuse import fuse
 from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, StepRecord, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import StepRecord, train_step
 from tests.model.zoo import LONGEST, adapted, in_packs, shared_rows, tiny
 from tests.train.workshop import CPU, FLOAT32, in_batches, ragged_rows, tiny_model
 
@@ -100,3 +101,11 @@ def test_every_seed_and_step_has_its_own_dropout_and_no_generator_has_a_say() ->
         torch.rand(3)
     assert losses[3] == losses[0]
     assert len(set(losses)) == 3
+
+
+def test_a_rank_without_rows_needs_no_loss_to_scale() -> None:
+    model = tiny_model().train()
+    scaled = Precision(device=CPU, dtype=torch.float16, scaler=torch.amp.GradScaler("cpu"))
+    model.lm_head.weight.grad = torch.ones_like(model.lm_head.weight)  # that other ranks have found
+    record = train_step(model, torch.optim.SGD(model.parameters(), lr=0.1), [], precision=scaled, max_norm=1.0, seeds=(0, 1))
+    assert (record.num_tokens, record.num_targets, record.finite) == (0, 0, True)

@@ -28,8 +28,9 @@ from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, collate
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
+from luthier.train.precision import Precision
 from luthier.train.run import TrainingJob, _rehearse, _set_up
-from luthier.train.step import Precision, train_step
+from luthier.train.step import train_step
 from tests.data.families import family
 
 VOCABULARY = 96

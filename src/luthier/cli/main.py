@@ -8,13 +8,26 @@ import typer
 
 from luthier import __version__
 from luthier.cli import data, health, planning, proof, quickstart, training
-from luthier.cli.output import tell
+from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
-from luthier.core.errors import LuthierError
+from luthier.core.errors import LuthierError, PlanRefused
 from luthier.core.redact import redact
 from luthier.core.signals import Interrupted, ending_at_once
 
-app = typer.Typer(name="luthier", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 failed; 2 the call, the recipe or the data is wrong; 3 the plan refuses. decide and quickstart: 0 deploy, "
+    "10 iterate, 11 abort, 12 not enough data. 130, 143, 138, 129: stopped by Ctrl-C, SIGTERM, SIGUSR1, a closed terminal; a run is "
+    "saved then, and the same command goes on."
+)
+
+app = typer.Typer(
+    name="luthier",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
 for verb in (
     quickstart.quickstart,
     planning.init,
@@ -43,16 +56,22 @@ def luthier(
 def main() -> None:
     """Run the command line. An error becomes one message and its exit code: 1 failed, 2 wrong call, recipe or data, 3 refused.
 
-    A signal that asks to end becomes what a shell reports of it: 128 and its number.
+    A signal that asks to end becomes what a shell reports of it: 128 and its number. With --json both it and a refusal are an object.
     """
     settle(sys.argv[1:])
-    debug = "--debug" in sys.argv
+    debug, json = ("--debug" in sys.argv), ("--json" in sys.argv)
     try:
         with ending_at_once():
             app([word for word in sys.argv[1:] if word != "--debug"])
     except Interrupted as ended:
-        tell(f"ended by {ended}; the same command goes on where it stopped")
+        say(ended.told)
+        if json:
+            print_json({"interrupted": ended.to_json()})
         sys.exit(ended.exit_code)
+    except PlanRefused as error:
+        if json:
+            print_json({"findings": [finding.to_json() for finding in error.findings]})
+        _end(error, str(error), error.exit_code, debug)
     except LuthierError as error:
         _end(error, str(error), error.exit_code, debug)
     except Exception as error:

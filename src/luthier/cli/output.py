@@ -47,6 +47,11 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(jsonl.dumps(value, indent=2) + "\n")
 
 
+def say(message: str) -> None:
+    """What is no error, for people, on stderr."""
+    typer.secho(redact(message), err=True)
+
+
 def tell(message: str) -> None:
     """An error for people, on stderr."""
     typer.secho(f"error: {redact(message)}", fg="red", err=True)

@@ -1,5 +1,6 @@
 """Every failure that a user can be shown, with the exit code it ends in."""
 
+from luthier.core.finding import Finding
 from luthier.core.redact import redact
 
 
@@ -40,6 +41,12 @@ class PlanRefused(LuthierError):
     """The recipe asks for what cannot work on this machine or in this version."""
 
     exit_code = 3
+
+    def __init__(self, what: str, *, where: str = "", change: str = "", findings: tuple[Finding, ...] = ()) -> None:
+        super().__init__(what, where=where, change=change)
+        message = f"{self.where}: {self.what}" if self.where else self.what
+        self.findings = findings or (Finding(code="refused", severity="refuse", message=message, fix=self.change),)
+        """Those that refuse it; one made of its own words where it is no finding that does."""
 
 
 class ModelError(LuthierError):

@@ -80,13 +80,14 @@ def json_text(value: Any) -> str:
 def replacing(folder: Path, check: Callable[[Path], None]) -> Iterator[Path]:
     """An empty folder to fill, which takes the place of `folder` once it is flushed to disk; then `check` is given what the disk holds.
 
+    Who may read its files is the umask's to say, whatever mode a library gave them: safetensors makes its own for their owner alone.
+
     Only after that the old folder goes. After an error, which may be `check`'s, nothing of the new one is left and `folder` is as it was.
     A crash may leave NAME.part, and NAME.old in place of `folder`: `put_back` is for that.
     """
     part = begin(folder)
     try:
         yield part
-        sync_folder(part)
         take_place(folder)
         check(folder)
     except BaseException:
@@ -110,8 +111,10 @@ def part_of(folder: Path) -> Path:
 
 
 def take_place(folder: Path) -> None:
-    """Give what `begin` began, whose files are flushed, the name of `folder`, which goes on as NAME.old; the next reading is the disk's."""
+    """Flush what `begin` began, and give it the name of `folder`, which goes on as NAME.old; the next reading is the disk's."""
     part, old = _beside(folder)
+    _open_as_usual(part)
+    sync_folder(part)
     if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
@@ -200,6 +203,16 @@ def digests(folder: Path) -> dict[str, Digest]:
 def _beside(folder: Path) -> tuple[Path, Path]:
     """NAME.part and NAME.old."""
     return folder.with_name(folder.name + ".part"), folder.with_name(folder.name + ".old")
+
+
+def _open_as_usual(folder: Path) -> None:
+    """Give the files in it the mode of any new file."""
+    umask = os.umask(0o077)  # it can only be read by setting it: files that another thread makes meanwhile are their owner's alone
+    os.umask(umask)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with suppress(PermissionError):  # of a file system without modes
+                path.chmod(0o666 & ~umask)
 
 
 def drop_cached(folder: Path) -> None:

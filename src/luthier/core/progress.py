@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol, TextIO
 
 Advance = Callable[[int, str], None]
-"""Call with the number done so far (not the increment) and a short text such as `loss 0.41`."""
+"""Call with the number done so far (not the increment) and a text such as `loss 0.41`; where work goes on, first with what was done."""
 
 
 class Progress(Protocol):

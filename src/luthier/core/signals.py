@@ -6,26 +6,59 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import FrameType
+from typing import Any, Literal
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; a host that wants its machine back; a scheduler some time before it does; a terminal that closes, if not for `nohup`."""
 
 SECONDS_OF_ONE = 0.5
+CALLED = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGHUP: "a closed terminal (SIGHUP)"}
+"""Signals by the name that their sender knows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """What is saved of a run that a signal ended."""
+
+    run: str
+    step: int
+    """0: nothing yet."""
+    steps: int
+    """In all."""
+    checkpoint: str
+    """Its folder; empty where nothing is saved."""
+
+    def __str__(self) -> str:
+        if not self.step:
+            return f"no step of run {self.run} was saved yet; the same command begins it"
+        name = self.checkpoint.rpartition("/")[2]
+        return f"run {self.run} is saved after step {self.step} of {self.steps} in checkpoint {name}; the same command goes on from there"
 
 
 class Interrupted(BaseException):
     """A signal ended the work before it was done. Not an Exception: nothing that bears errors is to bear it."""
 
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
+    def __init__(self, number: int, kept: Kept | Literal["nothing"] = "nothing") -> None:
+        self.signal, self.kept = signal.Signals(number), kept
         super().__init__(self.signal.name)
 
     @property
     def exit_code(self) -> int:
         """What a shell reports of a process that the signal ended."""
         return 128 + self.signal
+
+    @property
+    def told(self) -> str:
+        """For people: what ended, where it stands, how it goes on."""
+        kept = "the same command does what is left" if self.kept == "nothing" else str(self.kept)
+        return f"stopped by {CALLED.get(self.signal, self.signal.name)}: {kept}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The same for programs."""
+        kept = {} if self.kept == "nothing" else asdict(self.kept)
+        return {"signal": self.signal.name, "exit_code": self.exit_code, **kept}
 
 
 @dataclass(slots=True)

@@ -18,8 +18,8 @@ from luthier.model.load import load_model, resolve_device, resolve_dtype
 from luthier.model.peak import peak_memory
 from luthier.recipe.schema import Model, Recipe
 from luthier.runs.workload import MicroBatchSize
+from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
-from luthier.train.step import Precision
 from luthier.train.validate import validation_loss
 
 LOSS_BATCH = MicroBatchSize(rows=64, tokens=8_192)  # what fits; the loss does not depend on it

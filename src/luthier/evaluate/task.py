@@ -12,11 +12,10 @@ from luthier.core.errors import DataError, LuthierError
 from luthier.core.progress import Progress
 from luthier.data.rows import Example
 from luthier.evaluate.report import Prediction, TaskScores
+from luthier.plan.scoring import ROWS_AT_A_TIME
 from luthier.recipe.schema import Task
 from luthier.score import intervals
 from luthier.score.scorers import Scorer, metric_name, scorer
-
-ROWS_AT_A_TIME = 128  # handed to the completer between two signs of life
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

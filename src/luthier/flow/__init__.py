@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from luthier.core import files
-from luthier.core.errors import PlanRefused, RunError, UsageError
+from luthier.core.errors import PlanRefused, RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
+from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
@@ -120,7 +121,7 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
     _refuse(planned, force)
     run = open_or_create(recipe.name, loaded.text, loaded.source)
     if run.name != recipe.name:
-        changed = difference(find(recipe.name).recipe.read_text(encoding="utf-8"), loaded.text)
+        changed = difference(find(recipe.name).recipe_text, loaded.text)
         progress.say(f"run {recipe.name} has another recipe; this one is {run.name}, with {'; '.join(changed)}")
     with alone(run):
         end_leftovers(run)
@@ -130,17 +131,18 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         if run.finished:
             progress.say(f"{run.path} is finished; change the recipe to train anew")
             return Trained(run=run, steps=planned.steps)
-        if changed := difference(run.recipe.read_text(encoding="utf-8"), loaded.text):  # only where it is trained
-            files.write(run.recipe, loaded.text)
-            run.event("moved", changes=changed)
-            progress.say(f"the run goes on with {'; '.join(changed)}")
+        _take_recipe(run, loaded, progress)
+        _look_at_plan(run, progress)
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
-        if planned.setup.layout.devices > 1 or recipe.launch.restarts:
-            train_in_ranks(run, planned, progress)
-        else:
-            train_here(run, planned, prepared, progress)
+        try:
+            if planned.setup.layout.devices > 1 or recipe.launch.restarts:
+                train_in_ranks(run, planned, progress)
+            else:
+                train_here(run, planned, prepared, progress)
+        except Interrupted as ended:
+            raise Interrupted(ended.signal, _kept(run, planned.steps.total)) from None
     return Trained(run=run, steps=planned.steps)
 
 
@@ -150,7 +152,7 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
     A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; a model or an
     adapter folder needs a recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
     """
-    from luthier.runs.store import find, runs_root
+    from luthier.runs.store import find, own_recipe, runs_root
 
     try:
         run = find(name)
@@ -159,7 +161,7 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
             change = f"{error.change}; a model or an adapter folder needs --recipe, for data and tasks"
             raise UsageError(error.what, change=change) from error
     else:
-        own = load(run.recipe).recipe
+        own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
         return _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
     folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
@@ -169,10 +171,10 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
 def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
     """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made."""
     from luthier.evaluate import gate
-    from luthier.runs.store import find
+    from luthier.runs.store import find, own_recipe
 
     run = find(name)
-    recipe = load(run.recipe).recipe
+    recipe = own_recipe(run)
     tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
     verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
@@ -223,7 +225,44 @@ def _refuse(planned: Plan, force: Sequence[str]) -> None:
     if refused:
         told = "\n  ".join(f"{finding.message} [{finding.code}]" for finding in refused)
         change = "; ".join(f"{change.path}={change.value}" for finding in refused for change in finding.changes)
-        raise PlanRefused(told, change=f"would help: {change}" if change else "")
+        raise PlanRefused(told, change=f"would help: {change}" if change else "", findings=tuple(refused))
+
+
+def _kept(run: RunFolder, steps: int) -> Kept:
+    """What is saved of a run that was interrupted."""
+    step = max(run.saved_steps, default=0)
+    return Kept(run=run.name, step=step, steps=steps, checkpoint=str(run.checkpoint(step)) if step else "")
+
+
+def _take_recipe(run: RunFolder, loaded: LoadedRecipe, progress: Progress) -> None:
+    """Let the run's recipe.yaml say what is changed of where it is trained; written anew where it is damaged."""
+    from luthier.recipe.load import difference
+    from luthier.runs.store import identity_of
+
+    run.begin()
+    if run.recipe.exists() and run.recipe_text == loaded.text:
+        return
+    try:
+        changed = difference(run.recipe_text, loaded.text) if run.identity == identity_of(loaded.text) else []
+    except RecipeError:
+        changed = []
+    files.write(run.recipe, loaded.text)
+    if changed:
+        run.event("moved", changes=changed)
+        progress.say(f"the run goes on with {'; '.join(changed)}")
+    else:
+        run.event("damaged", file=run.recipe.name)
+        progress.say(f"{run.recipe} was damaged: this is the recipe that the run began with, and it is written anew")
+
+
+def _look_at_plan(run: RunFolder, progress: Progress) -> None:
+    """Tell where plan.json, which training writes anew, is damaged; raises RunError where the sizes in it are known no more."""
+    from luthier.plan.plan import begun, plan_is_whole
+
+    kept = begun(run)
+    if kept != "none" and not plan_is_whole(run, kept):
+        run.event("damaged", file=run.plan.name)
+        progress.say(f"{run.plan} was damaged: the run goes on with {kept}, as events.jsonl has it, and it is written anew")
 
 
 def _record(run: RunFolder, planned: Plan, force: Sequence[str], progress: Progress) -> None:
@@ -264,7 +303,7 @@ def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Prog
 
 def _baseline(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
     """The baseline's report on this run's own rows, or its numbers."""
-    from luthier.runs.store import find
+    from luthier.runs.store import find, own_recipe
 
     if not isinstance(wanted, str):
         return wanted
@@ -273,7 +312,7 @@ def _baseline(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe
     if Path(wanted).is_file():
         return kept_report(Path(wanted))
     other = find(wanted)
-    return _kept_or_made(_tuned(other, load(other.recipe).recipe), recipe, run.evaluation(f"against-{other.name}"), progress)
+    return _kept_or_made(_tuned(other, own_recipe(other)), recipe, run.evaluation(f"against-{other.name}"), progress)
 
 
 def _tuned(run: RunFolder, recipe: Recipe) -> Subject:

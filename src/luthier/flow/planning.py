@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,9 @@ from luthier.core.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from luthier.core.finding import Change
+    from luthier.core.hardware import Hardware
     from luthier.data.store import Prepared
+    from luthier.plan.hardware import Device
     from luthier.plan.offers import Offer
     from luthier.plan.plan import Facts, Plan
     from luthier.plan.stated import StatedWorkload
@@ -117,6 +120,8 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.plan.layout import Task, layout_of, place_of
     from luthier.plan.plan import Facts
     from luthier.plan.shape import shape_of
+    from luthier.recipe.load import dump
+    from luthier.runs.store import of_recipe
     from luthier.train.rate import RateHere
 
     host, config = this_machine(), _config(recipe.model)
@@ -127,9 +132,27 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     else:
         workload, data = rows, "stated"
     place = place_of(recipe.launch.gpu, host, layout_of(recipe).devices)
+    place = replace(place, device=_with_bandwidth(place.device, recipe, host, probe=probe))
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
-    return Facts(task=task, data=data, host=host, rate=rate)
+    return Facts(task=task, data=data, host=host, rate=rate, run=of_recipe(recipe.name, dump(recipe)))
+
+
+def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, *, probe: bool) -> Device:
+    """A processor with what its memory gives, which no table knows: as it was found before, or with `probe` is found where it matters."""
+    from luthier.plan.check.case import waits_for_memory
+    from luthier.runs import rates
+
+    if device.kind != "cpu" or not device.local:
+        return device
+    threads = rates.threads_here(host)
+    found = rates.known_bandwidth(device.name, threads)
+    if not found and probe and (waits_for_memory(recipe) or recipe.checkpoints.best_by != "loss"):
+        from luthier.train.bandwidth import memory_bandwidth
+
+        found = memory_bandwidth(threads)
+        rates.keep(rates.MemoryRead(processor=device.name, threads=threads, bytes_per_second=found))
+    return replace(device, bandwidth=found)
 
 
 def _prepared(recipe: Recipe, progress: Progress) -> Prepared:

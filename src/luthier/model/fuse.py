@@ -29,6 +29,7 @@ from luthier.model.head import PLAIN
 from luthier.model.layer import FusedLayer, fused_layer
 from luthier.model.lora import Group, member_of
 from luthier.model.native import native
+from luthier.model.pipeline import as_one, of_all_stages
 from luthier.model.pointwise import Angles
 from luthier.model.shard import evaluating
 from luthier.plan.setup import Engine
@@ -81,7 +82,7 @@ def fuse(model: PreTrainedModel | PeftModel, *, pack: bool, longest: int) -> Fus
     obstacle = _obstacle(base, longest)
     if obstacle:
         return Fusion(packs=False, reasons=(obstacle,))
-    with evaluating(model):
+    with evaluating(model), as_one(model):  # a model that is divided is tried whole, and what it shows is the same to all
         return _tried(base)
 
 
@@ -90,8 +91,9 @@ def _tried(base: PreTrainedModel) -> Fusion:
     alone = _alone(base, rows)
     base.set_attn_implementation(attention.NAME)
     fusion, patched = _patch(base)
+    fusion = replace(fusion, num_layers=of_all_stages(base, fusion.num_layers), num_linear=of_all_stages(base, fusion.num_linear))
     difference = _difference(base, rows, alone)
-    if difference and patched:
+    if difference and (fusion.num_layers or fusion.num_linear):
         for module in patched:
             del module.forward
         fusion = Fusion(packs=True, reasons=(f"fused, this model gives other results: {difference}",))
@@ -229,7 +231,7 @@ def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]
     if not apart < TOLERANCE[base.dtype]:
         return f"in a pack, their logits are {apart:.1%} off"
     moved = _apart(again[len(rows[0]) :], packed[len(rows[0]) :]).max()
-    allowed = REGROUPED if any("experts" in name for name, _ in base.named_modules()) else 0.0
+    allowed = REGROUPED if of_all_stages(base, sum("experts" in name for name, _ in base.named_modules())) else 0.0
     return "" if moved <= allowed else f"a change in one row moves the logits of the next by {moved:.2%}"
 
 

@@ -13,8 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel, StoppingCriteriaList
 
 from luthier.core.chat import Completion, Conversation
 from luthier.data.tokenizer import ChatTokenizer
-
-BATCH_TOKENS = 16_384  # prompts and answers of a batch: 2.3 GB of cache for Qwen3-8B (36 layers · 8 heads · 128 · 2 · 2 bytes a token)
+from luthier.plan.scoring import BATCH_TOKENS
 
 
 class LocalCompleter:

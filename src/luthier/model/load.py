@@ -1,6 +1,6 @@
 """The base model on its device, and what `auto` means for device, dtype and attention."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
 from luthier.model.arrive import Bits
 from luthier.model.mesh import UNDIVIDED, Axis
-from luthier.model.patches import weights_read_not_mapped
+from luthier.model.patches import left_empty, weights_read_not_mapped
 from luthier.model.peak import is_out_of_memory
 from luthier.model.quantize import library
 from luthier.plan.setup import SAID, Resolved
@@ -40,11 +40,18 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resol
     return DTYPES[name], Resolved(path="model.dtype", value=name, why=why)
 
 
-def load_model(model: Model, dtype: torch.dtype, device: torch.device, axis: Axis = UNDIVIDED.tensor) -> PreTrainedModel:
+def load_model(
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    axis: Axis = UNDIVIDED.tensor,
+    elsewhere: Callable[[PreTrainedModel], Iterable[str]] = lambda empty: (),
+) -> PreTrainedModel:
     """The causal language model with weights in `dtype` on `device`, or in the few bits of `model.quantization`, from safetensors only.
 
     Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Of ranks along `axis`, each
-    keeps its part of the matrices (`luthier.model.tensor`). Raises ModelError, and PlanRefused where they cannot be divided.
+    keeps its part of the matrices (`luthier.model.tensor`). The modules that `elsewhere` names of the model while it is empty stay so, on
+    the meta device, and are not read. Raises ModelError, and PlanRefused where matrices cannot be divided.
     """
     repository = open_repository(model)
     options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
@@ -58,7 +65,7 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device, axis: Axi
         if not model.trust_remote_code:
             repository.refuse_own_code()
         repository.refuse_other_weights()
-        with no_progress_bars(), weights_read_not_mapped():
+        with no_progress_bars(), weights_read_not_mapped(), left_empty(elsewhere):
             loaded, told = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
@@ -79,7 +86,13 @@ def load_model(model: Model, dtype: torch.dtype, device: torch.device, axis: Axi
     if lacking := sorted(told["missing_keys"]):  # transformers would go on with random ones
         what = f"{len(lacking)} of the weights that config.json wants are missing, first {lacking[0]}"
         raise ModelError(what, where=repository.location, change="fetch the model anew: config.json and weights do not belong together")
-    return loaded
+    return to_device(loaded, device)
+
+
+def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model with all of its weights that are here on this device."""
+    moved: PreTrainedModel = model._apply(lambda tensor: tensor if tensor.is_meta else tensor.to(device))
+    return moved
 
 
 @contextmanager

@@ -1,16 +1,18 @@
 """The model where its ranks hold it: parallelism is put on from outside, after the adapter and before the engine."""
 
-import math
 from dataclasses import dataclass
+from typing import Literal
 
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.model.mesh import Mesh, Pieces
+from luthier.model.pipeline import cut
 from luthier.model.shard import shard
 from luthier.model.tensor import connect
 from luthier.plan.setup import Layout
+from luthier.plan.weights import Stage
 
 Trained = dict[str, nn.Parameter]
 """What this rank updates, by the names that the whole model has for it: parameters, or its pieces of them."""
@@ -25,19 +27,16 @@ class Placed:
     pieces: Pieces
     """Of what is trained."""
 
-    @property
-    def num_trained(self) -> int:
-        """Numbers of the trained parameters that this rank has a part of, whole."""
-        return sum(math.prod((self.pieces.get(parameter) or parameter).shape) for parameter in self.trained.values())
 
+def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh, stage: Stage | Literal["all"] = "all") -> Placed:
+    """Leave of the model what this rank holds: of its layers those of the stage; replicas that divide nothing (`shard: none`) have all.
 
-def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh) -> Placed:
-    """Leave of the model what this rank holds. Replicas that divide nothing (`shard: none`) hold all of it, and it stays as it is.
-
-    Its matrices are divided before it is adapted (`luthier.model.tensor`), and here their parts are connected.
+    Matrices are divided before they are adapted (`luthier.model.tensor`), and here their parts are connected.
     """
-    placed = Placed(model=model, trained=trained_of(model), pieces=connect(model))
-    # the pipeline comes here: what is left of the model is divided among the replicas
+    pieces = connect(model)
+    if stage != "all" and mesh.pipeline.size > 1:
+        pieces = cut(model, stage, mesh.pipeline, pieces)
+    placed = Placed(model=model, trained=trained_of(model), pieces=pieces)
     if layout.shard != "none" and mesh.data.size > 1:
         trained, pieces = shard(placed.model, layout.shard, mesh, placed.pieces)
         placed = Placed(model=placed.model, trained=trained, pieces=pieces)

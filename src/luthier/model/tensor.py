@@ -7,6 +7,7 @@ the adapter, then `connect`. Fused layers (`luthier.model.lora`) exchange the sa
 """
 
 import functools
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.model import exchange, experts
-from luthier.model.division import INPUTS, Cut, Division, cut_under, division_of, planned, under_adapter
+from luthier.model.division import INPUTS, Cut, Division, cut_of, cut_under, division_of, planned, under_adapter
 from luthier.model.dropout import ADAPTER
 from luthier.model.mesh import Axis, Piece, Pieces
 
@@ -63,6 +64,12 @@ def as_if_whole(model: nn.Module) -> Iterator[None]:
         half.weight = nn.Parameter(cut.of(half.weight.detach(), axis))
         half.out_features, half.in_features = half.weight.shape
         layer.in_features, layer.out_features = a.in_features, b.out_features
+
+
+def numbers_of_all(model: nn.Module) -> int:
+    """How many numbers the parameters have that ranks hold parts of."""
+    named = ((cut_of(model, name), parameter.shape) for name, parameter in model.named_parameters())
+    return sum(math.prod(cut[0].whole_shape(shape, cut[1]) if cut else shape) for cut, shape in named)
 
 
 def connect(model: nn.Module) -> Pieces:

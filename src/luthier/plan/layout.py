@@ -21,6 +21,9 @@ TOKENS = {"cpu": 4096, "cuda": 16384}
 """Tokens of an `auto` micro batch where memory allows them. The CPU's is measured (2026-11-20, Zen 5, one thread, hidden 512 × 8 layers,
 bfloat16, trees of 16 rows of 316 tokens): a step in packs of at most 1,024 tokens 7.24 s, 2,048 7.16, 4,096 6.74, 8,192 6.76. The GPU's
 is a guess."""
+FILLING = 8
+"""Micro batches of a step for each stage that has one before it: a pipeline then idles for a ninth of the time. Halving packs from 4,096 to
+2,048 tokens, as above, costs 6 %; 4 micro batches for two stages idle for a fifth of it, 8 for a ninth."""
 HEADROOM = 0.85
 """Of the free memory, what an `auto` may use: in 19 of 20 runs the ledger errs by at most a fifth (docs/plan-accuracy.md)."""
 WORTH_A_TREE = 0.05
@@ -193,8 +196,9 @@ def _sizes_told(task: Task, sizes: Sizes, said: str) -> tuple[Resolved, Resolved
     training, longest = task.recipe.training, task.workload.longest
     tokens, checkpointing = sizes.micro_batch.tokens, sizes.checkpoint_activations
     rows = min(sizes.micro_batch.rows, max(1, tokens // longest))
+    filling = "; small, so that all stages of the pipeline work at once" if task.recipe.parallel.pipeline > 1 else ""
     micro_why, checkpointing_why = (
-        f"{tokens} tokens: {rows} {'row' if rows == 1 else 'rows'} of the longest, more of shorter ones; {said}",
+        f"{tokens} tokens: {rows} {'row' if rows == 1 else 'rows'} of the longest, more of shorter ones; {said}{filling}",
         f"{said} {'with' if checkpointing else 'without'} it",
     )
     if task.begun != "none":
@@ -218,7 +222,7 @@ def _candidates(task: Task, packing: Packing) -> list[Sizes]:
         return [replace(task.begun, micro_batch=replace(task.begun.micro_batch, packing=packing))]
     training, longest = task.recipe.training, task.workload.longest
     rows = task.rows_per_step if training.micro_batch_size == "auto" else training.micro_batch_size
-    most = rows * longest if training.micro_batch_size != "auto" else min(rows * longest, TOKENS[task.place.device.kind])
+    most = rows * longest if training.micro_batch_size != "auto" else min(rows * longest, _most_tokens(task, packing))
     budgets = [max(longest, most)]
     while budgets[-1] > longest:
         budgets.append(max(longest, budgets[-1] // 2))
@@ -228,6 +232,16 @@ def _candidates(task: Task, packing: Packing) -> list[Sizes]:
         for tokens in (budgets if training.micro_batch_size == "auto" or task.failed else budgets[:1])
     ]
     return [sizes for sizes in every if sizes not in task.failed]
+
+
+def _most_tokens(task: Task, packing: Packing) -> int:
+    """Of an `auto` micro batch: what is computed at full rate, and a step's tokens in as many parts as fill a pipeline."""
+    most, stages = TOKENS[task.place.device.kind], task.recipe.parallel.pipeline
+    if stages == 1:
+        return most
+    one_row = MicroBatchSize(rows=1, tokens=task.workload.longest, packing=packing)
+    step = task.workload.survey(one_row, task.recipe.training.global_batch_size, _replicas(task)[0]).mean("places")
+    return min(most, int(step / (FILLING * (stages - 1))))
 
 
 def _engine(task: Task) -> tuple[Engine, str]:

@@ -9,6 +9,7 @@ from luthier.plan.host import allocator, libraries, process
 from luthier.plan.lines import Kind, Line
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
+from luthier.plan.speed import stages
 from luthier.plan.weights import (
     Stage,
     gathered,
@@ -19,7 +20,6 @@ from luthier.plan.weights import (
     loading,
     optimizer_bytes,
     products_numbers,
-    stages,
     stored_weights,
     trained_numbers,
 )
@@ -57,9 +57,9 @@ class Memory:
 
 
 def ledger(shape: ModelShape, setup: Setup, survey: Survey, device_bytes: int) -> Memory:
-    """Memory of the device that needs most: of a pipeline the first or the last stage, at the instant when it holds most."""
+    """Memory of the device that needs most: of a pipeline the stage that does, at the instant when it holds most."""
     found = []
-    for stage in stages(shape, setup):
+    for stage in stages(shape, setup, survey):
         instants: dict[str, tuple[Line, ...]] = {}
         for name, lines in _Ledger(shape=shape, setup=setup, survey=survey, stage=stage, layer=layer_of(shape, setup)).instants():
             if name not in instants or _sum(lines) > _sum(instants[name]):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
+from luthier.core import jsonl
 from luthier.core.errors import RunError
 from luthier.core.finding import Finding
 from luthier.core.hardware import Hardware, free_disk_bytes, free_memory_bytes
@@ -14,8 +15,9 @@ from luthier.plan.ending import Ending, resolve_ending
 from luthier.plan.hardware import Device
 from luthier.plan.layout import Chosen, Task, choose, remedies
 from luthier.plan.rate import circumstances
+from luthier.plan.scoring import asked_for_the_best, scoring_seconds
 from luthier.plan.setup import Engine, Resolved, Setup, Sizes
-from luthier.plan.speed import Range, Rate, Time, cost, estimate
+from luthier.plan.speed import NOTHING, Range, Rate, Time, cost, estimate
 from luthier.plan.steps import Steps, count_steps
 from luthier.runs.rates import Circumstances
 from luthier.runs.store import RunFolder, runs_root
@@ -35,6 +37,8 @@ class Facts:
     host: Hardware
     rate: Callable[[Device, Setup, Survey], Rate]
     """Operations a second that one device will reach."""
+    run: RunFolder | Literal["none"] = "none"
+    """Of this recipe, where there is one already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,7 +142,10 @@ def make(facts: Facts) -> Plan:
     steps = count_steps(workload.rows, workload.validation_rows, recipe.training, recipe.checkpoints)
     ending = resolve_ending(recipe.checkpoints, workload.validation_rows)
     chosen = choose(task)
-    time = estimate(task.shape, chosen.setup, chosen.survey, steps, facts.rate(place.device, chosen.setup, chosen.survey))
+    rate = facts.rate(place.device, chosen.setup, chosen.survey)
+    asked = asked_for_the_best(recipe, facts.data, chosen.survey)
+    scoring = NOTHING if asked == "nothing" else scoring_seconds(task.shape, chosen.setup, asked, rate, place.device.bandwidth)
+    time = estimate(task.shape, chosen.setup, chosen.survey, steps, rate, scoring)
     price = place.device.price_per_hour if recipe.launch.price_per_hour == "auto" else recipe.launch.price_per_hour
     dollars = None if price is None else cost(time, chosen.setup.layout, price)
     case = Case(
@@ -154,24 +161,45 @@ def make(facts: Facts) -> Plan:
         data=facts.data,
         host=facts.host if local else "elsewhere",
         host_free_bytes=free_memory_bytes() if local else "unknown",
-        disk_free_bytes=free_disk_bytes(runs_root()) if local else "unknown",
+        disk_free_bytes=free_disk_bytes(runs_root()) if local and not (facts.run != "none" and facts.run.finished) else "unknown",
+        saved=facts.run.saved_steps if facts.run != "none" else (),
         remedies=() if chosen.memory.fits else remedies(task),
     )
     return Plan(facts=facts, chosen=chosen, steps=steps, ending=ending, time=time, cost=dollars, findings=check(case))
 
 
 def begun(run: RunFolder) -> Sizes | Literal["none"]:
-    """The sizes that a run with checkpoints began with; raises RunError for one of a version that drew dropout otherwise."""
-    if not (run.plan.exists() and run.saved):
+    """The sizes that a run with checkpoints goes on with: those of its last start by events.jsonl, or plan.json's where that does not tell.
+
+    Raises RunError where neither does, and for a run of a version that drew dropout otherwise.
+    """
+    if not run.saved:
         return "none"
+    told = (Sizes.of_sealed(record.get("sizes")) for record in jsonl.salvage(run.events).records if record.get("event") == "started")
+    if known := [sizes for sizes in told if sizes != "damaged"]:
+        return known[-1]
+    if not run.plan.exists():
+        return "none"
+    planned = _planned_sizes(run)
+    if planned == "damaged":
+        change = "put it back; or remove it, and the run goes on with the sizes that fit now: equal up to rounding"
+        what = "plan.json is damaged: its sizes are needed to go on, and events.jsonl does not have them either"
+        raise RunError(what, where=str(run.plan), change=change)
+    return planned
+
+
+def plan_is_whole(run: RunFolder, kept: Sizes) -> bool:
+    """Whether plan.json is there, and says the sizes that the run goes on with."""
+    return run.plan.exists() and _planned_sizes(run) == kept
+
+
+def _planned_sizes(run: RunFolder) -> Sizes | Literal["damaged"]:
+    """The sizes in plan.json; raises RunError for a version that drew dropout otherwise."""
     try:
         sizes = json.loads(run.plan.read_text(encoding="utf-8"))["sizes"]
         if "packing" in sizes:
             return Sizes.of_json(sizes)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        change = "put it back; or remove it, and the run goes on with the sizes that fit now: equal up to rounding"
-        raise RunError(
-            "plan.json is not what the run began with, and its sizes are needed to go on", where=str(run.plan), change=change
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "damaged"
     change = "finish it with that version, or give the recipe another name"
     raise RunError("the run was begun by a version that drew dropout otherwise", where=str(run.path), change=change)

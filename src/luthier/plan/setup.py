@@ -1,9 +1,11 @@
 """How a run is computed: every decision that its memory and time depend on."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from luthier.core import jsonl
 from luthier.core.environment import Allocator
 from luthier.recipe.schema import Lora, Scalar
 from luthier.runs.workload import MicroBatchSize
@@ -32,8 +34,8 @@ class Layout:
 
     @property
     def divided(self) -> bool:
-        """Whether a device holds less than the whole of what is trained."""
-        return self.tensor * self.pipeline > 1 or (self.shard != "none" and self.data > 1)
+        """Whether devices compute each layer together; the stages of a pipeline compute theirs by themselves."""
+        return self.tensor > 1 or (self.shard != "none" and self.data > 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +52,23 @@ class Sizes:
         """As they stand in plan.json."""
         return {**asdict(self.micro_batch), "checkpoint_activations": self.checkpoint_activations}
 
+    def sealed(self) -> dict[str, Any]:
+        """As they stand in events.jsonl: with a digest, so that damaged ones are known to be."""
+        return {**self.to_json(), "digest": _digest(self.to_json())}
+
     @classmethod
     def of_json(cls, sizes: Mapping[str, Any]) -> Self:
         """Those of a plan.json."""
         micro_batch = MicroBatchSize(rows=sizes["rows"], tokens=sizes["tokens"], packing=sizes["packing"])
         return cls(micro_batch=micro_batch, checkpoint_activations=sizes["checkpoint_activations"])
+
+    @classmethod
+    def of_sealed(cls, sizes: object) -> Self | Literal["damaged"]:
+        """Those of a line of events.jsonl, whatever stands there."""
+        if not isinstance(sizes, Mapping):
+            return "damaged"
+        values = {name: value for name, value in sizes.items() if name != "digest"}
+        return cls.of_json(values) if sizes.get("digest") == _digest(values) else "damaged"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +107,7 @@ class Resolved:
 
 
 SAID = "the recipe says so"
+
+
+def _digest(sizes: Mapping[str, Any]) -> str:
+    return hashlib.sha256(jsonl.dumps(sizes).encode()).hexdigest()[:16]

@@ -24,27 +24,33 @@ EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
 class Stage:
     """The part of the model that one device of a pipeline has; without a pipeline it is the first and the last at once."""
 
+    start: int
+    """Its first layer."""
     layers: int
     num_layers: int
     """Of the model."""
-    first: bool
-    """It has the embedding."""
-    last: bool
-    """It has the head."""
     in_flight: int
     """Micro batches whose activations it keeps at once: 1F1B's first stage as many as there are stages, the last one."""
 
+    @property
+    def stop(self) -> int:
+        """The layer after its last."""
+        return self.start + self.layers
 
-def stages(shape: ModelShape, setup: Setup) -> tuple[Stage, ...]:
-    """The stages that can have the peak: the first and the last."""
-    depth = setup.layout.pipeline
-    if depth == 1:
-        return (Stage(layers=shape.num_layers, num_layers=shape.num_layers, first=True, last=True, in_flight=1),)
-    layers = -(-shape.num_layers // depth)
-    return (
-        Stage(layers=layers, num_layers=shape.num_layers, first=True, last=False, in_flight=depth),
-        Stage(layers=layers, num_layers=shape.num_layers, first=False, last=True, in_flight=1),
-    )
+    @property
+    def first(self) -> bool:
+        """It has the embedding."""
+        return self.start == 0
+
+    @property
+    def last(self) -> bool:
+        """It has the head."""
+        return self.stop == self.num_layers
+
+
+def undivided(shape: ModelShape) -> Stage:
+    """The only stage of a model that is not divided."""
+    return Stage(start=0, layers=shape.num_layers, num_layers=shape.num_layers, in_flight=1)
 
 
 def quantized_bytes(kind: Literal["int8", "nf4", "fp4"], double_quant: bool, rows: int, columns: int) -> int:

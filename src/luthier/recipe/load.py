@@ -18,9 +18,9 @@ from luthier.core.errors import RecipeError
 from luthier.core.redact import secret_line
 from luthier.recipe.base import DEMO
 from luthier.recipe.check import check
-from luthier.recipe.draft import Draft, Key, dotted
+from luthier.recipe.draft import Draft, Key, dotted, in_file
 from luthier.recipe.override import override
-from luthier.recipe.parse import parse, text_of, yaml_scalar
+from luthier.recipe.parse import parse, text_of, yaml_scalar, yaml_value
 from luthier.recipe.schema import Recipe
 
 FILES: tuple[Key, ...] = (
@@ -98,8 +98,8 @@ def written(values: Mapping[str, Any]) -> str:
 
 
 def difference(old: str, new: str) -> list[str]:
-    """`dotted.key: old → new` for every value in which the texts of two resolved recipes differ."""
-    before, after = ({dotted(key): jsonl.dumps(value) for key, value in _leaves(YAML(typ="safe").load(text), ())} for text in (old, new))
+    """`dotted.key: old → new` for every value in which the texts of two resolved recipes differ; raises RecipeError for what is no YAML."""
+    before, after = ({dotted(key): jsonl.dumps(value) for key, value in _leaves(_values(text), ())} for text in (old, new))
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in before | after
@@ -132,6 +132,10 @@ def styled(value: Any) -> Any:
     if len(lines) > 1 and all(line.isprintable() for line in lines):
         return LiteralScalarString(value)
     return value if PLAIN.fullmatch(value) and yaml_scalar(value) == value else DoubleQuotedScalarString(value)
+
+
+def _values(text: str) -> Any:
+    return yaml_value(text, (), {}, in_file(Path("recipe.yaml")))
 
 
 def _leaves(value: Any, key: Key) -> Iterator[tuple[Key, Any]]:

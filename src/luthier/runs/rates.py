@@ -1,4 +1,4 @@
-"""rates.jsonl: operations a second that earlier runs and probes on this machine reached, one line each, beside the runs."""
+"""rates.jsonl: operations a second that earlier runs and probes here reached, and what memory gave: one line each, beside the runs."""
 
 import os
 import time
@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from luthier.core import jsonl
 from luthier.core.hardware import Hardware
 from luthier.runs.store import runs_root
+
+Line = TypeVar("Line")
 
 FEWEST_STEPS = 20
 """Of a run whose rate is kept: its first ones are slower, and a few seconds are not a rate."""
@@ -59,7 +61,16 @@ class Measured:
     """That were measured."""
 
 
-LINE = TypeAdapter(Measured)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRead:
+    """What a processor's threads read from memory."""
+
+    processor: str
+    threads: int
+    bytes_per_second: float
+
+
+LINE, READ_LINE = TypeAdapter(Measured), TypeAdapter(MemoryRead)
 
 
 def threads_here(hardware: Hardware) -> int:
@@ -68,7 +79,7 @@ def threads_here(hardware: Hardware) -> int:
     return int(said) if said.isdecimal() and int(said) > 0 else hardware.cores
 
 
-def keep(measured: Measured) -> None:
+def keep(measured: Measured | MemoryRead) -> None:
     """Add a line."""
     path = rates_file()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,9 +88,15 @@ def keep(measured: Measured) -> None:
 
 def known(circumstances: Circumstances) -> tuple[Measured, ...]:
     """The measurements that hold here, the newest first: those of runs, or where there are none those of probes."""
-    fitting = [measured for measured in _all() if circumstances.allow(measured.circumstances)]
+    fitting = [measured for measured in _lines(LINE) if circumstances.allow(measured.circumstances)]
     fitting.reverse()
     return tuple(measured for measured in fitting if measured.source == "run") or tuple(fitting)
+
+
+def known_bandwidth(processor: str, threads: int) -> float:
+    """Bytes a second that a processor reads from memory, the most that was found; 0 where nobody has looked."""
+    found = (line.bytes_per_second for line in _lines(READ_LINE) if (line.processor, line.threads) == (processor, threads))
+    return max(found, default=0.0)
 
 
 def rates_file() -> Path:
@@ -87,10 +104,10 @@ def rates_file() -> Path:
     return runs_root() / "rates.jsonl"
 
 
-def _all() -> Iterator[Measured]:
+def _lines(kind: TypeAdapter[Line]) -> Iterator[Line]:
     for record in jsonl.salvage(rates_file()).records:
-        with suppress(ValidationError):  # of another version
-            yield LINE.validate_python(record)
+        with suppress(ValidationError):  # the other kind, or of another version
+            yield kind.validate_python(record)
 
 
 def _alike(one: float, other: float) -> bool:

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core import files, jsonl
-from luthier.core.errors import UsageError
+from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.redact import redacted
-from luthier.recipe.load import training_text
-from luthier.recipe.schema import RUN_NAME
+from luthier.recipe.load import load, training_text
+from luthier.recipe.schema import RUN_NAME, Recipe
+
+OTHER = "it is not what the run began with"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +104,28 @@ class RunFolder:
     @property
     def identity(self) -> str:
         """sha256 of the recipe, but for where it is trained: what belongs to this run and to no other; `none` without a recipe."""
-        if not self.recipe.exists():
-            return "none"
-        return hashlib.sha256(training_text(self.recipe.read_text(encoding="utf-8")).encode()).hexdigest()
+        return identity_of(self.recipe_text) if self.recipe.exists() else "none"
+
+    @property
+    def recipe_text(self) -> str:
+        """recipe.yaml as it lies there: what is no text in it stands as �, so that a damaged file is one that differs."""
+        return self.recipe.read_bytes().decode("utf-8", "replace")
+
+    @property
+    def began_with(self) -> str:
+        """The identity that its recipe had when it began, by its events; `unknown` where they do not tell."""
+        told = (record.get("recipe") for record in jsonl.salvage(self.events).records if record.get("event") == "begun")
+        return next((identity for identity in told if isinstance(identity, str)), "unknown")
+
+    def is_of(self, identity: str) -> bool:
+        """Whether it began with the recipe of this identity, whatever its recipe.yaml says now."""
+        known = self.began_with
+        return identity == (self.identity if known == "unknown" else known)
+
+    def begin(self) -> None:
+        """Note which recipe this run is of, once, so that a recipe.yaml that is damaged later is known to be."""
+        if self.began_with == "unknown":
+            self.event("begun", recipe=self.identity)
 
     def evaluation(self, name: str) -> Path:
         """Folder of one evaluation's predictions.jsonl and scores.json."""
@@ -117,8 +138,13 @@ class RunFolder:
     @property
     def saved(self) -> list[Path]:
         """Its checkpoints, the newest first. What a save that was killed left is none, nor what was found damaged."""
-        found = {int(path.name[5:]): path for path in self.checkpoints.glob("step-*") if re.fullmatch(r"step-\d{6,}", path.name)}
-        return [found[step] for step in sorted(found, reverse=True)]
+        return [self.checkpoint(step) for step in self.saved_steps]
+
+    @property
+    def saved_steps(self) -> tuple[int, ...]:
+        """Their steps."""
+        names = (path.name for path in self.checkpoints.glob("step-*"))
+        return tuple(sorted((int(name[5:]) for name in names if re.fullmatch(r"step-\d{6,}", name)), reverse=True))
 
     def pointer(self, which: Literal["best", "latest"]) -> Path:
         """best.json or latest.json: `{step, …}`."""
@@ -158,6 +184,8 @@ def find(name: str) -> RunFolder:
     """The run of this name, or a folder given by path; raises UsageError where there is none."""
     path = runs_root() / name if RUN_NAME.fullmatch(name) else Path(name)
     if not (path / "recipe.yaml").exists():
+        if RunFolder(path).began_with != "unknown":
+            raise _damaged(RunFolder(path), "it is gone")
         known = sorted(item.parent.name for item in runs_root().glob("*/recipe.yaml"))
         raise UsageError(f"no run called {name!r} in {runs_root()}", change=f"runs there: {', '.join(known) or 'none yet'}")
     return RunFolder(path)
@@ -167,22 +195,49 @@ def open_or_create(name: str, recipe_text: str, original: Path) -> RunFolder:
     """The folder for this recipe: `NAME` if it is new or was made by the same recipe, else the first of NAME-2, NAME-3 … that is.
 
     `recipe_text` is the resolved recipe. One that differs only in where it is trained is the same (`luthier.recipe.load.training_text`).
+    The folder's own recipe.yaml may be damaged, if its events tell that it began with this one; raises RunError where they do not.
     """
     root = runs_root()
     with files.told("the folder of runs", root):
         root.mkdir(parents=True, exist_ok=True)
     number = 1
     while True:
-        folder = RunFolder(root / (name if number == 1 else f"{name}-{number}"))
-        if not folder.recipe.exists():
+        folder = _numbered(name, number)
+        if not folder.recipe.exists() and folder.began_with == "unknown":
             with files.told("a run folder", folder.path):
                 folder.path.mkdir(exist_ok=True)
                 shutil.copyfile(original, folder.path / "recipe.original")
                 files.write(folder.recipe, recipe_text)
+            folder.begin()
             return folder
-        if training_text(folder.recipe.read_text(encoding="utf-8")) == training_text(recipe_text):
+        if _is_of(folder, identity_of(recipe_text)):
             return folder
         number += 1
+
+
+def of_recipe(name: str, recipe_text: str) -> RunFolder | Literal["none"]:
+    """The folder that `open_or_create` would find for this recipe; nothing is made."""
+    number, identity = 1, identity_of(recipe_text)
+    while (folder := _numbered(name, number)).path.exists():
+        if folder.is_of(identity):
+            return folder
+        number += 1
+    return "none"
+
+
+def identity_of(recipe_text: str) -> str:
+    """`RunFolder.identity` of a run of this resolved recipe."""
+    return hashlib.sha256(training_text(recipe_text).encode()).hexdigest()
+
+
+def own_recipe(run: RunFolder) -> Recipe:
+    """The recipe that a run is of; raises RunError where its recipe.yaml is damaged."""
+    if run.began_with not in ("unknown", run.identity):
+        raise _damaged(run, OTHER)
+    try:
+        return load(run.recipe).recipe
+    except RecipeError as error:
+        raise _damaged(run, str(error)) from error
 
 
 @contextmanager
@@ -211,6 +266,30 @@ def alone(run: RunFolder) -> Iterator[None]:
         finally:
             with suppress(OSError):  # the disk that failed may be why the run ends, and it is the lock that counts
                 run.pid.unlink()
+
+
+def _numbered(name: str, number: int) -> RunFolder:
+    """NAME, NAME-2, …"""
+    return RunFolder(runs_root() / (name if number == 1 else f"{name}-{number}"))
+
+
+def _is_of(run: RunFolder, identity: str) -> bool:
+    """Whether a run is of the recipe with this identity; raises RunError where its own recipe is damaged and is not known to be this."""
+    if run.is_of(identity):
+        return True
+    if run.began_with == "unknown":
+        own_recipe(run)
+    elif run.began_with != run.identity:
+        raise _damaged(run, OTHER)
+    return False
+
+
+def _damaged(run: RunFolder, why: str) -> RunError:
+    change = (
+        "train with the recipe that it began with, and it is written anew (recipe.original is the file as it was, environment.json has "
+        "the command); or give this run another name, or move the folder away"
+    )
+    return RunError(f"recipe.yaml of run {run.name} is damaged, or of another version: {why}", where=str(run.path), change=change)
 
 
 def _holder(run: RunFolder) -> str:

@@ -18,7 +18,6 @@ def _unknown(recipe: Recipe) -> Iterator[tuple[str, object, object]]:
     values: tuple[tuple[str, object, object], ...] = (
         ("model.quantization", recipe.model.quantization, "none"),
         ("training.optimizer", recipe.training.optimizer, "adamw"),
-        ("parallel.pipeline", recipe.parallel.pipeline, 1),
         ("launch.gpu", recipe.launch.gpu, "here"),
     )
     return ((path, value, instead) for path, value, instead in values if value != instead)

@@ -40,6 +40,8 @@ class MicroBatch:
     """Of the rows: without padding, and before sharing."""
     num_targets: int
     """Supervised tokens of the rows."""
+    hidden_BTD: Tensor | None = None
+    """What the stages before this one have made of the ids, with which it goes on."""
 
     @property
     def sources_N(self) -> Tensor:
@@ -48,7 +50,8 @@ class MicroBatch:
 
     def inputs(self) -> dict[str, Any]:
         """What the model's forward is given."""
-        inputs: dict[str, Any] = {"input_ids": self.ids_BT, "use_cache": False}
+        given = {"input_ids": self.ids_BT} if self.hidden_BTD is None else {"inputs_embeds": self.hidden_BTD}
+        inputs: dict[str, Any] = {**given, "use_cache": False}
         if self.tree is None:
             return inputs
         return {**inputs, **attention.arguments(self.tree, self.ids_BT.device)}

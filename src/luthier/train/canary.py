@@ -30,7 +30,8 @@ from luthier.recipe.schema import Lora, Model, Training
 from luthier.train.batch import MicroBatch, collate, of_pack
 from luthier.train.host import prepare_host
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import train_step
 from luthier.watch.health import Health
 
 RECORD = Path(__file__).with_name("canary.json")

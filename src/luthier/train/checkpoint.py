@@ -138,7 +138,6 @@ def _fill(run: RunFolder, state: State, contents: Contents, acting: Acting, rank
             files.write_json(part / STATE, asdict(state))
             digests[STATE] = files.digest(part / STATE)
             files.write_json(part / MANIFEST, _manifest(run, state.step, digests))
-            files.sync_folder(part)
             files.take_place(folder)
     with acting():
         _check_written(run, state.step, (*contents.names, *((STATE,) if ranks.first else ())))
@@ -180,7 +179,7 @@ def resume(
             _sweep(run)
             if state.step:
                 _point(run, state)
-            _forget_after(run, state)
+            _forget_after(run, state, progress)
     return state
 
 
@@ -345,13 +344,18 @@ def _sweep(run: RunFolder) -> None:
         shutil.rmtree(left, ignore_errors=True)  # the new one is whole: that an old one stays must not end the run
 
 
-def _forget_after(run: RunFolder, state: State) -> None:
-    """Drop the lines of what will be computed again, a torn last line, and damaged ones, which events.jsonl counts."""
+def _forget_after(run: RunFolder, state: State, progress: Progress) -> None:
+    """Drop the lines of what will be computed again, a torn last line, and damaged ones; tell of those, and of steps without a line."""
     found = jsonl.salvage(run.metrics)
     lines = [record for record in found.records if isinstance(record.get("step"), int)]
-    if damaged := found.num_damaged + len(found.records) - len(lines):
-        run.event("damaged", file=run.metrics.name, lines=damaged)
     kept = [record for record in lines if record["step"] <= (state.validated if record.get("kind") == "validation" else state.step)]
+    damaged = found.num_damaged + len(found.records) - len(lines)
+    lost = sorted({*range(1, state.step + 1)} - {record["step"] for record in kept if record.get("kind") != "validation"})
+    if damaged or lost:
+        run.event("damaged", file=run.metrics.name, lines=damaged, lost=len(lost))
+        dropped = f"{damaged} damaged line{'s were' if damaged > 1 else ' was'} dropped" if damaged else "lines are missing"
+        steps = f"; steps {', '.join(map(str, lost[:5]))}{' …' if len(lost) > 5 else ''} are no longer recorded" if lost else ""
+        progress.say(f"{run.metrics.name}: {dropped}{steps} (the training itself is not touched)")
     if run.metrics.exists():
         files.write(run.metrics, "".join(jsonl.dumps(record) + "\n" for record in kept))
 

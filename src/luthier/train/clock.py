@@ -13,7 +13,7 @@ from luthier.train.forecast import ENOUGH, Schedule, Timing, forecast, run_rate
 
 @dataclass(slots=True, kw_only=True)
 class Clock:
-    """Collects timings; after ten steps it tells when the run will end, beside what was planned."""
+    """Collects timings; after ten steps of this process it tells when the run will end, beside what was planned for the same steps."""
 
     schedule: Schedule
     planned: Time
@@ -40,9 +40,13 @@ class Clock:
             self.progress.say(f"what this run reached is not kept for later plans: {error}")
 
     def _tell(self, step: int) -> None:
-        found, planned = forecast(self.schedule, self.timings), self.planned.total
-        self.folder.event("forecast", step=step, total=asdict(found.total), left=asdict(found.left), planned=asdict(planned))
+        found = forecast(self.schedule, self.timings)
+        planned = found.planned
+        self.folder.event(
+            "forecast", step=step, after=found.after, total=asdict(found.total), left=asdict(found.left), planned=asdict(planned)
+        )
+        what = f"in all from step {found.after + 1} on" if found.after else "in all"
         self.progress.say(
-            f"after {ENOUGH} steps: {found.total.mid:.0f} s in all, {found.left.mid:.0f} s left; "
-            f"planned were {planned.mid:.0f} s ({planned.low:.0f} … {planned.high:.0f})"
+            f"after {ENOUGH} steps: {found.total.mid:.0f} s {what}, {found.left.mid:.0f} s left; "
+            f"planned for the same were {planned.mid:.0f} s ({planned.low:.0f} … {planned.high:.0f})"
         )

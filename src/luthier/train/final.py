@@ -14,6 +14,7 @@ from luthier.core import files
 from luthier.core.files import DiskError
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.load import no_progress_bars
+from luthier.model.pipeline import in_form
 from luthier.model.place import Placed
 from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
@@ -54,7 +55,7 @@ def save_final(placed: Placed, tokenizer: ChatTokenizer, run: RunFolder, origin:
 def _write(
     model: PreTrainedModel | PeftModel, weights: dict[str, Tensor], tokenizer: ChatTokenizer, run: RunFolder, origin: Origin
 ) -> None:
-    with writing("the adapter", run.adapter), files.replacing(run.adapter, check=_check_written) as part:
+    with writing("the adapter", run.adapter), in_form(model), files.replacing(run.adapter, check=_check_written) as part:
         if isinstance(model, PeftModel):  # whose "auto" for embeddings would ask the hub whether the vocabulary has grown
             model.save_pretrained(str(part), state_dict=weights, save_embedding_layers=False)
             _sort_names(part / "adapter_config.json")

@@ -30,6 +30,8 @@ class Schedule:
     """Steps that are followed by a validation."""
     saves: Sequence[int]
     """Steps that are followed by a save."""
+    planned: Range
+    """Of the whole run."""
     step_seconds: float
     """As planned, on average."""
     validation_seconds: float
@@ -49,10 +51,14 @@ class Timing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """Seconds from the run's first step to its last, and those of it that are left."""
+    """Seconds that this process takes to the run's last step: from the run's first, or of a run that goes on from where it does."""
 
+    after: int
+    """The step it goes on from: `total` and `planned` are of all that comes after it."""
     total: Range
     left: Range
+    planned: Range
+    """What the plan takes for what `total` is of."""
     step: float
     """Of a step, on average."""
 
@@ -64,6 +70,7 @@ def schedule_of(rows: TokenRows, steps: Steps, seed: int, planned: Time) -> Sche
         tokens=step_tokens(rows, steps, seed),
         evaluations=steps.evaluations,
         saves=saves,
+        planned=planned.total,
         step_seconds=planned.step,
         validation_seconds=planned.validation / max(1, len(steps.evaluations)),
         save_seconds=planned.saves / len(saves),
@@ -91,15 +98,15 @@ def forecast(schedule: Schedule, timings: Sequence[Timing]) -> Forecast:
     slower = mean / schedule.step_seconds if schedule.step_seconds else 1.0
     validation = _median(timings, "validation", schedule.validation_seconds * slower)
     save = _median(timings, "save", schedule.save_seconds)
-    done = max(timing.step for timing in timings)
-
-    def seconds(after: int) -> float:
-        """Of what comes after this step."""
-        validations, saves = (sum(step > after for step in found) for found in (schedule.evaluations, schedule.saves))
-        return pace * float(np.sum(schedule.tokens[after:])) + validation * validations + save * saves
-
+    after, done = min(timing.step for timing in timings if timing.kind == "step") - 1, max(timing.step for timing in timings)
     spread = max(LEAST_SPREAD, 3 * statistics.pstdev(paces) / math.sqrt(len(paces)) / pace)  # three standard errors of a mean
-    return Forecast(total=_around(seconds(0), spread), left=_around(seconds(done), spread), step=mean)
+    return Forecast(
+        after=after,
+        total=_around(_seconds(schedule, after, pace, validation, save), spread),
+        left=_around(_seconds(schedule, done, pace, validation, save), spread),
+        planned=schedule.planned.times(_share_after(schedule, after)),
+        step=mean,
+    )
 
 
 def run_rate(name: str, here: Circumstances, operations_per_token: float, schedule: Schedule, timings: Sequence[Timing]) -> Measured | None:
@@ -109,6 +116,19 @@ def run_rate(name: str, here: Circumstances, operations_per_token: float, schedu
         return None
     tokens, seconds = sum(int(schedule.tokens[timing.step - 1]) for timing in steps), sum(timing.seconds for timing in steps)
     return Measured(source="run", name=name, circumstances=here, flops=operations_per_token * tokens / seconds, seconds=seconds)
+
+
+def _seconds(schedule: Schedule, after: int, pace: float, validation: float, save: float) -> float:
+    """Of what comes after this step, by seconds of a token, a validation and a save."""
+    validations, saves = (sum(step > after for step in found) for found in (schedule.evaluations, schedule.saves))
+    return pace * float(np.sum(schedule.tokens[after:])) + validation * validations + save * saves
+
+
+def _share_after(schedule: Schedule, after: int) -> float:
+    """Of the planned seconds, those that come after this step."""
+    pace = schedule.step_seconds / float(np.mean(schedule.tokens))
+    left, whole = (_seconds(schedule, step, pace, schedule.validation_seconds, schedule.save_seconds) for step in (after, 0))
+    return left / whole if whole else 1.0
 
 
 def _median(timings: Sequence[Timing], kind: Literal["validation", "save"], planned: float) -> float:

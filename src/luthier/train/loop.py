@@ -15,6 +15,7 @@ from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_o
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.adapt import base_of
+from luthier.model.pipeline import as_one
 from luthier.model.place import Placed, Trained
 from luthier.model.shard import evaluating
 from luthier.plan.steps import Steps
@@ -28,9 +29,11 @@ from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.host import release_freed_memory
 from luthier.train.optim import rate_at, set_rate
+from luthier.train.passes import Stopped
+from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
-from luthier.train.step import Precision, StepRecord, Stopped, TooLarge, evened, train_step
+from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
 
 MOST_SKIPPED = 3
@@ -85,6 +88,8 @@ def fit(loop: Loop, state: State) -> State:
     release_freed_memory()  # the rehearsal's; the same below: what is left there is of other sizes than a step's tensors
     with ending_in_order(loop.asked), loop.progress.task("training", loop.steps.total) as advance:
         saved = _Saved(of=state)
+        if state.step:
+            advance(state.step, "")  # from where it goes on, so that what is left is told by this process's pace
         try:
             while True:
                 if state.step in loop.steps.evaluations and state.validated < state.step:
@@ -98,9 +103,11 @@ def fit(loop: Loop, state: State) -> State:
         except (Stopped, TooLarge) as broken_off:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
+                if isinstance(broken_off, Stopped):
+                    loop.progress.say(f"asked to stop: saving step {state.step} (Ctrl-C now ends at once, without it)")
                 _save(loop, state, saved)
             (number,) = loop.ranks.largest([loop.asked.number])  # and so no rank leaves before the first has saved
-            if isinstance(broken_off, TooLarge):
+            if isinstance(broken_off, TooLarge) and not number:
                 raise
             ended = Interrupted(int(number))
             loop.folder.event("interrupted", step=state.step, signal=ended.signal.name)
@@ -134,7 +141,8 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     watch = Stopwatch(loop.precision.device)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
-    rows, batches = loop.batches.take(step)
+    with together(loop.ranks):
+        rows, batches = loop.batches.take(step)
     batches = evened(batches, loop.micro_batch, loop.precision)
     data_seconds = watch.seconds
     done = train_step(
@@ -206,7 +214,8 @@ def _scored(loop: Loop, step: int) -> float:
     by = loop.recipe.checkpoints.best_by
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
-        scores = _together(loop) if loop.ranks.divided else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
+        together_only = loop.ranks.divided or loop.ranks.mesh.pipeline.size > 1
+        scores = _together(loop) if together_only else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)
@@ -225,7 +234,8 @@ def _together(loop: Loop) -> Mapping[str, float]:
 
     hook = base_of(loop.placed.model).register_forward_pre_hook(look)
     try:
-        return loop.score(loop.model)
+        with as_one(loop.model):
+            return loop.score(loop.model)
     except Stopped:
         return {}
     finally:

@@ -44,7 +44,8 @@ from luthier.runs.workload import Extent
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import train_step
 
 SECONDS = 3.0
 """Of measuring, after a step of each slice to warm up. With a 7B model one step of each takes as long, and has to do."""

@@ -51,7 +51,7 @@ class Ranks:
     pieces: Pieces = field(default_factory=dict, repr=False, compare=False)
     """Of the trained parameters."""
     divided: bool = False
-    """Whether they divide the model, and compute together: one that fails leaves the others waiting for it."""
+    """Whether they compute each layer together: one that fails leaves the others waiting for it."""
     waiting: Callable[[], AbstractContextManager[None]] = nullcontext
     """Opened around every wait for the others, so that who looks at a rank's heartbeat knows whom to blame."""
     stop: Callable[[], bool] = bool
@@ -73,12 +73,12 @@ class Ranks:
         return any("data" in piece.divided for piece in self.pieces.values())
 
     def stops(self) -> bool:
-        """Whether this rank is to end before the next micro batch; of ranks that compute it together, whether any is."""
+        """Whether this rank is to end before the next micro batch; of ranks that compute the same layers of it together, whether any is."""
         if not self.divided:
             return self.stop()
         asked = torch.tensor(float(self.stop()))
-        for axis in (self.mesh.tensor, self.mesh.pipeline, *([self.mesh.data] if self.sharded else [])):
-            if axis.group is not None:  # other replicas have other numbers of micro batches
+        for axis in (self.mesh.tensor, *([self.mesh.data] if self.sharded else [])):
+            if axis.group is not None:  # other replicas have other numbers of micro batches, and stages take them at other times
                 with self.waiting():
                     dist.all_reduce(asked, dist.ReduceOp.MAX, group=axis.group)
         return bool(asked)

@@ -1,5 +1,6 @@
 """The worst case before step 1: the largest micro batches, one of validation, a save; after it all is as it was (trap 32)."""
 
+import functools
 import shutil
 import time
 from dataclasses import asdict, dataclass
@@ -9,16 +10,14 @@ import torch
 
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
-from luthier.model.dropout import draw
 from luthier.model.peak import peak_memory
-from luthier.model.shard import evaluating
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.checkpoint import State
 from luthier.train.loop import Loop
-from luthier.train.objective import nll_sum
 from luthier.train.optim import set_rate, trained_parameters
+from luthier.train.passes import backward, forward
 from luthier.train.step import evened, together
 
 
@@ -50,11 +49,13 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
     marks = [time.perf_counter()]
     try:
         with peak_memory(loop.precision.device) as peak:
-            with together(loop.ranks):  # before all save
-                _update_by_nothing(loop)
-                _train(loop, rows, worst.training)
-                marks.append(time.perf_counter())
-                _validate(loop, worst.validation)
+            for tried in (
+                _update_by_nothing,
+                functools.partial(_train, rows, worst.training),
+                functools.partial(_validate, worst.validation),
+            ):
+                with together(loop.ranks):  # before ranks wait for each other in the next
+                    tried(loop)
                 marks.append(time.perf_counter())
             checkpoint.save(scratch, State(), loop.trained, loop.optimizer, keep=1, ranks=loop.ranks)
             marks.append(time.perf_counter())
@@ -63,7 +64,7 @@ def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
         loop.optimizer.state.clear()
         if loop.ranks.first:
             shutil.rmtree(scratch.path, ignore_errors=True)
-    trained, validated, saved = (after - before for before, after in pairwise(marks))
+    _, trained, validated, saved = (after - before for before, after in pairwise(marks))
     return Rehearsal(peak_bytes=peak.num_bytes, micro_batch_seconds=trained, validation_seconds=validated, save_seconds=saved)
 
 
@@ -83,22 +84,18 @@ def _update_by_nothing(loop: Loop) -> None:
     loop.optimizer.zero_grad(set_to_none=True)
 
 
-def _train(loop: Loop, rows: TokenRows, indices: Indices) -> None:
-    """The step's two largest micro batches: the first without gradients, the second beside those of the first."""
+def _train(rows: TokenRows, indices: Indices, loop: Loop) -> None:
+    """The step's two largest micro batches: the first without gradients, the second beside those of the first. In a pipeline, where each
+    stage has several at once, as many more."""
     loop.model.train()
-    batches = _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[:2]
-    for batch in evened(batches, loop.micro_batch, loop.precision):
-        draw(loop.model, batch.keys_A, batch.needed_S, (0, 0))
-        with loop.precision.autocast():
-            loss = nll_sum(loop.model, batch) / max(1, batch.num_targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+    batches = _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[: 1 + loop.ranks.mesh.pipeline.size]
+    num_targets = max(1, sum(batch.num_targets for batch in batches))
+    backward(loop.model, evened(batches, loop.micro_batch, loop.precision), loop.precision, seeds=(0, 0), num_targets=num_targets)
 
 
-def _validate(loop: Loop, indices: Indices) -> None:
+def _validate(indices: Indices, loop: Loop) -> None:
     largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[:1]
-    with evaluating(loop.model), loop.precision.autocast():
-        for batch in evened(largest, loop.micro_batch, loop.precision):
-            nll_sum(loop.model, batch)
+    forward(loop.model, evened(largest, loop.micro_batch, loop.precision), loop.precision)
 
 
 def _by_size(batches: list[MicroBatch]) -> list[MicroBatch]:

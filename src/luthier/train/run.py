@@ -24,10 +24,13 @@ from luthier.model.adapt import adapted_parts, add_lora, missed_experts
 from luthier.model.fuse import fuse
 from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
+from luthier.model.pipeline import elsewhere
 from luthier.model.place import place
-from luthier.model.tensor import as_if_whole
+from luthier.model.tensor import as_if_whole, numbers_of_all
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
+from luthier.plan.speed import stages
+from luthier.plan.weights import Stage
 from luthier.recipe.schema import Recipe
 from luthier.runs.heartbeat import Heart, Unheard
 from luthier.runs.rates import threads_here
@@ -43,9 +46,10 @@ from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
+from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
 from luthier.train.rehearse import Worst, rehearse, tell
-from luthier.train.step import Precision, TooLarge, together
+from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
 
 
@@ -205,10 +209,10 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         raise PlanRefused(what, change="install torch's CUDA build; or hide the GPU from both: CUDA_VISIBLE_DEVICES= luthier train …")
     prepare_host(device)
     dtype = DTYPES[plan.setup.dtype]
-    placed = place(_trainable(job, _base(job, device)), plan.setup.layout, job.ranks.mesh)
+    stage = stages(plan.facts.task.shape, plan.setup, plan.chosen.survey)[job.ranks.mesh.pipeline.index]
+    with together(job.ranks):  # before what they do as one
+        placed = place(_trainable(job, _base(job, device, stage)), plan.setup.layout, job.ranks.mesh, stage)
     model = placed.model
-    if recipe.lora == "none":
-        job.folder.event("model", trained=placed.num_trained, modules=["all"])
     release_freed_memory()  # what loading left
     pack = recipe.data.packing != "off" and recipe.model.attention == "auto"
     fusion = fuse(model, pack=pack, longest=plan.facts.task.workload.longest)
@@ -263,12 +267,15 @@ def _worst(job: TrainingJob, plan: Plan) -> Worst:
     return Worst(training=training, validation=workload.heaviest_validation(size, replicas))
 
 
-def _base(job: TrainingJob, device: torch.device) -> PreTrainedModel:
-    """The base, of each matrix this rank's part; on the device, but where replicas are to divide it: none has room for all of it."""
+def _base(job: TrainingJob, device: torch.device, stage: Stage) -> PreTrainedModel:
+    """The base, of each matrix of the stage this rank's part; on the device, but where replicas are to divide it: none has room for all."""
     recipe, setup = job.recipe, job.plan.setup
     dtype = torch.float32 if recipe.lora == "none" else DTYPES[setup.dtype]
     where = torch.device("cpu") if setup.layout.shard == "zero3" else device
-    return load_model(recipe.model, dtype, where, job.ranks.mesh.tensor)
+    base = load_model(recipe.model, dtype, where, job.ranks.mesh.tensor, lambda empty: elsewhere(empty, stage))
+    if recipe.lora == "none":
+        job.folder.event("model", trained=numbers_of_all(base), modules=["all"])
+    return base
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | PeftModel:
@@ -297,7 +304,8 @@ def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | Pef
 def _announce(job: TrainingJob, plan: Plan, device: torch.device) -> None:
     if job.ranks.first:
         files.write_json(job.folder.plan, plan.to_json())
-    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads())
+    sizes = plan.setup.sizes.sealed()
+    job.folder.event("started", steps=plan.steps.total, device=str(device), threads=torch.get_num_threads(), sizes=sizes)
     for item in plan.resolved:
         if item.why != SAID:
             job.progress.say(f"{item.path} = {item.value}: {item.why}")

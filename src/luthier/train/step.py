@@ -2,43 +2,20 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
-from luthier.model.dropout import draw, seed_of
 from luthier.model.peak import is_out_of_memory
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, nothing
-from luthier.train.objective import nll_sum
 from luthier.train.optim import trained_parameters
-from luthier.train.ranks import ALONE, Ranks
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Precision:
-    """The compute type, where, and by which ranks. Frozen weights are stored in it, trained ones in float32, and autocast computes in it.
-
-    Only float16 needs the scaler; for the others it does nothing.
-    """
-
-    device: torch.device
-    dtype: torch.dtype
-    scaler: torch.amp.GradScaler = field(repr=False)
-    ranks: Ranks = ALONE
-
-    @classmethod
-    def of(cls, dtype: torch.dtype, device: torch.device, ranks: Ranks = ALONE) -> "Precision":
-        """The precision for a compute type."""
-        return cls(device=device, dtype=dtype, scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16), ranks=ranks)
-
-    def autocast(self) -> AbstractContextManager[None]:
-        """The context of a forward pass."""
-        context: AbstractContextManager[None] = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        return context
+from luthier.train.passes import Stopped, backward
+from luthier.train.precision import Precision
+from luthier.train.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +31,6 @@ class StepRecord:
     finite: bool
     num_overflows: int
     """How often float16's loss scale was too large and the step was computed again with half of it."""
-
-
-class Stopped(Exception):
-    """What was begun was broken off, because a signal asks to end; nothing was updated."""
 
 
 class TooLarge(MemoryError):
@@ -86,7 +59,7 @@ def train_step(
     while True:
         stopped, short = False, ""
         try:
-            part = _backward(model, batches, precision, seeds, num_targets)
+            part = backward(model, batches, precision, seeds=seeds, num_targets=num_targets)
         except Stopped:
             stopped = True
         except (MemoryError, OSError, RuntimeError) as error:
@@ -141,33 +114,6 @@ def evened(batches: Sequence[MicroBatch], size: MicroBatchSize, precision: Preci
     ranks = precision.ranks
     most = int(*ranks.largest([len(batches)])) if ranks.sharded else len(batches)
     return [*batches, *(nothing(size, precision.device) for _ in range(most - len(batches)))]
-
-
-def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
-    """What torch's generator starts from in one micro batch, for a model with dropout of its own; the adapter's goes by token."""
-    return seed_of(f"{seed}/{step}/{micro_batch}")
-
-
-def _backward(
-    model: nn.Module,
-    batches: Sequence[MicroBatch],
-    precision: Precision,
-    seeds: tuple[int, int],
-    num_targets: int,
-) -> Tensor:
-    """Leave the gradient of this rank's rows in the parameters; their part of the loss."""
-    ranks = precision.ranks
-    loss = torch.zeros((), device=precision.device)
-    for index, batch in enumerate(batches):
-        if ranks.stops():
-            raise Stopped
-        torch.manual_seed(dropout_seed(*seeds, ranks.mesh.data.index + index * ranks.mesh.data.size))
-        draw(model, batch.keys_A, batch.needed_S, seeds)
-        with precision.autocast():
-            part = nll_sum(model, batch) / num_targets
-        precision.scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-        loss += part.detach()
-    return loss
 
 
 def _back_off(scaler: torch.amp.GradScaler, scale: float) -> None:

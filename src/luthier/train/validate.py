@@ -3,16 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from luthier.data.order import validated_together
 from luthier.data.store import TokenRows
-from luthier.model.shard import evaluating
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.batch import MicroBatch, micro_batches
-from luthier.train.objective import nll_sum
-from luthier.train.step import Precision, Stopped, evened
+from luthier.train.passes import Stopped, forward
+from luthier.train.precision import Precision
+from luthier.train.step import evened, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,17 +24,19 @@ class ValidationRecord:
 
 
 def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, precision: Precision) -> ValidationRecord:
-    """The loss of a split's rows without dropout; the model is left in the mode it was in. Raises Stopped where a rank is to end."""
-    total, ranks = torch.zeros((), dtype=torch.float64, device=precision.device), precision.ranks
-    stopped = False
-    with evaluating(model), precision.autocast():
-        for batch in _batches(rows, size, precision):
-            if stopped := ranks.stops():
-                break
-            total += nll_sum(model, batch)
+    """The loss of a split's rows without dropout; the model is left in the mode it was in.
+
+    Raises Stopped where a rank is to end, and TooLarge where one has too little memory.
+    """
+    ranks, total, stopped = precision.ranks, 0.0, False
+    with together(ranks):
+        try:
+            total = forward(model, _batches(rows, size, precision), precision).item()  # once per validation, whose loss is logged
+        except Stopped:
+            stopped = True
     if any(ranks.any([stopped])):
         raise Stopped
-    (summed,) = ranks.sum([total.item()])  # .item(): once per validation, whose loss is logged
+    (summed,) = ranks.sum([total])
     num_targets = int(rows.num_supervised.sum())
     return ValidationRecord(loss=summed / num_targets, num_tokens=int(rows.lengths.sum()), num_targets=num_targets)
 

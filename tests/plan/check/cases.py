@@ -1,7 +1,7 @@
 """Cases as the plan makes them: a sound recipe on an H100, changed by `key=value` as on the command line, in a world that changes, too."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,8 +10,9 @@ from luthier.core.hardware import Gpu, Hardware
 from luthier.plan.check import check
 from luthier.plan.check.case import Case
 from luthier.plan.layout import Place, Task, choose, layout_of, place_of, remedies
+from luthier.plan.scoring import asked_for_the_best, scoring_seconds
 from luthier.plan.shape import known_config, shape_of
-from luthier.plan.speed import Range, Rate, estimate
+from luthier.plan.speed import NOTHING, Range, Rate, estimate
 from luthier.plan.stated import StatedWorkload
 from luthier.plan.steps import count_steps
 from luthier.recipe.check import check as checked
@@ -66,6 +67,10 @@ class World:
     host_free: int | Literal["unknown"] = "unknown"
     disk_free: int | Literal["unknown"] = "unknown"
     device_free: int | Literal["all"] = "all"
+    bandwidth: float = 0.0
+    """Of this machine's processor, if it was measured."""
+    saved: tuple[int, ...] = ()
+    """Checkpoints of the run that are there already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +116,8 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
     chosen = choose(task)
     steps = count_steps(workload.rows, workload.validation_rows, recipe.training, recipe.checkpoints)
     rate = Rate(flops=Range(low=1e14, mid=2e14, high=3e14), source="stated")
+    asked = asked_for_the_best(recipe, data, chosen.survey)
+    scoring = NOTHING if asked == "nothing" else scoring_seconds(task.shape, chosen.setup, asked, rate, task.place.device.bandwidth)
     return Case(
         recipe=recipe,
         shape=task.shape,
@@ -120,12 +127,13 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
         steps=steps,
         survey=chosen.survey,
         memory=chosen.memory,
-        time=estimate(task.shape, chosen.setup, chosen.survey, steps, rate),
+        time=estimate(task.shape, chosen.setup, chosen.survey, steps, rate, scoring),
         data=data if world.data == "prepared" else "stated",
         host=world.host if task.place.device.local else "elsewhere",
         remedies=() if chosen.memory.fits else remedies(task),
         host_free_bytes=world.host_free,
         disk_free_bytes=world.disk_free,
+        saved=world.saved,
     )
 
 
@@ -154,7 +162,8 @@ def _place(recipe: Recipe, world: World) -> Place:
     free = place.free_bytes if world.device_free == "all" else world.device_free
     if recipe.launch.gpu == "here" and not world.host.gpus:
         free = place.device.memory_bytes if world.device_free == "all" else world.device_free
-    return Place(device=place.device, count=place.count, free_bytes=free)
+    device = replace(place.device, bandwidth=world.bandwidth) if place.device.kind == "cpu" else place.device
+    return Place(device=device, count=place.count, free_bytes=free)
 
 
 def _data(recipe: Recipe, world: World) -> DataSummary:

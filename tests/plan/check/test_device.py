@@ -1,5 +1,7 @@
 """Whether the run fits memory, disk and time, and what may kill or slow it there: each mistake, and what just is none."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.plan.check.cases import World, found, gpu, host, only
@@ -41,8 +43,26 @@ def test_weights_pass_through_the_host() -> None:
 
 def test_checkpoints_need_room_on_the_disk() -> None:
     finding = only("disk-too-small", world=World(disk_free=500_000_000))
-    assert (finding.severity, finding.changes[0].value) == ("warn", 1)
+    assert (finding.severity, finding.changes[0].value) == ("warn", 2)
     assert only("disk-too-small", world=World(disk_free=ADAPTER)).severity == "refuse"
+
+
+def test_checkpoints_that_are_there_already_need_no_room_again() -> None:
+    """Every 38th of 375 steps is saved, four kept with the best: a run that has four writes one beside them, and the result after that."""
+    four = World(saved=(152, 114, 76, 38), disk_free=ADAPTER)
+    assert "disk-too-small" not in found(world=four)
+    finding = only("disk-too-small", world=replace(four, disk_free=ADAPTER - 1))
+    assert finding.severity == "refuse"  # not even the save that is tried before step 1
+    assert finding.message.startswith("1 checkpoint of 121 MB besides the 4 that are there, and the result, need 121 MB: the disk has")
+    two = only("disk-too-small", world=World(saved=(76, 38), disk_free=2 * ADAPTER))
+    assert (two.severity, two.changes[0].value) == ("warn", 2)
+    assert two.evidence["needed_bytes"] == 3 * ADAPTER
+
+
+def test_a_run_with_one_save_left_needs_room_for_that_and_the_result() -> None:
+    last = World(saved=(342, 304), disk_free=ADAPTER + ADAPTER // 3)
+    assert "disk-too-small" not in found(world=last)
+    assert only("disk-too-small", world=replace(last, disk_free=ADAPTER)).severity == "warn"
 
 
 def test_a_gpu_with_a_monitor_has_a_watchdog() -> None:
@@ -68,7 +88,7 @@ def test_a_host_that_ends_the_run_early_is_found() -> None:
         ("memory-unused", [HERE, "training.micro_batch_size=1"], World()),  # a CPU gains nothing
         ("host-memory-too-small", [HERE], World(host=host(gpu()), host_free=2 * 10**9)),
         ("host-memory-too-small", [HERE], World(host_free=10**9)),  # on a CPU, does-not-fit says it
-        ("disk-too-small", [], World(disk_free=5 * ADAPTER + ADAPTER // 3)),
+        ("disk-too-small", [], World(disk_free=5 * ADAPTER)),
         ("gpu-drives-display", [HERE], OWN),
         ("gpu-drives-display", [], World(host=host(gpu(drives_display=True)))),  # rented: this machine's monitor does not matter
         ("persistence-off", [HERE], OWN),

@@ -14,7 +14,6 @@ def test_a_pipeline_is_not_sharded_as_well() -> None:
         "parallel.data=2",
         "parallel.pipeline=2",
         "parallel.shard=zero2",
-        beside=["pipeline-bubble"],
     )
     assert (finding.severity, [(change.path, change.value) for change in finding.changes]) == ("refuse", [("parallel.pipeline", 1)])
 

@@ -5,6 +5,7 @@ import pytest
 from luthier.score.intervals import exact
 from tests.plan.check.cases import World, found, only
 
+HERE = "launch.gpu=here"
 SEVEN = "model.base=Qwen/Qwen2.5-7B-Instruct"
 FEW = World(examples=310)
 
@@ -68,6 +69,25 @@ def test_an_answer_cannot_be_faster_than_its_weights_are_read() -> None:
     assert only("bound-unreachable", SEVEN, deploy("< 1 ms", "per_token_p50")).changes == ()
 
 
+def test_a_processors_memory_sets_the_floor_where_it_was_measured() -> None:
+    """25 GB/s and a quarter: Qwen2.5-7B reads 14.1 GB a token in bfloat16, 0.45 s."""
+    findings = found(SEVEN, HERE, deploy("< 12 s", "latency_mean"), world=World(bandwidth=25e9))
+    assert findings["bound-unreachable"].message.endswith("at 31 GB/s")
+    assert "bound-not-checked" not in findings
+    assert "bound-unreachable" not in found(SEVEN, HERE, deploy("< 12 s", "latency_mean"), world=World(bandwidth=500e9))
+
+
+def test_a_bound_that_cannot_be_checked_is_said_not_to_be() -> None:
+    findings = found(SEVEN, HERE, deploy("< 12 s", "latency_mean"))
+    assert "bound-unreachable" not in findings
+    finding = findings["bound-not-checked"]
+    assert finding.severity == "note"
+    assert finding.message == ("Whether latency_mean < 12 s can be met was not checked: how fast EPYC reads its memory is not known")
+    assert finding.fix == "luthier plan, on the machine that will answer, measures it"
+    stated = only("bound-not-checked", SEVEN, deploy("< 12 s", "latency_mean"), world=World(data="stated"))
+    assert stated.message.endswith("how long answers are is not known")
+
+
 @pytest.mark.parametrize(
     ("code", "changes", "world"),
     [
@@ -78,6 +98,10 @@ def test_an_answer_cannot_be_faster_than_its_weights_are_read() -> None:
         ("bound-unreachable", [SEVEN, deploy("<= 10 GB", "peak_memory"), "model.quantization=nf4"], World()),
         ("bound-unreachable", [SEVEN, deploy("< 1 s", "latency_mean")], World()),
         ("bound-unreachable", [SEVEN, deploy("< 5 ms", "per_token_mean")], World()),
+        ("bound-not-checked", [SEVEN, deploy("< 5 ms", "per_token_mean")], World(data="stated")),
+        ("bound-not-checked", [HERE, deploy("< 5 s", "per_token_mean")], World(bandwidth=25e9)),
+        ("bound-not-checked", [HERE, deploy("<= 10 GB", "peak_memory")], World()),
+        ("bound-not-checked", [HERE, deploy("> 1 s", "latency_mean")], World()),
     ],
 )
 def test_what_just_is_no_mistake_is_not_found(code: str, changes: list[str], world: World) -> None:

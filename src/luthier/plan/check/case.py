@@ -44,6 +44,8 @@ class Case:
     """Of this machine's memory, now."""
     disk_free_bytes: int | Literal["unknown"] = "unknown"
     """Of the disk that the run's folder lies on."""
+    saved: tuple[int, ...] = ()
+    """Steps of the checkpoints that this run has already."""
     remedies: tuple[Change, ...] = ()
     """The cheapest changes after which it would fit, where it does not."""
 
@@ -87,6 +89,11 @@ def wanted(recipe: Recipe) -> Iterator[Wanted]:
         if found and found["comparison"]:
             value = float(found["value"]) * UNITS[found["unit"] or ""]
             yield Wanted(metric=metric, text=text.strip(), at_least=found["comparison"].startswith(">"), value=value)
+
+
+def waits_for_memory(recipe: Recipe) -> bool:
+    """Whether the decision has a bound on how long an answer or a token takes, which memory sets a floor to."""
+    return any(bound.metric.startswith(("per_token_", "latency_")) for bound in wanted(recipe))
 
 
 def seconds_of(text: str) -> float:

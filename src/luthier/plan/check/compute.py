@@ -7,7 +7,8 @@ from typing import Literal
 from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check
 from luthier.plan.check.words import count, gigabytes, percent
-from luthier.plan.weights import optimizer_bytes, stages
+from luthier.plan.speed import stages
+from luthier.plan.weights import optimizer_bytes
 from luthier.recipe.schema import Lora
 
 SMALL_SAVING = 0.05
@@ -132,7 +133,7 @@ def optimizer_8bit_pointless(case: Case) -> Iterator[Finding]:
         return
     adamw = replace(case.setup, optimizer="adamw")
     plain = case.memory_of(adamw)
-    stage = stages(case.shape, case.setup)[0]
+    stage = stages(case.shape, case.setup, case.survey)[0]
     saved = (
         optimizer_bytes(case.shape, replace(case.setup, optimizer="adamw"), stage)[0] - optimizer_bytes(case.shape, case.setup, stage)[0]
     )

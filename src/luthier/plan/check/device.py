@@ -8,7 +8,8 @@ from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check, seconds_of
 from luthier.plan.check.words import count, duration, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Layout
-from luthier.plan.weights import optimizer_bytes, stages, trained_numbers
+from luthier.plan.speed import steps_saved
+from luthier.plan.weights import optimizer_bytes, trained_numbers, undivided
 
 LOW_USE = 0.4
 
@@ -114,9 +115,11 @@ def disk_too_small(case: Case) -> Iterator[Finding]:
     Severity: refuse where not even one fits, else warn.
 
     A checkpoint holds the trained weights in float32 and the optimizer's state. `keep` of them are kept, the best one besides, and the
-    next is written before the oldest is removed.
+    next is written before the oldest is removed. Of a run that goes on, those that are there need no room again; but one is tried before
+    the first step, and the next is written beside them.
 
     Arithmetic: (4 + 8) bytes a trained parameter: an adapter of 20 M 0.24 GB; all of 7.61 G 91 GB, and with keep 3 five of them 457 GB.
+    Of a run that has four of them, 91 GB.
 
     What to do: fewer checkpoints (`checkpoints.keep`), or `LUTHIER_RUNS` on a larger disk.
 
@@ -125,21 +128,26 @@ def disk_too_small(case: Case) -> Iterator[Finding]:
     if case.disk_free_bytes == "unknown":
         return
     free, alone = case.disk_free_bytes, replace(case.setup, layout=Layout())
-    (stage,) = stages(case.shape, alone)
+    stage = undivided(case.shape)
     final = 4 * trained_numbers(case.shape, alone, stage)
     each = final + optimizer_bytes(case.shape, alone, stage)[0]
-    held = min(len(case.steps.saves), case.recipe.checkpoints.keep + 2)
-    needed = held * each + final
+    there, keep = len(case.saved), case.recipe.checkpoints.keep
+    left = sum(step > max(case.saved, default=0) for step in steps_saved(case.steps))
+    most = max(there + 1, min(there + left, keep + 2))
+    needed = max(most * each, min(there + left, keep + 1) * each + final) - there * each
     if needed <= free:
         return
-    room = (free - final) // each
+    room = there + free // each
     change = Change(path="checkpoints.keep", value=room - 2, why=f"{count(room, 'checkpoint')} of {gigabytes(each)} fit")
+    beside = f" besides the {there} that are there, and the result," if there else " and the result"
+    none_fits = free < each + (0 if there else final)
     yield Finding(
         code="disk-too-small",
-        severity="refuse" if room < 1 else "warn",
-        message=f"{count(held, 'checkpoint')} of {gigabytes(each)} and the result need {gigabytes(needed)}: the disk has {gigabytes(free)}",
-        evidence={"checkpoint_bytes": each, "needed_bytes": needed, "free_bytes": free},
-        changes=(change,) if room >= 3 else (),
+        severity="refuse" if none_fits else "warn",
+        message=f"{count(most - there, 'checkpoint')} of {gigabytes(each)}{beside} need {gigabytes(needed)}: "
+        f"the disk has {gigabytes(free)}",
+        evidence={"checkpoint_bytes": each, "there": there, "needed_bytes": needed, "free_bytes": free},
+        changes=(change,) if room >= 3 and not none_fits else (),
     )
 
 

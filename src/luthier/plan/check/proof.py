@@ -9,7 +9,7 @@ from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check, Wanted, wanted
 from luthier.plan.check.words import count, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Layout, Quantization
-from luthier.plan.weights import matrix_bytes, stages, stored_weights
+from luthier.plan.weights import matrix_bytes, stored_weights, undivided
 from luthier.recipe.schema import Task
 from luthier.score.intervals import rows_for_share
 from luthier.score.scorers import metric_name
@@ -21,6 +21,8 @@ PAIRS = 0.2 * (1.96 + 0.84) ** 2
 5 points 628, 10 points 157."""
 WORTHWHILE = 0.1
 """An improvement that a comparison should be able to show."""
+BUSY = 1.25
+"""Times the bandwidth that was found, what a processor's memory may give when nothing else uses it."""
 ROOM = 0.9
 """Of a bound on memory, for weights; the rest is for caches and the process."""
 
@@ -62,10 +64,11 @@ def bound_unreachable(case: Case) -> Iterator[Finding]:
 
     Answering needs all weights in memory, and each token reads every weight that it is multiplied with: at the device's bandwidth, bytes
     per second, that is a floor under the time per token. A bound below the floor fails whatever is trained. Times assume answers as long
-    as those that are trained on, and one at a time.
+    as those that are trained on, and one at a time. A GPU's bandwidth is its maker's; a processor's is what this machine was found to
+    read, and a quarter more, for other work may have slowed that.
 
     Arithmetic: 7.61 G parameters are 15.2 GB in bf16: not ≤ 10 GB. In nf4 they are 5.5 GB (0.52 bytes a weight; head and embedding stay
-    in bf16). 14.1 GB a token at 300 GB/s are 47 ms: 300 tokens take 14 s at least.
+    in bf16). 14.1 GB a token at 300 GB/s are 47 ms: 300 tokens take 14 s at least. On a processor that reads 29 GB/s, 117 s.
 
     What to do: quantise, take a smaller base, or a device with more bandwidth; or bound what matters to you instead.
 
@@ -76,11 +79,39 @@ def bound_unreachable(case: Case) -> Iterator[Finding]:
             continue
         if bound.metric == "peak_memory":
             yield from _too_large(case, bound)
-        elif bound.metric.startswith(("per_token_", "latency_")):
+        elif _has_floor(bound) and case.device.bandwidth and _tokens_in(case, bound):
             yield from _too_slow(case, bound)
 
 
-CHECKS: tuple[Check, ...] = (test_too_small, bound_unreachable)
+def bound_not_checked(case: Case) -> Iterator[Finding]:
+    """Whether a bound on latency can be met at all is not known here.
+
+    Severity: note.
+
+    The floor under the time of an answer (bound-unreachable) follows from the memory's bandwidth and the answer's length. A processor's
+    bandwidth stands in no table: `luthier plan` measures it, once for each machine, where the recipe has such a bound. How long answers
+    are is not known of rows that are only stated, and of those that are trained on whole (`data.train_on: all`).
+
+    Arithmetic: none; that is the point.
+
+    What to do: plan on the machine that will answer, with its rows; or bound `per_token_mean`, which needs no length.
+
+    Source: seed 004 (docs/notes/seeds.md): 12 s on a processor, for a 7B.
+    """
+    for bound in wanted(case.recipe):
+        if bound.at_least or not _has_floor(bound) or (case.device.bandwidth and _tokens_in(case, bound)):
+            continue
+        unknown = "how long answers are" if case.device.bandwidth else f"how fast {case.device.name} reads its memory"
+        yield Finding(
+            code="bound-not-checked",
+            severity="note",
+            message=f"Whether {bound.metric} {bound.text} can be met was not checked: {unknown} is not known",
+            evidence={"metric": bound.metric, "bound": bound.value},
+            fix="" if case.device.bandwidth or case.on_gpu else "luthier plan, on the machine that will answer, measures it",
+        )
+
+
+CHECKS: tuple[Check, ...] = (test_too_small, bound_unreachable, bound_not_checked)
 
 
 def _rows_asked(case: Case, task: Task) -> int | Literal["unknown"]:
@@ -197,10 +228,7 @@ def _too_large(case: Case, bound: Wanted) -> Iterator[Finding]:
 
 
 def _too_slow(case: Case, bound: Wanted) -> Iterator[Finding]:
-    tokens = _answer_tokens(case) if bound.metric.startswith("latency_") else 1.0
-    bandwidth = case.device.bandwidth
-    if not bandwidth or not tokens or (bound.metric.startswith("latency_") and bound.metric != "latency_mean"):
-        return
+    tokens, bandwidth = _tokens_in(case, bound), case.device.bandwidth * (1.0 if case.on_gpu else BUSY)
     read = _bytes_per_token(case, case.setup.quantization)
     least = tokens * read / bandwidth
     if least <= bound.value:
@@ -219,6 +247,16 @@ def _too_slow(case: Case, bound: Wanted) -> Iterator[Finding]:
     )
 
 
+def _has_floor(bound: Wanted) -> bool:
+    """Of latencies the mean only: a short answer may be as fast as one likes."""
+    return bound.metric == "latency_mean" or bound.metric.startswith("per_token_")
+
+
+def _tokens_in(case: Case, bound: Wanted) -> float:
+    """Tokens that are written in the time that is bound; 0 where it is not known."""
+    return _answer_tokens(case) if bound.metric == "latency_mean" else 1.0
+
+
 def _answer_tokens(case: Case) -> float:
     """Mean tokens of an answer that is trained on, as far as a task lets it grow; 0 where it is not known."""
     if case.data == "stated" or case.recipe.data.train_on == "all":
@@ -233,7 +271,7 @@ def _weight_bytes(case: Case, quantization: Quantization, dtype: Dtype) -> int:
     if case.recipe.lora == "none":
         return case.shape.parameters * DTYPE_BYTES[dtype]
     alone = replace(case.setup, quantization=quantization, dtype=dtype, layout=Layout())
-    (stage,) = stages(case.shape, alone)
+    stage = undivided(case.shape)
     return sum(part.bytes for part in stored_weights(case.shape, alone, stage))
 
 

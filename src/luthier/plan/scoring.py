@@ -1,0 +1,80 @@
+"""How long a task's answers take in the middle of a run, where `checkpoints.best_by` has them written at each validation.
+
+Answers are written greedily, a batch of rows at once, until the last row of the batch has ended. For each token of a batch
+
+    layers · CALL_SECONDS + max(bytes of weights and caches / bandwidth, rows · 2N / rate)
+
+and before it each row's prompt, 2N a token. Qwen3-0.6B (28 layers) on an H100, 100 rows with prompts of 300 tokens and answers of 50, which
+may have 64: batches of 45 rows, 3 · 64 tokens · 28 ms = 5.4 s, and half a second for all else. How long answers are before the model has
+learned to end them is a guess.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from luthier.plan.serving import serving_needs
+from luthier.plan.setup import Setup
+from luthier.plan.shape import ModelShape
+from luthier.plan.speed import Range, Rate
+from luthier.recipe.schema import Recipe
+from luthier.runs.summary import DataSummary
+from luthier.runs.workload import Survey
+
+BATCH_TOKENS = 16_384
+"""Prompts and answers of a batch: 2.3 GB of cache for Qwen3-8B (36 layers · 8 heads · 128 · 2 · 2 bytes a token)."""
+ROWS_AT_A_TIME = 128
+"""Handed to the completer between two signs of life."""
+CALL_SECONDS = 1e-3
+"""Of one layer with its adapters for one token of a batch, whatever its size: Python and small operations. 1.1 ms with 4, 8 and 24 layers
+of 192 and 256 (2026-11-29, Xeon, one thread, torch 2.13, transformers 5.23); the same is taken for a GPU, which waits for Python here."""
+LONGER = 2.0
+"""The longest answer of a batch, in answers of the data; at least 1, at most what the task allows."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """What a task asks at each validation."""
+
+    rows: int
+    prompt_tokens: float
+    answer_tokens: float
+    """Of the data's own answers, on average."""
+    most_tokens: int
+    """That the task lets an answer have."""
+
+
+def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], survey: Survey) -> Asked | Literal["nothing"]:
+    """The rows that decide which checkpoint is best; nothing where the loss does, or nothing is validated."""
+    by = recipe.checkpoints.best_by
+    surveyed = sum(extent.rows for extent in survey.validation)
+    if by == "loss" or not surveyed:
+        return "nothing"
+    task = next(task for task in recipe.evaluation.tasks if task.name == by.partition(".")[0])
+    tokens, answer = (sum(found) / surveyed for found in zip(*((each.tokens, each.supervised) for each in survey.validation), strict=True))
+    rows = round(surveyed / survey.validation_share)
+    if data != "stated" and (split := data.splits.get("validation")) and split.answers:
+        rows, answer = split.examples, split.supervised_tokens / split.answers
+    limited = rows if task.limit == "all" else min(rows, task.limit)
+    return Asked(rows=limited, prompt_tokens=max(0.0, tokens - answer), answer_tokens=answer, most_tokens=task.max_new_tokens)
+
+
+def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, bandwidth: float) -> Range:
+    """Of one validation's answers, on one device; a bandwidth of 0 is not known, and left out."""
+    each = asked.prompt_tokens + asked.most_tokens
+    batch = min(asked.rows, ROWS_AT_A_TIME, max(1, int(BATCH_TOKENS / each)))
+    per_token = 2.0 * (shape.multiplied_parameters + shape.hidden * shape.vocabulary)
+    needs = serving_needs(shape, setup.dtype, setup.quantization, max(1, round(each)), batch)
+    reading = needs.read_bytes / bandwidth if bandwidth else 0.0
+
+    def seconds(longest: float, flops: float) -> float:
+        """With answers of a batch as long as that."""
+        token = shape.num_layers * CALL_SECONDS + max(reading, batch * per_token / flops)
+        prompts = asked.rows * asked.prompt_tokens * 2.0 * shape.multiplied_parameters / flops
+        return prompts + math.ceil(asked.rows / batch) * min(longest, asked.most_tokens) * token
+
+    return Range(
+        low=seconds(asked.answer_tokens, rate.flops.high),
+        mid=seconds(LONGER * asked.answer_tokens, rate.flops.mid),
+        high=seconds(asked.most_tokens, rate.flops.low),
+    )
