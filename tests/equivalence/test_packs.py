@@ -32,6 +32,7 @@ from tests.model.zoo import (
     VOCABULARY,
     adapted,
     assert_plain,
+    by_peft,
     engine_loss,
     gradients,
     in_packs,
@@ -60,7 +61,7 @@ WAYS: dict[str, tuple[str, set[str]]] = {
 @functools.cache
 def plain(family: str) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of all rows, padded, by transformers with sdpa and PEFT."""
-    model = adapted(tiny(family)).train()
+    model = by_peft(adapted(tiny(family))).train()
     assert model.config._attn_implementation == "sdpa"
     loss = plain_loss(model, shared_rows())
     loss.backward()  # type: ignore[no-untyped-call]
@@ -110,9 +111,9 @@ def test_loss_and_every_gradient_are_those_of_padded_rows(family: str, way: tupl
     assert_plain(gradients(model), expected)
 
 
-def with_dropout(uses: set[str]) -> nn.Module:
+def with_dropout(family: str, uses: set[str]) -> nn.Module:
     """A model whose masks follow from the tokens."""
-    base = tiny("qwen3")
+    base = tiny(family)
     if "checkpointing" in uses:
         base.activation_checkpointing_enable({"use_reentrant": False})
     model = adapted(base, dropout=0.3)
@@ -122,7 +123,8 @@ def with_dropout(uses: set[str]) -> nn.Module:
 
 
 @pytest.mark.parametrize("way", [way for way, (_, uses) in WAYS.items() if "fused" in uses], indirect=True)
-def test_dropout_in_packs_is_that_of_padded_rows(way: tuple[str, set[str]]) -> None:
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_dropout_in_packs_is_that_of_padded_rows(family: str, way: tuple[str, set[str]]) -> None:
     """If these are given the keys that their tokens have in the pack: in a tree a hash of all tokens up to them."""
     packing, uses = way
     rows = shared_rows()
@@ -131,9 +133,9 @@ def test_dropout_in_packs_is_that_of_padded_rows(way: tuple[str, set[str]]) -> N
     keys = [packer([row], [number], LONGEST)[0].keys_T for number, row in enumerate(rows)]
     padded = [np.pad(own, (0, longest - len(own))) for own in keys]
     plain_batch = replace(collate(rows, range(len(rows)), CPU), keys_A=torch.from_numpy(np.concatenate(padded)))
-    loss, expected = step_gradients(with_dropout(set()), [plain_batch])
-    found_loss, found = step_gradients(with_dropout(uses), batches)
-    undropped = step_gradients(adapted(tiny("qwen3")), batches)[1]
+    loss, expected = step_gradients(with_dropout(family, set()), [plain_batch])
+    found_loss, found = step_gradients(with_dropout(family, uses), batches)
+    undropped = step_gradients(adapted(tiny(family)), batches)[1]
     assert found_loss == pytest.approx(loss, rel=1e-6)
     for gradient, other, without in zip(found, expected, undropped, strict=True):
         assert (gradient - other).norm() <= 1e-5 * other.norm()

@@ -8,22 +8,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from luthier.model.arrive import Bits, store
 from luthier.model.dropout import draw
 from luthier.model.fuse import fuse
-from luthier.model.mesh import Mesh, Piece
+from luthier.model.mesh import Axis, Mesh, Piece
 from luthier.model.place import Placed, place
 from luthier.model.tensor import as_if_whole, divide
 from luthier.plan.setup import Engine, Layout
 from luthier.train.batch import MicroBatch
 from luthier.train.objective import nll_sum
 from luthier.train.ranks import Ranks, join, part
+from tests.equivalence.all_at_once import round_part
 from tests.model.zoo import LONGEST, adapted, gradients, in_packs, shared_rows, tiny
 from tests.plan.test_models_table import TINY_DELTA, TINY_EXPERTS
 
@@ -39,6 +41,8 @@ class Case:
     lora: dict[str, Any] | None = field(default_factory=lambda: {"dropout": 0.1})
     packing: str = "off"
     recompute: bool = False
+    bits: Literal["none", "int8", "nf4", "fp4"] = "none"
+    """Of the base; one process has a twin of plain numbers, those that the ranks' bytes stand for."""
     dtype: torch.dtype = torch.float32
 
 
@@ -59,6 +63,10 @@ CASES = {
     "phi3 full": Case(family="phi3", lora=None),
     "qwen3_5 full": Case(family="qwen3_5_text", changed=HYBRID, lora=None),
     "qwen3_5_moe lora": Case(family="qwen3_5_moe_text", changed={**HYBRID, **TINY_EXPERTS}),
+    "qwen3 lora nf4": Case(family="qwen3", packing="tree", bits="nf4"),
+    "qwen3_moe lora nf4": Case(family="qwen3_moe", packing="tree", bits="nf4"),
+    "qwen3_moe lora int8 padded": Case(family="qwen3_moe", bits="int8"),
+    "llama lora fp4 recomputed": Case(family="llama", packing="bins", bits="fp4", recompute=True),
     "qwen3 lora bfloat16": Case(family="qwen3", packing="tree", dtype=torch.bfloat16),
     "llama lora float64": Case(family="llama", dtype=torch.float64),
     "qwen3 full float64": Case(family="qwen3", lora=None, dtype=torch.float64),
@@ -79,6 +87,13 @@ def trainee(case: Case, mesh: Mesh) -> Trainee:
     if case.recompute:
         base.activation_checkpointing_enable({"use_reentrant": False})
     divide(base, mesh.tensor)
+    if case.bits != "none" and mesh.tensor.size > 1:
+        store(base, Bits(kind=case.bits, dtype=case.dtype))
+    elif case.bits != "none":
+        for index in (0, 1):
+            round_part(
+                base, tiny(case.family, case.dtype, **case.changed), Bits(kind=case.bits, dtype=case.dtype), Axis(size=2, index=index)
+            )
     with as_if_whole(base):
         model: PreTrainedModel | PeftModel = base if case.lora is None else adapted(base, **case.lora)
     placed = place(model, TENSOR, mesh)

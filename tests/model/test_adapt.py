@@ -90,13 +90,29 @@ def test_experts_without_an_adapter_are_a_finding() -> None:
     assert finding.evidence["parameters"] == 4
 
 
-def test_dropout_is_on_linear_layers_and_leaves_fused_experts_alone() -> None:
+def test_dropout_is_on_every_adapted_layer_that_has_an_input_and_so_not_on_routers() -> None:
     model = add_lora(mixture(), Lora(dropout=0.1), seed=0)
-    dropped = {name.split(".")[-1]: layer.lora_dropout["default"] for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
-    assert {name for name, dropout in dropped.items() if isinstance(dropout, nn.Dropout)} == {"q_proj", "k_proj", "v_proj", "o_proj"}
-    assert "experts" in dropped
+    layers = [(name, layer.lora_dropout["default"]) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    without = {name.split(".")[-1] for name, dropout in layers if not isinstance(dropout, nn.Dropout)}
+    assert without == {"gate"}
+    assert sum("experts" in name for name, dropout in layers if isinstance(dropout, nn.Dropout)) == 2 * 2
     assert model.peft_config["default"].lora_dropout == 0.0  # or PEFT would not load the adapter again
     assert add_lora(tiny_model(), Lora(dropout=0.1), seed=0).peft_config["default"].lora_dropout == 0.1
+
+
+def test_experts_are_reached_by_target_parameters() -> None:
+    by_name = add_lora(mixture(), Lora(target_modules=("q_proj",), target_parameters="experts"), seed=0)
+    assert {name.split(".")[-1] for name in adapted_parts(by_name).parameters} == {"gate_up_proj", "down_proj"}
+    assert missed_experts(by_name.get_base_model(), adapted_parts(by_name).parameters) == ()
+    one = add_lora(mixture(), Lora(target_modules=("q_proj",), target_parameters=("experts.down_proj",)), seed=0)
+    assert {name.split(".")[-1] for name in adapted_parts(one).parameters} == {"down_proj"}
+
+
+def test_a_parameter_that_is_not_there_is_an_error_with_those_that_are() -> None:
+    with pytest.raises(RecipeError, match=r"'experts.w1' matches no fused weight\n.*experts.down_proj, experts.gate_up_proj, gate.weight"):
+        add_lora(mixture(), Lora(target_parameters=("experts.w1",)), seed=0)
+    with pytest.raises(RecipeError, match="this model has no fused weights"):
+        add_lora(tiny_model(), Lora(target_parameters="experts"), seed=0)
 
 
 def test_dora_on_fused_experts_is_refused() -> None:

@@ -1,6 +1,7 @@
 """Which weights ranks divide: every family as transformers plans it and as Luthier's plan counts it, and what cannot be divided."""
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +10,16 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from luthier.core.errors import PlanRefused
-from luthier.model.division import Cut, division_of
+from luthier.model.arrive import Bits, store
+from luthier.model.division import Cut, cut_of, division_of
+from luthier.model.load import load_model
 from luthier.model.mesh import Axis, Piece
-from luthier.model.tensor import as_if_whole, divide
+from luthier.model.tensor import as_if_whole, divide, numbers_of_all
+from luthier.plan.adapted import adapter_parameters
 from luthier.plan.families import FAMILIES
-from luthier.plan.shape import adapter_parameters, shape_of
+from luthier.plan.shape import shape_of
 from luthier.plan.tensor import has_plan, indivisible, nearest
-from luthier.recipe.schema import Lora
+from luthier.recipe.schema import Lora, Model
 from tests.model.zoo import tiny as with_numbers
 from tests.plan.test_models_table import built, tiny
 
@@ -36,6 +40,7 @@ def test_a_rank_holds_as_much_of_each_family_as_the_plan_counts(model_type: str)
     whole = numbers(model)
     divide(model, FIRST)
     assert whole - numbers(model) == divided + biases > whole / 10
+    assert numbers_of_all(model) == whole
 
 
 @pytest.mark.parametrize("model_type", [name for name in PLANNED if not name.endswith("_text")])
@@ -75,6 +80,41 @@ def test_a_part_is_an_ordinary_linear_layer_that_says_its_own_size() -> None:
     assert (layer.q_proj.out_features, layer.q_proj.in_features, layer.o_proj.in_features) == (32, 48, 32)
     assert layer.q_proj.weight.is_contiguous()
     assert division_of(model.lm_head) is division_of(model.model.norm) is division_of(model.model.embed_tokens) is None
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "nf4"])
+def test_a_rank_reads_its_part_of_each_matrix_and_quantises_that(tmp_path: Path, quantization: str) -> None:
+    with_numbers("qwen3_moe").save_pretrained(tmp_path)
+    model, cpu = Model(base=str(tmp_path), quantization=quantization), torch.device("cpu")
+    read = load_model(model, torch.float32, cpu, SECOND)
+    cut = load_model(Model(base=str(tmp_path)), torch.float32, cpu)
+    divide(cut, SECOND)
+    if quantization != "none":
+        store(cut, Bits(kind=quantization, dtype=torch.float32))
+    expected = dict(cut.named_parameters())
+    assert dict(read.named_parameters()).keys() == expected.keys()
+    assert all(torch.equal(weight, expected[name]) for name, weight in read.named_parameters())
+    attention = read.model.layers[0].self_attn
+    assert (attention.q_proj.out_features, attention.o_proj.in_features) == (32, 32)
+    assert division_of(attention.q_proj) is not None and division_of(read.model.layers[1].mlp.experts) is not None
+
+
+def test_of_widths_that_are_whole_blocks_the_bits_of_a_part_are_those_of_the_whole() -> None:
+    """But for the second quantisation, of constants, which counts its blocks of 256 anew."""
+    whole, part = (with_numbers("llama", hidden_size=128, intermediate_size=256) for _ in range(2))
+    divide(part, SECOND)
+    bits = Bits(kind="nf4", double_quant=False, dtype=torch.float32)
+    forms = [store(model, bits) for model in (whole, part)]
+    for name in ("model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight"):
+        cut, axis = cut_of(part, name) or pytest.fail(name)
+        of_whole, of_part = (form[name].matrix(model.get_parameter(name)) for form, model in zip(forms, (whole, part), strict=True))
+        assert torch.equal(cut.of(of_whole, axis), of_part)
+
+
+def test_a_base_that_cannot_be_divided_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
+    with_numbers("qwen3").save_pretrained(tmp_path)
+    with pytest.raises(PlanRefused, match="4 num_attention_heads and 2 num_key_value_heads"):
+        load_model(Model(base=str(tmp_path)), torch.float32, torch.device("cpu"), Axis(size=4))
 
 
 def test_a_rank_alone_divides_nothing() -> None:

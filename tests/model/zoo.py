@@ -1,5 +1,6 @@
 """Tiny models of every family that the engine knows, adapted, and rows for them; and the computation that the engine must equal."""
 
+import copy
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.data.pack import bins, trees
 from luthier.data.store import TokenRow
-from luthier.model import attention
+from luthier.model import attention, experts
 from luthier.model.adapt import add_lora
+from luthier.model.arrive import Bits, store
+from luthier.model.quantize import QuantizedLinear
 from luthier.recipe.schema import Lora
 from luthier.train.batch import MicroBatch, collate, of_pack
 from luthier.train.objective import nll_sum
@@ -55,11 +58,22 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "granite": {"logits_scaling": 2.0, "residual_multiplier": 0.5, "embedding_multiplier": 3.0, "attention_multiplier": 0.2},
 }
 """Families whose layers or logits differ from those that are fused."""
+_EXPERTS = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2, "shared_expert_intermediate_size": 40}
+_DELTA = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+MIXTURES: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen2_moe": _EXPERTS,
+    "qwen3_moe": FAMILIES["qwen3_moe"],
+    "qwen3_next": {**_EXPERTS, **_DELTA, "full_attention_interval": 2},
+    "qwen3_5_moe_text": {**_EXPERTS, **_DELTA, "full_attention_interval": 2},
+    "gpt_oss": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 512, "layer_types": ["full_attention"] * 2},
+}
+"""Families with experts: with a shared one, behind linear attention, or laid out the other way round with biases."""
 
 
 def tiny(family: str, dtype: torch.dtype = torch.float32, **changed: Any) -> PreTrainedModel:
     """Random weights; norms and biases too, which a new model has at 1 and 0 and would hide what is done to them."""
-    own = {**FAMILIES, **FOREIGN}.get(family, {})
+    own = {**FAMILIES, **FOREIGN, **MIXTURES}.get(family, {})
     shape = {name: SHAPE[name] for name in ("vocab_size", "initializer_range", "tie_word_embeddings")} if family == "gpt2" else SHAPE
     config = CONFIG_MAPPING[family](**{**shape, **own, **changed})
     with torch.random.fork_rng(devices=[]):
@@ -81,6 +95,37 @@ def adapted(model: PreTrainedModel, **lora: Any) -> PeftModel:
             if "lora_B" in name:
                 weight.normal_(std=0.1)
     return peft
+
+
+def by_peft(model: PeftModel) -> PeftModel:
+    """The model with PEFT's and transformers' own modules only: an adapter on experts is added to their weights."""
+    for module in model.modules():
+        vars(module).pop("forward", None)
+    return model
+
+
+def quantized(model: PreTrainedModel, kind: str, *, double_quant: bool = True) -> PreTrainedModel:
+    """The model with its matrices in few bits, computed in the type that it had."""
+    store(model, Bits(kind=kind, double_quant=double_quant, dtype=model.dtype))  # type: ignore[arg-type]  # a name of a kind
+    return model
+
+
+def in_numbers(model: PreTrainedModel) -> PreTrainedModel:
+    """The plain twin of a quantised model: transformers' own, with the numbers that the bytes stand for."""
+    twin: PreTrainedModel = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
+    twin.config._experts_implementation = "eager"
+    numbers = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear):
+            numbers[f"{name}.weight"] = module.dequantize()
+        for parameter, form in experts.forms_of(module).items():
+            stack = torch.stack([form.matrix(stored) for stored in getattr(module, parameter)])
+            numbers[f"{name}.{parameter}"] = stack.mT if module.is_transposed else stack
+    with torch.no_grad():
+        for name, weight in twin.named_parameters():
+            weight.copy_(numbers.pop(name))
+    assert not numbers
+    return twin.eval()
 
 
 def row(ids: Sequence[int], supervised: Sequence[int] | Callable[[int], bool]) -> TokenRow:

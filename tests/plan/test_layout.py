@@ -130,7 +130,8 @@ def test_a_run_that_goes_on_keeps_its_sizes() -> None:
         ({"lora": {"use_dora": True}}, "packed"),
         ({"data": {"sources": [{"path": "rows.jsonl"}], "packing": "off"}}, "plain"),
         ({"model": {"base": "Qwen/Qwen3-0.6B", "attention": "sdpa"}}, "plain"),
-        ({"model": {"base": "Qwen/Qwen3-0.6B", "quantization": "nf4"}}, "packed"),
+        ({"model": {"base": "Qwen/Qwen3-0.6B", "quantization": "nf4"}}, "fused"),
+        ({"model": {"base": "Qwen/Qwen3-0.6B", "quantization": "nf4"}, "lora": {"use_dora": True}}, "packed"),
     ],
 )
 def test_the_engine_on_a_processor_follows_from_the_recipe(sections: dict[str, object], engine: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from luthier.plan.memory import Line, Memory, ledger
 from luthier.plan.setup import Layout, Setup
 from luthier.plan.shape import ModelShape, known_config, shape_of
-from luthier.plan.weights import bytes_per_weight
+from luthier.plan.weights import quantized_bytes
 from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 
@@ -101,9 +101,16 @@ def test_nf4_of_a_dense_7b_takes_5_5_gb_with_embedding_and_head_in_bfloat16() ->
     assert weights(memory(QWEN_7B, quantization="nf4")) == pytest.approx(5.55, abs=0.03)
 
 
-@pytest.mark.parametrize(("quantization", "double", "each"), [("nf4", False, 0.5625), ("fp4", True, 0.515869), ("int8", False, 1.0)])
-def test_a_weight_has_its_share_of_the_constants(quantization: Any, double: bool, each: float) -> None:
-    assert bytes_per_weight(quantization, double, 2) == pytest.approx(each, rel=1e-5)
+@pytest.mark.parametrize(
+    ("kind", "double", "size"),
+    [
+        ("nf4", False, 4096 * 4096 // 2 + 4 * 4096 * 4096 // 64),
+        ("fp4", True, 4096 * 4096 // 2 + 4096 * 4096 // 64 + 4 * 4096 * 4096 // 64 // 256 + 4 + 12),  # 12 fill the last place of 16
+        ("int8", False, 4096 * 4096 + 4 * 4096),
+    ],
+)
+def test_a_matrix_has_the_bytes_of_its_codes_and_constants(kind: Any, double: bool, size: int) -> None:
+    assert quantized_bytes(kind, double, 4096, 4096) == size
 
 
 def test_the_lines_add_up_to_the_peak_and_the_peak_is_the_worst_instant_not_the_sum() -> None:

@@ -15,17 +15,9 @@ from luthier.core.errors import RecipeError
 from luthier.model.head import PLAIN
 from luthier.model.layer import ACTIVATIONS
 from luthier.model.layer import FAMILIES as FUSED
+from luthier.plan.adapted import adapted, adapter_parameters
 from luthier.plan.families import FAMILIES, text_keys
-from luthier.plan.shape import (
-    FUSED_ACTIVATIONS,
-    FUSED_FAMILIES,
-    PLAIN_HEADS,
-    ModelShape,
-    adapted,
-    adapter_parameters,
-    bundled,
-    shape_of,
-)
+from luthier.plan.shape import FUSED_ACTIVATIONS, FUSED_FAMILIES, PLAIN_HEADS, ModelShape, bundled, shape_of
 from luthier.recipe.schema import Lora
 
 NESTED = ("gemma3", "qwen3_5", "qwen3_5_moe")
@@ -181,7 +173,15 @@ NOT_REACHED = {"gpt_oss"}
 def peft_parameters(config: Mapping[str, Any], lora: Lora) -> int:
     """Trainable parameters of the adapter that PEFT makes."""
     targets = lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules)
-    wanted = LoraConfig(task_type="CAUSAL_LM", r=lora.r, lora_dropout=lora.dropout, target_modules=targets, use_dora=lora.use_dora)
+    parameters = ["experts.gate_up_proj", "experts.down_proj"] if lora.target_parameters == "experts" else list(lora.target_parameters)
+    wanted = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=lora.r,
+        lora_dropout=lora.dropout,
+        target_modules=targets,
+        target_parameters=parameters or None,
+        use_dora=lora.use_dora,
+    )
     with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")
         model = get_peft_model(built(config), wanted)
@@ -194,6 +194,27 @@ def test_an_adapter_has_the_parameters_that_peft_gives_it(model_type: str) -> No
     for targets in ("all-linear", *BY_NAME.get(model_type, TARGETS[1 : 2 if model_type in NOT_REACHED else 3])):
         lora = Lora(r=4, target_modules=targets)
         assert adapter_parameters(shape_of(config), lora) == peft_parameters(config, lora), targets
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_5_moe", "gpt_oss"])
+def test_experts_are_adapted_as_parameters_where_no_name_of_a_module_reaches_them(model_type: str) -> None:
+    config = tiny(model_type)
+    for targets in ("all-linear", ("q_proj",)):
+        for parameters in (
+            "experts",
+            ("experts.down_proj",),
+            ("gate_up_proj", "router.weight" if model_type == "gpt_oss" else "gate.weight"),
+        ):
+            lora = Lora(r=4, target_modules=targets, target_parameters=parameters)
+            assert adapter_parameters(shape_of(config), lora) == peft_parameters(config, lora), (targets, parameters)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "parameters"), [("llama", "experts"), ("qwen3_moe", ("experts.w1",)), ("qwen3_moe", ("erts.down_proj",))]
+)
+def test_a_parameter_that_is_not_there_is_named(model_type: str, parameters: Any) -> None:
+    with pytest.raises(RecipeError, match="matches no fused weight"):
+        adapted(shape_of(tiny(model_type)), Lora(target_parameters=parameters))
 
 
 @pytest.mark.parametrize("model_type", ["llama", "qwen3_5", "gemma3"])

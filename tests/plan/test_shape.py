@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import ModelError, RecipeError
-from luthier.plan.shape import ModelShape, adapted, adapter_parameters, bundled, known_config, shape_of
+from luthier.plan.adapted import adapted, adapter_parameters
+from luthier.plan.shape import ModelShape, bundled, known_config, shape_of
 from luthier.recipe.schema import Lora
 
 GB = 1e9

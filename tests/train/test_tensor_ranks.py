@@ -16,8 +16,9 @@ from luthier.model.load import load_model
 from luthier.train.run import train
 from tests.train.in_tensor_ranks import BY_METRIC, KILLED_IN
 from tests.train.in_two_ranks import RESUMED_AFTER
+from tests.train.recorded import metrics
 from tests.train.test_ranks import ROOT, TORCHRUN, Found, assert_the_same_up_to_rounding
-from tests.train.workshop import CPU, Workshop, killed_in_step, metrics
+from tests.train.workshop import CPU, Workshop, killed_in_step
 
 
 @pytest.fixture(scope="module")

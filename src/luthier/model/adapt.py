@@ -1,12 +1,15 @@
 """Low-rank adapters by PEFT: put on a model to train, or loaded onto one to use."""
 
 import difflib
+import math
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
@@ -21,6 +24,7 @@ from luthier.core.errors import ModelError, RecipeError
 from luthier.core.finding import Finding
 from luthier.data.repository import read_json
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model import experts
 from luthier.model.adapter_config import CONFIG, read_config
 from luthier.model.dropout import ADAPTER
 from luthier.model.peak import is_out_of_memory
@@ -31,6 +35,8 @@ from luthier.runs.store import runs_root
 ADAPTABLE = (nn.Linear, Conv1D, nn.Embedding)
 EXPERT_PROJECTIONS = {"gate_proj", "up_proj", "down_proj"}
 """Names that PEFT turns into the fused expert parameters of a mixture, where they are not modules."""
+ROUTER = re.compile(r"\.(gate|router)\.weight")
+"""A parameter's name that ends so is a router's."""
 WEIGHTS, PROVENANCE = "adapter_model.safetensors", "provenance.json"
 
 
@@ -50,11 +56,13 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
     """
     if lora.target_modules != "all-linear":
         _check_targets(model, lora.target_modules)
+    parameters = _parameters(model, lora.target_parameters)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=lora.r,
         lora_alpha=lora.alpha,
         target_modules=lora.target_modules if lora.target_modules == "all-linear" else list(lora.target_modules),
+        target_parameters=parameters or None,
         use_rslora=lora.use_rslora,
         use_dora=lora.use_dora,
     )
@@ -69,6 +77,7 @@ def add_lora(model: PreTrainedModel, lora: Lora, seed: int) -> PeftModel:
         raise ModelError(f"PEFT made a {type(adapted).__name__} of the model, not a PeftModel")
     if lora.dropout:
         _add_dropout(adapted, lora.dropout)
+    experts.install(adapted)
     if lora.init_from:
         _start_from(adapted, adapter_folder(lora.init_from))
     return adapted
@@ -96,6 +105,7 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         raise ModelError(f"the adapter does not fit this base: {reason}", where=str(folder)) from error
     if bad := [name for name, weight in adapted.named_parameters() if "lora_" in name and not weight.isfinite().all()]:
         raise ModelError(f"{len(bad)} of the adapter's weights are not finite, first {bad[0]}", where=str(folder))
+    experts.install(adapted)
     adapted.eval()
     return adapted
 
@@ -140,11 +150,10 @@ def adapted_parts(model: PeftModel) -> Adapted:
 
 def missed_experts(model: PreTrainedModel, covered: tuple[str, ...]) -> tuple[Finding, ...]:
     """A finding where a mixture's fused experts, one three-dimensional parameter for all, have no adapter."""
-    missed = {name: parameter for name, parameter in _fused_experts(model).items() if name not in covered}
+    missed = {name: shape for name, shape in _fused_experts(model).items() if name not in covered}
     if not missed:
         return ()
-    total = sum(parameter.numel() for parameter in model.parameters())
-    share = sum(parameter.numel() for parameter in missed.values()) / total
+    share = sum(map(math.prod, missed.values())) / sum(map(math.prod, experts.shapes(model).values()))
     return (adapter.missed_experts(len(missed), share),)
 
 
@@ -157,23 +166,38 @@ def _quiet_peft() -> Iterator[None]:
         yield
 
 
-def _fused_experts(model: nn.Module) -> dict[str, nn.Parameter]:
-    """By the names that they have without an adapter around them."""
-    named = model.named_parameters()
-    return {name.replace(".base_layer", ""): parameter for name, parameter in named if parameter.ndim == 3 and ".experts." in name}
+def _fused_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Their shapes by the names that they have without an adapter around them."""
+    named = experts.shapes(model).items()
+    return {name.replace(".base_layer", ""): shape for name, shape in named if len(shape) == 3 and ".experts." in name}
 
 
 def _add_dropout(model: PeftModel, p: float) -> None:
-    """Dropout on every adapted layer that has an input to drop: fused experts and routers add B·A to their weight instead (trap 18).
+    """Dropout on every adapted layer that has an input to drop: on fused experts, too (`luthier.model.experts`); a router has none.
 
-    PEFT would refuse the whole adapter, when it is made and when it is loaded; so its config tells of no dropout where there are some.
+    PEFT would refuse an adapter on fused weights that has dropout, made or loaded (trap 18): its config then tells of none.
     """
-    layers = [layer for layer in model.modules() if isinstance(layer, LoraLayer)]
-    for layer in layers:
-        if not isinstance(layer, ParamWrapper):
+    wrappers = [layer for layer in model.modules() if isinstance(layer, ParamWrapper)]
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and (not isinstance(layer, ParamWrapper) or experts.is_mixture(layer.get_base_layer())):
             layer.lora_dropout[ADAPTER] = nn.Dropout(p)
-    if not any(isinstance(layer, ParamWrapper) for layer in layers):
+    if not wrappers:
         model.peft_config[ADAPTER].lora_dropout = p
+
+
+def _parameters(model: PreTrainedModel, names: Literal["experts"] | tuple[str, ...]) -> list[str]:
+    """The names as PEFT takes them; each must end that of a fused parameter of experts, or of a router's weight."""
+    fused = sorted({".".join(name.split(".")[-2:]) for name in _fused_experts(model)})
+    known = [*_fused_experts(model), *(name for name, _ in model.named_parameters() if ROUTER.search(name))]
+    wanted = fused or ["experts"] if names == "experts" else list(names)
+    for target in wanted:
+        if not any(name.endswith("." + target) for name in known):
+            ends = sorted({".".join(name.split(".")[-2:]) for name in known})
+            change = (
+                f"this model's: {', '.join(ends)}" if ends else "remove it: this model has no fused weights; target_modules takes layers"
+            )
+            raise RecipeError(f"{target!r} matches no fused weight", where="lora.target_parameters", change=change)
+    return wanted
 
 
 def _check_targets(model: PreTrainedModel, names: tuple[str, ...]) -> None:

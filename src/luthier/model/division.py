@@ -8,13 +8,13 @@
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import LoraLayer, ParamWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -39,9 +39,9 @@ class Cut:
         shares: Tensor = whole.unflatten(self.dim, (self.parts, axis.size, width)).select(self.dim - 1, axis.index)  # type: ignore[no-untyped-call]
         return shares.flatten(self.dim - 1, self.dim).clone(memory_format=torch.contiguous_format)
 
-    def whole_shape(self, part: Tensor, axis: Axis) -> torch.Size:
-        """Of what `of` has cut."""
-        shape = list(part.shape)
+    def whole_shape(self, part: Sequence[int], axis: Axis) -> torch.Size:
+        """Of what `of` has cut to this shape."""
+        shape = list(part)
         shape[self.dim] *= axis.size
         return torch.Size(shape)
 
@@ -75,6 +75,24 @@ _divisions: WeakKeyDictionary[nn.Module, Division] = WeakKeyDictionary()
 def division_of(layer: nn.Module) -> Division | None:
     """How a layer is divided, with an adapter or without; None where it is whole."""
     return _divisions.get(under_adapter(layer))
+
+
+def cut_of(model: nn.Module, parameter: str) -> tuple[Cut, Axis] | None:
+    """How a parameter is cut, by its name in a model or module, and among whom; None where it is whole."""
+    module, _, own = parameter.rpartition(".")
+    division = _divisions.get(model.get_submodule(module))
+    return (division.cuts[own], division.axis) if division and own in division.cuts else None
+
+
+def cut_under(layer: LoraLayer) -> tuple[Cut, Axis] | None:
+    """How the parameter that an adapter is on is cut, and among whom; None where it is whole."""
+    return cut_of(layer.get_base_layer(), layer.parameter_name if isinstance(layer, ParamWrapper) else "weight")
+
+
+def take_over(module: nn.Module, other: nn.Module) -> None:
+    """Let a module that takes the place of another be divided as that was."""
+    if other in _divisions:
+        _divisions[module] = _divisions[other]
 
 
 def under_adapter(layer: nn.Module) -> nn.Module:

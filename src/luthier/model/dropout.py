@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from luthier.model.division import division_of
+from luthier.model.division import INPUTS, cut_under
 from luthier.model.pointwise import drop
 
 ADAPTER = "default"
@@ -49,15 +49,26 @@ class TokenDropout(nn.Module):
             return draw.keys_A
         return draw.keys_A[draw.needed_S] if num_tokens == len(draw.needed_S) else None
 
+    def known_keys(self, num_tokens: int) -> Tensor:
+        """Of the tokens that a layer sees; raises ValueError where `draw` was not called for them."""
+        keys_T = self.keys(num_tokens)
+        if keys_T is None:
+            raise ValueError(f"dropout by token knows no keys for a layer that sees {num_tokens} tokens: draw was not called for them")
+        return keys_T
+
     @property
     def salt(self) -> int:
         """Of this module in this step."""
         return self._draw.salt ^ self._number
 
+    def salt_of(self, expert: int) -> int:
+        """Of one of a mixture's experts, each of which drops otherwise."""
+        return self._draw.salt ^ seed_of(f"{self._number}/{expert}")
+
     def forward(self, x: Tensor) -> Tensor:
         """The plain twin of the dropout inside `luthier.model.lora`: same bits.
 
-        A layer that sees other tokens than the micro batch's, such as one expert of a mixture, draws from torch's generator.
+        A layer that sees other tokens than the micro batch's draws from torch's generator.
         """
         if not self.training:
             return x
@@ -100,8 +111,8 @@ def install(model: nn.Module) -> None:
 
 def _first_input(layer: LoraLayer) -> int:
     """Of those that a rank has of a layer that is divided by rows."""
-    division = division_of(layer)
-    return division.axis.index * layer.in_features if division and division.by == "rows" else 0
+    cut = cut_under(layer)
+    return cut[1].index * layer.in_features if cut and cut[0].dim == INPUTS else 0
 
 
 def draw(model: nn.Module, keys_A: Tensor, needed_S: Tensor, seeds: tuple[int, int]) -> None:

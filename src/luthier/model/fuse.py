@@ -197,13 +197,14 @@ def _linear(found: Callable[[Any], Group], held: Held, x: Tensor, *args: Any, **
     """An adapted linear layer's forward: fused, unless the adapter is switched off or sees other tokens than its dropout knows."""
     layer = held()
     group = found(layer)
-    weight_OD, adapter = group.members[0].weight_OD, group.members[0].adapter
+    (member,) = group.members
+    adapter = member.adapter
     flat = x.reshape(-1, x.shape[-1]).contiguous()  # a transposed input may still be a view
     dropout = adapter.dropout if adapter and layer.training else None
     if layer.disable_adapters or layer.merged or args or options or (dropout and dropout.keys(len(flat)) is None):
         plain: Tensor = type(layer).forward(layer, x, *args, **options)
         return plain
-    return group(flat.to(weight_OD.dtype)).view(*x.shape[:-1], len(weight_OD))
+    return group(flat.to(member.dtype)).view(*x.shape[:-1], member.shape[0])
 
 
 def _alone(base: PreTrainedModel, rows: list[TokenRow]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -10,8 +11,11 @@ from transformers.utils import logging
 
 from luthier.core.errors import LuthierError, ModelError, PlanRefused
 from luthier.data.repository import Repository, open_repository
-from luthier.model.patches import left_empty
+from luthier.model.arrive import Bits
+from luthier.model.mesh import UNDIVIDED, Axis
+from luthier.model.patches import left_empty, weights_read_not_mapped
 from luthier.model.peak import is_out_of_memory
+from luthier.model.quantize import library
 from luthier.plan.setup import SAID, Resolved
 from luthier.recipe.schema import Model
 
@@ -37,19 +41,31 @@ def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resol
 
 
 def load_model(
-    model: Model, dtype: torch.dtype, device: torch.device, elsewhere: Callable[[PreTrainedModel], Iterable[str]] = lambda empty: ()
+    model: Model,
+    dtype: torch.dtype,
+    device: torch.device,
+    axis: Axis = UNDIVIDED.tensor,
+    elsewhere: Callable[[PreTrainedModel], Iterable[str]] = lambda empty: (),
 ) -> PreTrainedModel:
-    """The causal language model with weights in `dtype` on `device`, from safetensors only; raises ModelError.
+    """The causal language model with weights in `dtype` on `device`, or in the few bits of `model.quantization`, from safetensors only.
 
-    The modules that `elsewhere` names of the model while it is empty stay so, on the meta device, and are not read.
+    Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Of ranks along `axis`, each
+    keeps its part of the matrices (`luthier.model.tensor`). The modules that `elsewhere` names of the model while it is empty stay so, on
+    the meta device, and are not read. Raises ModelError, and PlanRefused where matrices cannot be divided.
     """
     repository = open_repository(model)
-    attention = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
+    if model.quantization in ("nf4", "fp4"):
+        library()  # its absence is told before anything is read
+    if model.quantization != "none" or axis.size > 1:
+        options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype, axis=axis)
+    if device.type != "cpu":
+        options["device_map"] = {"": device}
     try:
         if not model.trust_remote_code:
             repository.refuse_own_code()
         repository.refuse_other_weights()
-        with no_progress_bars(), left_empty(elsewhere):
+        with no_progress_bars(), weights_read_not_mapped(), left_empty(elsewhere):
             loaded, told = AutoModelForCausalLM.from_pretrained(
                 repository.location,
                 revision=repository.revision,
@@ -59,7 +75,7 @@ def load_model(
                 adapter_kwargs={"local_files_only": repository.cached_only},  # its look for an adapter_config.json does not heed the above
                 use_safetensors=True,
                 output_loading_info=True,
-                **attention,
+                **options,
             )
     except LuthierError:
         raise

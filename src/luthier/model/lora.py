@@ -3,7 +3,7 @@
 T = tokens, D = features in, O = features out, r = rank.  For the members j of a group, which read the same input (q, k and v; gate and
 up; or one alone), side by side in one [T, ΣO]:   y_j = h W_jᵀ + s·(drop_j(h) A_jᵀ) B_jᵀ (+ bias_j)   (Hu et al. 2021, arXiv 2106.09685)
 
-- A frozen weight is used once per direction where it lies: no copy, no cast, no gradient.
+- A frozen weight is used once per direction where it lies: no copy, no cast, no gradient. Few bits are a matrix for that product only.
 - The adapter's part is written first and the base product accumulates onto it, so that both are summed in float32 and rounded once:
   added to a base output already rounded to bfloat16, the small early updates would vanish (trap 36).
 - What stands before the products, RMSNorm or activation(gate)·up, is computed here, and again in the backward instead of being kept.
@@ -27,7 +27,10 @@ from luthier.model.division import Division
 from luthier.model.dropout import ADAPTER, TokenDropout
 from luthier.model.exchange import add_
 from luthier.model.pointwise import Activation, drop, drop_add_, gate, gate_backward, rms_norm, rms_norm_backward
+from luthier.model.quantize import Form, QuantizedLinear
 from luthier.model.shard import class_of
+
+LINEAR = (nn.Linear, QuantizedLinear)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,9 +47,27 @@ class Adapter:
 class Member:
     """One layer of a group: its frozen weight, and its adapter where it has one."""
 
-    weight_OD: Tensor
+    stored: Tensor
+    """The weight [O, D]; or its bytes."""
+    form: Form | None
     bias_O: Tensor | None
     adapter: Adapter | None
+
+    @property
+    def weight_OD(self) -> Tensor:
+        """The weight in the compute type. One in few bits is made anew: ask once for each product, and keep none."""
+        return self.stored if self.form is None else self.form.matrix(self.stored)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """O and D."""
+        rows, columns = self.stored.shape if self.form is None else self.form.shape
+        return rows, columns
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute type."""
+        return self.stored.dtype if self.form is None else self.form.dtype
 
 
 class Prologue(Protocol):
@@ -132,7 +153,7 @@ class Group:
 
     def outputs(self, y: Tensor) -> Iterator[tuple[Member, Tensor]]:
         """Each member with its columns of [T, ΣO]."""
-        return zip(self.members, torch.split(y, [len(member.weight_OD) for member in self.members], dim=1), strict=True)
+        return zip(self.members, torch.split(y, [member.shape[0] for member in self.members], dim=1), strict=True)
 
 
 class _Products(torch.autograd.Function):
@@ -140,7 +161,7 @@ class _Products(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, residual: Tensor | None, group: Group, *weights: Tensor) -> tuple[Tensor, Tensor]:
         ctx.set_materialize_grads(False)
         h, kept = group.prologue.forward(x)
-        y = h.new_empty(len(h), sum(len(member.weight_OD) for member in group.members))
+        y = h.new_empty(len(h), sum(member.shape[0] for member in group.members))
         downs = []
         for member, out in group.outputs(y):
             if member.adapter:
@@ -182,7 +203,7 @@ class _Products(torch.autograd.Function):
 
 def _into_input(group: Group, d_y: Tensor, d_downs: list[Tensor | None]) -> Tensor:
     """The gradient of h: through the frozen weights, and through the adapters."""
-    d_h = d_y.new_empty(len(d_y), group.members[0].weight_OD.shape[1])
+    d_h = d_y.new_empty(len(d_y), group.members[0].shape[1])
     for index, (member, d_out) in enumerate(group.outputs(d_y)):
         if index:
             d_h.addmm_(d_out, member.weight_OD)
@@ -192,7 +213,7 @@ def _into_input(group: Group, d_y: Tensor, d_downs: list[Tensor | None]) -> Tens
         if member.adapter and d_down is not None:
             a_rD, dropout = member.adapter.a_rD.to(d_y.dtype), _active(member.adapter)
             if dropout:
-                drop_add_(d_h, d_down @ a_rD, _keys(dropout, d_h), dropout.salt, dropout.p, dropout.first)
+                drop_add_(d_h, d_down @ a_rD, dropout.known_keys(len(d_h)), dropout.salt, dropout.p, dropout.first)
             else:
                 d_h.addmm_(d_down, a_rD)
     return add_(d_h, group.division.axis) if group.division and group.division.by == "columns" else d_h
@@ -211,24 +232,17 @@ def _dropped(h: Tensor, adapter: Adapter) -> Tensor:
     if not dropout:
         return h
     out = torch.empty_like(h)
-    drop(h, _keys(dropout, h), dropout.salt, dropout.p, out, dropout.first)
+    drop(h, dropout.known_keys(len(h)), dropout.salt, dropout.p, out, dropout.first)
     return out
-
-
-def _keys(dropout: TokenDropout, h: Tensor) -> Tensor:
-    keys_T = dropout.keys(len(h))
-    if keys_T is None:
-        raise ValueError(f"dropout by token knows no keys for a layer that sees {len(h)} tokens: draw was not called for them")
-    return keys_T
 
 
 def member_of(layer: Any) -> Member:
     """The member for a linear layer, adapted or not; raises Unfusable, with the reason, for what the function above does not compute."""
     if any(parameter.requires_grad for name, parameter in layer.named_parameters() if "lora_" not in name):
         raise Unfusable("its own weights are trained")
-    if class_of(layer) is nn.Linear:
-        return Member(weight_OD=layer.weight.detach(), bias_O=_detached(layer.bias), adapter=None)
-    if class_of(layer) is not LoraLinear or type(layer.base_layer) is not nn.Linear:
+    if class_of(layer) in LINEAR:
+        return _frozen(layer, adapter=None)
+    if class_of(layer) is not LoraLinear or type(layer.base_layer) not in LINEAR:
         raise Unfusable(f"{type(layer.base_layer if isinstance(layer, LoraLayer) else layer).__name__} is not a linear layer")
     if layer.lora_variant:
         raise Unfusable(f"{type(next(iter(layer.lora_variant.values()))).__name__} is not plain LoRA")
@@ -243,9 +257,9 @@ def member_of(layer: Any) -> Member:
         scaling=layer.scaling[ADAPTER],
         dropout=dropout if isinstance(dropout, TokenDropout) else None,
     )
-    base = layer.base_layer
-    return Member(weight_OD=base.weight.detach(), bias_O=_detached(base.bias), adapter=adapter)
+    return _frozen(layer.base_layer, adapter)
 
 
-def _detached(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.detach()
+def _frozen(layer: nn.Linear, adapter: Adapter | None) -> Member:
+    form = layer.form if isinstance(layer, QuantizedLinear) else None
+    return Member(stored=layer.weight.detach(), form=form, bias_O=None if layer.bias is None else layer.bias.detach(), adapter=adapter)

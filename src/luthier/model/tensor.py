@@ -2,23 +2,24 @@
 
 A part is an ordinary parameter of the ordinary module, so that PEFT adapts it and bitsandbytes quantises it as any other. Of an adapter on
 columns A is whole and B cut to the same outputs; on rows A is cut to the same inputs and B whole. Of what is whole a rank finds a part of
-the gradient. In order: `divide`, then quantise, then `as_if_whole` around what makes the adapter, then `connect`. Fused layers
-(`luthier.model.lora`) exchange the same inside.
+the gradient. In order: `divide`, as the weights are read (`luthier.model.arrive`), then quantise, then `as_if_whole` around what makes
+the adapter, then `connect`. Fused layers (`luthier.model.lora`) exchange the same inside.
 """
 
 import functools
+import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer, ParamWrapper
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.model import exchange
-from luthier.model.division import INPUTS, Cut, Division, division_of, planned, under_adapter
+from luthier.model import exchange, experts
+from luthier.model.division import INPUTS, Cut, Division, cut_of, cut_under, division_of, planned, under_adapter
 from luthier.model.dropout import ADAPTER
 from luthier.model.mesh import Axis, Piece, Pieces
 
@@ -35,28 +36,40 @@ def divide(model: PreTrainedModel, axis: Axis) -> None:
             whole = module._parameters.get(name)
             if whole is not None:
                 module._parameters[name] = nn.Parameter(cut.of(whole.detach(), axis), requires_grad=whole.requires_grad)
-        _tell_features(module, division, 1)
+        if isinstance(module, nn.Linear):
+            module.out_features, module.in_features = module.weight.shape
 
 
 @contextmanager
 def as_if_whole(model: nn.Module) -> Iterator[None]:
     """While it is open, divided modules show the shapes of whole ones: an adapter is drawn as one process draws it. Then it is cut."""
-    divided = [(module, division) for module in model.modules() if (division := division_of(module))]
-    parts = [_shown_whole(module, division) for module, division in divided]
+    shapes = experts.shapes(model)
+    divided = [(name, module, division) for name, module in model.named_modules() if (division := _own(module))]
+    parts = [dict(module.named_parameters(recurse=False)) for _, module, _ in divided]
+    for name, module, division in divided:
+        for own, cut in division.cuts.items():
+            if (part := shapes.get(f"{name}.{own}")) is not None:
+                _show(module, own, cut.whole_shape(part, division.axis))
     try:
         yield
     finally:
-        for (module, division), own in zip(divided, parts, strict=True):
-            _tell_features(module, division, 1)
-            for name, part in own.items():
-                part.requires_grad_(module.get_parameter(name).requires_grad)
-                module._parameters[name] = part
+        for (name, module, _), own_parameters in zip(divided, parts, strict=True):
+            for own, parameter in own_parameters.items():
+                parameter.requires_grad_(module.get_parameter(own).requires_grad)
+                module._parameters[own] = parameter
+                _tell_features(module, own, shapes[f"{name}.{own}"])
     for layer, cut, axis in _adapters(model):
         a, b = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
         half = a if cut.dim == INPUTS else b
         half.weight = nn.Parameter(cut.of(half.weight.detach(), axis))
         half.out_features, half.in_features = half.weight.shape
         layer.in_features, layer.out_features = a.in_features, b.out_features
+
+
+def numbers_of_all(model: nn.Module) -> int:
+    """How many numbers the parameters have that ranks hold parts of."""
+    named = ((cut_of(model, name), parameter.shape) for name, parameter in model.named_parameters())
+    return sum(math.prod(cut[0].whole_shape(shape, cut[1]) if cut else shape) for cut, shape in named)
 
 
 def connect(model: nn.Module) -> Pieces:
@@ -74,38 +87,35 @@ def connect(model: nn.Module) -> Pieces:
     return dict(_pieces(model))
 
 
-def _tell_features(module: nn.Module, division: Division, times: int) -> None:
-    """Let a linear layer say so many times the features that are divided."""
-    if isinstance(module, nn.Linear) and division.cuts:
-        out_features, in_features = module.weight.shape
-        module.out_features = out_features * (times if division.by == "columns" else 1)
-        module.in_features = in_features * (times if division.by == "rows" else 1)
+def _own(module: nn.Module) -> Division | None:
+    """How a module itself is divided, not the one under its adapter."""
+    return None if isinstance(module, LoraLayer) else division_of(module)
 
 
-def _shown_whole(module: nn.Module, division: Division) -> dict[str, nn.Parameter]:
-    """Let a module look whole to PEFT, which of experts takes the parameter's shape: one number is shown in it. Returns what was there."""
-    _tell_features(module, division, division.axis.size)
-    if division.by != "experts":
-        return {}
-    parts = dict(module.named_parameters(recurse=False))
-    for name, cut in division.cuts.items():
-        shown = parts[name].detach().new_zeros(1).expand(cut.whole_shape(parts[name], division.axis))
-        module._parameters[name] = nn.Parameter(shown, requires_grad=parts[name].requires_grad)
-    return parts
+def _show(module: nn.Module, name: str, shape: Sequence[int]) -> None:
+    """Let a parameter look so to PEFT, which asks a linear layer for its features, and experts for the parameter: one number, expanded."""
+    _tell_features(module, name, shape)
+    if not isinstance(module, nn.Linear):
+        part = module.get_parameter(name)
+        module._parameters[name] = nn.Parameter(part.detach().new_zeros(1).expand(shape), requires_grad=part.requires_grad)
+
+
+def _tell_features(module: nn.Module, name: str, shape: Sequence[int]) -> None:
+    if isinstance(module, nn.Linear) and name == "weight":
+        module.out_features, module.in_features = shape
 
 
 def _adapters(model: nn.Module) -> Iterator[tuple[LoraLayer, Cut, Axis]]:
     """Each adapter on a divided parameter, and how that is cut."""
     for layer in model.modules():
-        if isinstance(layer, LoraLayer) and (division := division_of(layer)):
-            name = layer.parameter_name if isinstance(layer, ParamWrapper) else "weight"
-            yield layer, division.cuts[name], division.axis
+        if isinstance(layer, LoraLayer) and (cut := cut_under(layer)):
+            yield layer, *cut
 
 
 def _pieces(model: nn.Module) -> Iterator[tuple[Tensor, Piece]]:
     for module in model.modules():
-        division = division_of(module)
-        if division is None or isinstance(module, LoraLayer):
+        division = _own(module)
+        if division is None:
             continue
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.requires_grad and name in division.cuts:
@@ -125,7 +135,7 @@ def _pieces(model: nn.Module) -> Iterator[tuple[Tensor, Piece]]:
 def _piece(part: Tensor, cut: Cut, axis: Axis) -> Piece:
     offsets = [0] * part.ndim
     offsets[cut.dim] = axis.index * part.shape[cut.dim] // cut.parts
-    return Piece(shape=tuple(cut.whole_shape(part, axis)), offsets=tuple(offsets), divided=frozenset({"tensor"}), packed=cut.parts)
+    return Piece(shape=tuple(cut.whole_shape(part.shape, axis)), offsets=tuple(offsets), divided=frozenset({"tensor"}), packed=cut.parts)
 
 
 def _partial(whole: Tensor) -> Piece:

@@ -8,8 +8,9 @@ values), F = gate (and up), r = rank, V = vocabulary, b = bytes of the compute t
 
 from dataclasses import dataclass
 
+from luthier.plan.adapted import adapted
 from luthier.plan.setup import DTYPE_BYTES, Setup
-from luthier.plan.shape import ModelShape, adapted
+from luthier.plan.shape import ModelShape
 from luthier.plan.tensor import divides_heads
 from luthier.runs.workload import Extent
 
@@ -40,6 +41,18 @@ class PerToken:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """What stands in the place of an MLP."""
+
+    experts: int
+    per_token: int
+    width: int
+    """Of the experts of one token side by side; the rest of `Layer.gated` is the shared one's."""
+    one_by_one: bool
+    """Luthier computes them (`luthier.model.experts`): they are in few bits, or have an adapter. Else transformers does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """Widths of a layer as one device computes it."""
 
@@ -57,7 +70,7 @@ class Layer:
     gates: int
     """Width of what gates attention's output."""
     norms: int
-    mixture: bool
+    mixture: "Mixture | None"
     size: int
     """b."""
     stream: int
@@ -89,9 +102,19 @@ def layer_of(shape: ModelShape, setup: Setup) -> Layer:
         head_norms=shape.head_norms,
         gates=shape.query_width // tensor if shape.gated_attention else 0,
         norms=shape.norms_per_layer,
-        mixture=shape.mixture_layers > 0,
+        mixture=_mixture(shape, setup) if shape.mixture_layers else None,
         size=size,
         stream=4 if setup.lora == "none" else size,
+    )
+
+
+def _mixture(shape: ModelShape, setup: Setup) -> Mixture:
+    reached = () if setup.lora == "none" else adapted(shape, setup.lora)
+    return Mixture(
+        experts=shape.experts,
+        per_token=shape.experts_per_token,
+        width=shape.experts_per_token * shape.expert_intermediate // setup.layout.tensor,
+        one_by_one=setup.quantization != "none" or any(linear.fused for linear in reached),
     )
 
 
@@ -114,11 +137,11 @@ def kept_before(layer: Layer, setup: Setup, several: bool) -> PerToken:
 
 def kept_after(layer: Layer, setup: Setup) -> PerToken:
     """What it keeps from there to its output."""
+    if layer.mixture and setup.lora != "none":
+        return _kept_by_mixture(layer, layer.mixture)
     if setup.engine != "fused":
         return _kept_by_mlp(layer, setup)
     inner = layer.rank * layer.with_adapter("o_proj", "gate_proj", "up_proj", "down_proj")
-    if layer.mixture:  # transformers' own module: the norm's input in float32, its output once for the router and once for each expert
-        return PerToken(terms=(("norm", layer.hidden, 4), ("experts", 2 * layer.hidden + 4 * layer.gated, layer.size)))
     return PerToken(
         terms=(
             ("input", layer.hidden, layer.size),
@@ -193,8 +216,24 @@ def _kept_by_mlp(layer: Layer, setup: Setup) -> PerToken:
     )
 
 
+def _kept_by_mixture(layer: Layer, mixture: Mixture) -> PerToken:
+    """transformers' norm and router, in any engine, and the experts: one by one they keep their input once, and gate and up; transformers'
+    keep an input for each, and what is activated, too. The shared expert is an MLP."""
+    inputs, values = (1, 2) if mixture.one_by_one else (mixture.per_token, 3)
+    return PerToken(
+        terms=(
+            ("norm's input", layer.hidden, 4),
+            ("router", 3 * mixture.experts + 8 * mixture.per_token, 4),
+            ("experts", inputs * layer.hidden + values * mixture.width, layer.size),
+            ("shared expert", 3 * (layer.gated - mixture.width), layer.size),
+        )
+    )
+
+
 def mlp_backward(layer: Layer, setup: Setup) -> PerToken:
     """The most that a layer's backward pass, or its recomputation, holds beyond what is kept: in the MLP."""
+    if layer.mixture and layer.mixture.one_by_one:  # gradients of output and input, which is summed in float32
+        return PerToken(terms=(("gradient", layer.hidden, layer.size), ("in float32", layer.hidden, 4)))
     if setup.engine == "fused":  # gradient of the output; of down's input, that again, and of gate and up (`Gate.backward`)
         return PerToken(terms=(("gradient", layer.hidden, layer.size), ("gradients of the MLP", 4 * layer.gated, layer.size)))
     if setup.engine == "plain" and setup.lora != "none" and layer.size < 4:  # down's input, and PEFT's copy of it in float32

@@ -18,6 +18,8 @@ BY_ROWS = frozenset({"o_proj", "down_proj", "w2"})
 """What tensor parallelism divides by its inputs; other matrices by their outputs."""
 HALVES = frozenset({"gate_proj", "up_proj", "w1", "w3"})
 """Names of experts that transformers fuses two by two."""
+SECOND_HALVES = frozenset({"up_proj", "w3"})
+"""Those of them that stand behind the other."""
 LARGEST = 2**24
 """Of any size in a config.json: contexts end at 10 M tokens. A stranger's 10⁹ layers would be counted one by one."""
 LLAMA_KEYS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")

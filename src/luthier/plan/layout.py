@@ -278,7 +278,7 @@ def _engine(task: Task) -> tuple[Engine, str]:
     cpu = task.place.device.kind == "cpu"
     if shape.window and shape.window < task.workload.longest and not (cpu and shape.plain_head):
         return "plain", f"rows of up to {task.workload.longest} tokens are longer than the attention window, {shape.window}"
-    plain_lora = isinstance(recipe.lora, Lora) and not recipe.lora.use_dora and recipe.model.quantization == "none"
+    plain_lora = isinstance(recipe.lora, Lora) and not recipe.lora.use_dora
     return ("fused" if cpu and plain_lora and shape.layers_like_llama else "packed"), "the fastest for this model"
 
 

@@ -14,6 +14,7 @@ from luthier.plan.weights import (
     Stage,
     gathered,
     gathered_head,
+    in_numbers,
     largest_trained,
     layer_numbers,
     loading,
@@ -256,7 +257,8 @@ class _Ledger:
             yield "validation's loss", (*self._gathered(), gathered_head(self.shape, self.setup), *self._loss(most, rows))
 
     def _gathered(self) -> tuple[Line, ...]:
-        return (gathered(self.shape, self.setup, self.stage),)
+        """What products want besides the weights as they lie."""
+        return (*in_numbers(self.shape, self.setup), gathered(self.shape, self.setup, self.stage))
 
     @property
     def _sharded(self) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Quantization
 from luthier.plan.shape import Linear, ModelShape
-from luthier.plan.weights import bytes_per_weight
+from luthier.plan.weights import matrix_bytes
 
 USABLE = 0.9
 """Of a device's memory, for weights and caches: vLLM's own default (`gpu_memory_utilization`); the rest is context and activations."""
@@ -70,6 +70,4 @@ def _own(shape: ModelShape) -> tuple[Linear, ...]:
 
 def _bytes_of(linear: Linear, count: int, dtype: Dtype, quantization: Quantization) -> int:
     """Of so many of these matrices: the head is not quantised."""
-    stored = quantization if linear.is_quantized else "none"
-    constants = count * linear.d_out * 4 if stored == "int8" else 0  # one a row
-    return round(count * linear.d_in * linear.d_out * bytes_per_weight(stored, True, DTYPE_BYTES[dtype])) + constants
+    return count * matrix_bytes(linear, quantization, True, DTYPE_BYTES[dtype])

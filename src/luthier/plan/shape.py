@@ -7,9 +7,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from luthier.core.errors import ModelError, RecipeError
-from luthier.plan.families import BY_ROWS, FAMILIES, HALVES, Family, Keys, Kind, configs, family_of, mixture_layers, text_keys, tower_keys
-from luthier.recipe.schema import Lora
+from luthier.core.errors import ModelError
+from luthier.plan.families import (
+    BY_ROWS,
+    FAMILIES,
+    Family,
+    Keys,
+    Kind,
+    configs,
+    family_of,
+    mixture_layers,
+    text_keys,
+    tower_keys,
+)
 
 Role = Literal["attention", "mlp", "expert", "router", "linear_attention", "head", "vision", "embedding"]
 
@@ -241,32 +251,6 @@ def _shape(config: Mapping[str, Any]) -> ModelShape:
     )
 
 
-def adapted(shape: ModelShape, lora: Lora) -> tuple[Linear, ...]:
-    """The matrices that `lora.target_modules` gives an adapter, as PEFT 0.21.2 does: by the last part of their name.
-
-    `all-linear` is every nn.Linear but the head; of Mixtral, Qwen3-MoE and Qwen3-Next also routers and fused experts, but no shared expert
-    (`Mixture.turned`). Raises RecipeError for a name that matches nothing, and for one of two fused halves.
-    """
-    family = FAMILIES.get(shape.model_type, FAMILIES["llama"])
-    turned = family.mixture.turned_names if family.mixture else frozenset()
-    table = Linear(name="embed_tokens", role="embedding", d_in=shape.vocabulary, d_out=shape.hidden, count=1, active=0)
-    reachable = [linear for linear in shape.linears if (linear.name in turned) != linear.is_module]
-    if lora.target_modules == "all-linear":
-        return tuple(linear for linear in reachable if linear.role != "head")
-    names = {target.rpartition(".")[2] for target in lora.target_modules}
-    found = tuple(linear for linear in (table, *reachable) if linear.name in names)
-    _check_found(shape, names, found)
-    return found
-
-
-def adapter_parameters(shape: ModelShape, lora: Lora, tensor: int = 1) -> int:
-    """Parameters of the adapter. r·(d_in + d_out) a matrix: r 8 on q, k, v, o of Qwen2.5-7B are 5.05 M; with DoRA d_out more.
-
-    Of ranks that divide the matrices each has one half of an adapter whole, the other divided: by columns B, by rows A.
-    """
-    return sum(linear.count * _adapter_of(linear.part(tensor), lora) for linear in adapted(shape, lora))
-
-
 def bundled() -> Mapping[str, Mapping[str, Any]]:
     """Hub id → the keys of its config.json that its shape depends on."""
     return configs()
@@ -376,23 +360,3 @@ def _vision_vectors(config: Mapping[str, Any], family: Family) -> int:
     projection = hidden * text_keys(config).number("hidden_size") + hidden
     head = hidden + 3 * hidden * (hidden + 1) + 2 * hidden if keys.get("vision_use_head") else 0
     return patches + norms + projection + head
-
-
-def _adapter_of(linear: Linear, lora: Lora) -> int:
-    """Of one matrix. A fused half has the whole pair's rank, 2r: A [2r, d_in] and B [2·d_out, 2r] for two are r·(d_in + 2·d_out) each."""
-    if linear.fused and linear.name in HALVES:
-        return lora.r * (linear.d_in + 2 * linear.d_out)
-    magnitudes = linear.d_out if lora.use_dora and (linear.is_module or linear.role == "embedding") else 0
-    return lora.r * (linear.d_in + linear.d_out) + magnitudes
-
-
-def _check_found(shape: ModelShape, names: set[str], found: tuple[Linear, ...]) -> None:
-    missed = sorted(names - {linear.name for linear in found})
-    if missed and shape.known:
-        known = sorted({linear.name for linear in shape.linears})
-        raise RecipeError(f"{missed[0]!r} matches no layer", where="lora.target_modules", change=f"this model's: {', '.join(known)}")
-    for pair in ({"gate_proj", "up_proj"}, {"w1", "w3"}):
-        halves = pair & {linear.name for linear in found if linear.fused}
-        if len(halves) == 1:
-            what = f"{min(halves)} and {min(pair - halves)} of the experts are one parameter, and PEFT adapts both or neither"
-            raise RecipeError(what, where="lora.target_modules", change=f"add {min(pair - halves)}, or remove {min(halves)}")

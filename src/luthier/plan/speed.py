@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.core.errors import PlanRefused
+from luthier.plan.adapted import adapted, adapter_parameters
 from luthier.plan.setup import Layout, Setup
-from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+from luthier.plan.shape import Linear, ModelShape
 from luthier.plan.steps import Steps
 from luthier.plan.weights import Stage, undivided
 from luthier.runs.workload import Extent, Survey

@@ -1,13 +1,21 @@
 """What lies in a device's memory from load to end: weights by storage format, the adapter, gradients and optimizer state."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Literal
 
+from luthier.plan.adapted import adapted, adapter_parameters, experts_adapters
+from luthier.plan.families import HALVES, SECOND_HALVES
 from luthier.plan.lines import Line
 from luthier.plan.setup import DTYPE_BYTES, Quantization, Setup
-from luthier.plan.shape import Linear, ModelShape, adapted, adapter_parameters
+from luthier.plan.shape import Linear, ModelShape
 
 BLOCK, NESTED_BLOCK = 64, 256
-"""bitsandbytes 0.48: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
+"""QLoRA's: numbers that share a 4-bit constant (float32); and with double quantisation, constants of a byte that share one."""
+PLACE = 16
+"""Bytes that a stored matrix takes a whole number of: the next expert's begins where a GPU reads at once."""
+QUANTIZED_AT_ONCE = 1 << 22
+"""Numbers, whole blocks: bitsandbytes takes some 20 bytes for each while it quantises them on a CPU (`luthier.model.quantize`)."""
 EIGHT_BIT_BLOCK, EIGHT_BIT_LEAST = 256, 4096
 """bitsandbytes' 8-bit optimizers: numbers of a state that share a float32 constant; smaller tensors keep their state in float32."""
 
@@ -45,18 +53,28 @@ def undivided(shape: ModelShape) -> Stage:
     return Stage(start=0, layers=shape.num_layers, num_layers=shape.num_layers, in_flight=1)
 
 
-def bytes_per_weight(quantization: Quantization, double_quant: bool, dtype_bytes: int) -> float:
-    """Of a matrix that is quantised, its constants included, but for int8's row scales.
+def quantized_bytes(kind: Literal["int8", "nf4", "fp4"], double_quant: bool, rows: int, columns: int) -> int:
+    """Of a matrix as `luthier.model.quantize` stores it, its constants included: int8 has a float32 for each row, nf4 and fp4 have one for
+    each block, or with double quantisation a byte for each block, a float32 for each 256 of these, and one more.
 
-    nf4: 0.5 + 4/64 = 0.5625; with double quantisation 0.5 + 1/64 + 4/(64·256) = 0.5159 (QLoRA, arXiv:2305.14314: 0.127 bits a weight).
+    4,096 × 4,096 in nf4: 8,388,608 + 1,048,576 = 9,437,184 B, 0.5625 B a weight; with double quantisation 8,388,608 + 262,144 + 4,100 and
+    12 to fill the last place: 8,654,864 B, 0.5159 (QLoRA, arXiv:2305.14314: 0.127 bits a weight).
     """
-    match quantization:
-        case "none":
-            return dtype_bytes
-        case "int8":
-            return 1.0
-        case "nf4" | "fp4":
-            return 0.5 + (1 / BLOCK + 4 / (BLOCK * NESTED_BLOCK) if double_quant else 4 / BLOCK)
+    blocks = -(-rows * columns // BLOCK)
+    if kind == "int8":
+        size = rows * columns + 4 * rows
+    elif double_quant:
+        size = blocks * BLOCK // 2 + blocks + 4 * -(-blocks // NESTED_BLOCK) + 4
+    else:
+        size = blocks * BLOCK // 2 + 4 * blocks
+    return -(-size // PLACE) * PLACE
+
+
+def matrix_bytes(linear: Linear, quantization: Quantization, double_quant: bool, dtype_bytes: int) -> int:
+    """Of one such matrix, in few bits where `model.quantization` reaches it."""
+    if quantization == "none" or not linear.is_quantized:
+        return linear.d_in * linear.d_out * dtype_bytes
+    return quantized_bytes(quantization, double_quant, linear.d_out, linear.d_in)
 
 
 def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line, ...]:
@@ -75,9 +93,9 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
     over = f" / {replicas} devices" if replicas > 1 else ""
     cut = [item for item in matrices if item.divided or layout.tensor == 1]
     whole = [item for item in matrices if item not in cut]
-    found = [_matrices(cut, setup, size, share, replicas * layout.tensor)]
+    found = [_matrices(cut, setup, size, share, layout.tensor, replicas)]
     if whole:
-        line = _matrices(whole, setup, size, share, replicas)
+        line = _matrices(whole, setup, size, share, 1, replicas)
         found.append(replace(line, name=f"{line.name}, not divided"))
     if routers:
         number = round(share * sum(item.parameters for item in routers))
@@ -94,17 +112,23 @@ def stored_weights(shape: ModelShape, setup: Setup, stage: Stage) -> tuple[Line,
     return tuple(item for item in found if item.bytes)
 
 
-def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, devices: int) -> Line:
-    """Linear layers and experts below the head. `share` is this stage's, which so many devices divide."""
-    number = sum(item.parameters for item in modules)
-    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
-    total, told = number * each, f"{number:,} × {each:.6g} B"
-    if setup.quantization == "int8":
-        rows = sum(item.count * item.d_out for item in modules)
-        total, told = total + 4 * rows, f"{told} + {rows:,} rows × 4 B"
+def _matrices(modules: list[Linear], setup: Setup, size: int, share: float, tensor: int, replicas: int) -> Line:
+    """Linear layers and experts below the head, divided so. `share` is this stage's. Each rank quantises its part of a matrix."""
+    number, devices = sum(item.parameters for item in modules), tensor * replicas
+    parts = _as_stored(item.part(tensor) for item in modules)
+    total = sum(item.count * matrix_bytes(item, setup.quantization, setup.double_quant, size) for item in parts)
+    told = f"{number:,} × {tensor * total / max(1, number):.6g} B"
     name = "matrices" if setup.quantization == "none" else f"matrices in {setup.quantization}"
     over = f" / {devices} devices" if devices > 1 else ""
-    return Line(kind="weights", name=name, bytes=round(total * share / devices), formula=told + over)
+    return Line(kind="weights", name=name, bytes=round(total * share / replicas), formula=told + over)
+
+
+def _as_stored(modules: Iterable[Linear]) -> Iterator[Linear]:
+    """Gate and up of an expert are one matrix."""
+    for item in modules:
+        if item.fused and item.name in SECOND_HALVES:
+            continue
+        yield replace(item, d_out=2 * item.d_out) if item.fused and item.name in HALVES else item
 
 
 def trained_numbers(shape: ModelShape, setup: Setup, stage: Stage) -> int:
@@ -169,7 +193,8 @@ def gathered(shape: ModelShape, setup: Setup, stage: Stage) -> Line:
         return Line(name="gathered weights", kind="transient", bytes=4 * trained, formula=f"{trained:,} × 4 B")
     size = DTYPE_BYTES[setup.dtype] if lora else 4
     numbers = layer_numbers(shape, setup)
-    each = bytes_per_weight(setup.quantization, setup.double_quant, size)
+    parts = _as_stored(item.part(layout.tensor) for item in shape.linears if item.role not in ("head", "vision"))
+    each = sum(item.count * matrix_bytes(item, setup.quantization, setup.double_quant, size) for item in parts) / shape.num_layers / numbers
     adapter = 4 * trained // stage.layers if lora else 0
     table = shape.embedding_parameters * size if shape.tied else 0
     formula = f"2 × (a layer of {numbers:,} × {each:.4g} B" + (f" + its adapter of {adapter:,} B)" if lora else ")")
@@ -192,11 +217,36 @@ def layer_numbers(shape: ModelShape, setup: Setup) -> int:
     return sum(item.parameters for item in parts) // shape.num_layers
 
 
+def in_numbers(shape: ModelShape, setup: Setup) -> tuple[Line, ...]:
+    """What products with stored matrices take for a moment: the largest matrix in the compute type (int8's by way of float32), and of a
+    mixture the adapters of one layer's experts in that type, and their gradients."""
+    size, lines = DTYPE_BYTES[setup.dtype], list[Line]()
+    if setup.quantization != "none":
+        parts = _as_stored(item.part(setup.layout.tensor) for item in shape.linears if item.is_quantized)
+        largest = max(item.d_in * item.d_out for item in parts)
+        each = size + (4 if setup.quantization == "int8" and size < 4 else 0)
+        lines.append(Line(name="a matrix in numbers", kind="transient", bytes=each * largest, formula=f"{largest:,} × {each} B"))
+    of_experts = experts_adapters(shape, setup.lora, setup.layout.tensor) // max(1, shape.mixture_layers) if setup.lora != "none" else 0
+    if of_experts:
+        told = f"{of_experts:,} × ({size} + 4) B"
+        lines.append(Line(name="adapters of a layer's experts", kind="transient", bytes=(size + 4) * of_experts, formula=told))
+    return tuple(lines)
+
+
 def loading(shape: ModelShape, setup: Setup) -> Line:
-    """What loading needs besides the weights: on a CPU the file's bfloat16 while it becomes float32, on a GPU a matrix to quantise."""
-    if setup.device == "cpu" and (setup.lora == "none" or setup.dtype == "float32"):
-        return Line(name="the file, mapped", kind="transient", bytes=2 * shape.parameters, formula=f"{shape.parameters:,} × 2 B")
-    if setup.device == "cuda" and setup.quantization != "none":
-        largest = max(item.d_in * item.d_out for item in shape.linears if item.is_quantized)
-        return Line(name="a matrix to quantise", kind="transient", bytes=2 * largest, formula=f"{largest:,} × 2 B")
-    return Line(name="nothing", kind="transient", bytes=0, formula="the file's pages become the weights, or are copied to the GPU")
+    """What loading needs besides the weights: each is read at its turn, and cast or stored in few bits where it stays.
+
+    Experts come one by one, twice: as they are read, and as one. On a CPU bitsandbytes takes 20 bytes for each of 4 million numbers.
+    """
+    size = DTYPE_BYTES[setup.dtype] if setup.lora != "none" else 4
+    matrices = [item for item in _as_stored(shape.linears) if item.role != "head"]
+    stacks = [2 * shape.experts * item.d_in * item.d_out for item in matrices if item.fused]
+    largest = max([item.d_in * item.d_out for item in matrices] + stacks)
+    if setup.quantization != "none":
+        working = 20 * QUANTIZED_AT_ONCE if setup.device == "cpu" else 0
+        told = f"{largest:,} × {size} B" + (f" + {QUANTIZED_AT_ONCE:,} × 20 B" if working else "")
+        return Line(name="weights on their way", kind="transient", bytes=size * largest + working, formula=told)
+    if setup.device == "cpu" and size == 4:  # four are read at once; embedding and head are the first
+        numbers = (1 if shape.tied else 2) * shape.embedding_parameters + 2 * largest
+        return Line(name="weights on their way", kind="transient", bytes=2 * numbers, formula=f"{numbers:,} × 2 B")
+    return Line(name="experts on their way", kind="transient", bytes=size * max([0, *stacks]), formula="as they are read, and as one")

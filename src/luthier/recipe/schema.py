@@ -59,6 +59,9 @@ class Lora(Section):
     """Share of an adapter's inputs that are zeroed in training."""
     target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """`all-linear` (every linear layer but the head), or names such as `[q_proj, v_proj]`; a name that matches nothing is an error."""
+    target_parameters: Literal["experts"] | tuple[str, ...] = ()
+    """Weights that are no layers of their own: `experts` (a mixture's fused ones), or the ends of their names, as PEFT takes them, such as
+    `[experts.down_proj]`. Of Mixtral, Qwen3-MoE and Qwen3-Next, `all-linear` reaches experts and routers by itself."""
     use_rslora: bool = False
     """Rank-stabilised scaling, alpha / √r (arXiv:2312.03732)."""
     use_dora: bool = False

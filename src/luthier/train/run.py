@@ -22,11 +22,11 @@ from luthier.data.survey import PreparedWorkload
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.adapt import adapted_parts, add_lora, missed_experts
 from luthier.model.fuse import fuse
-from luthier.model.load import DTYPES, load_model, resolve_device, to_device
+from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
 from luthier.model.pipeline import elsewhere
 from luthier.model.place import place
-from luthier.model.tensor import as_if_whole, divide
+from luthier.model.tensor import as_if_whole, numbers_of_all
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.plan.speed import stages
@@ -270,13 +270,12 @@ def _worst(job: TrainingJob, plan: Plan) -> Worst:
 def _base(job: TrainingJob, device: torch.device, stage: Stage) -> PreTrainedModel:
     """The base, of each matrix of the stage this rank's part; on the device, but where replicas are to divide it: none has room for all."""
     recipe, setup = job.recipe, job.plan.setup
-    on_host = setup.layout.tensor > 1 or setup.layout.shard == "zero3"
     dtype = torch.float32 if recipe.lora == "none" else DTYPES[setup.dtype]
-    base = load_model(recipe.model, dtype, torch.device("cpu") if on_host else device, lambda empty: elsewhere(empty, stage))
+    where = torch.device("cpu") if setup.layout.shard == "zero3" else device
+    base = load_model(recipe.model, dtype, where, job.ranks.mesh.tensor, lambda empty: elsewhere(empty, stage))
     if recipe.lora == "none":
-        job.folder.event("model", trained=sum(weight.numel() for weight in base.parameters()), modules=["all"])
-    divide(base, job.ranks.mesh.tensor)
-    return base if setup.layout.shard == "zero3" else to_device(base, device)
+        job.folder.event("model", trained=numbers_of_all(base), modules=["all"])
+    return base
 
 
 def _trainable(job: TrainingJob, base: PreTrainedModel) -> PreTrainedModel | PeftModel:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 
 from luthier.core.finding import Change, Finding
+from luthier.plan.adapted import adapted, adapter_parameters
 from luthier.plan.advice import learning_rate_range
 from luthier.plan.check.case import Case, Check
 from luthier.plan.check.words import percent
 from luthier.plan.families import HALVES
-from luthier.plan.shape import Linear, adapted, adapter_parameters
+from luthier.plan.shape import Linear
 from luthier.recipe.presets import spelled
 from luthier.recipe.schema import Lora
 

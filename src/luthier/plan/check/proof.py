@@ -9,7 +9,7 @@ from luthier.core.finding import Change, Finding
 from luthier.plan.check.case import Case, Check, Wanted, wanted
 from luthier.plan.check.words import count, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Layout, Quantization
-from luthier.plan.weights import bytes_per_weight, stored_weights, undivided
+from luthier.plan.weights import matrix_bytes, stored_weights, undivided
 from luthier.recipe.schema import Task
 from luthier.score.intervals import rows_for_share
 from luthier.score.scorers import metric_name
@@ -275,11 +275,10 @@ def _weight_bytes(case: Case, quantization: Quantization, dtype: Dtype) -> int:
     return sum(part.bytes for part in stored_weights(case.shape, alone, stage))
 
 
-def _bytes_per_token(case: Case, quantization: Quantization) -> float:
-    """Of the weights that a token is multiplied with; bitsandbytes leaves head and experts as they are."""
+def _bytes_per_token(case: Case, quantization: Quantization) -> int:
+    """Of the weights that a token is multiplied with."""
     plain = DTYPE_BYTES[case.setup.dtype]
-    each = bytes_per_weight(quantization, case.setup.double_quant, plain)
-    return sum(linear.active * linear.d_in * linear.d_out * (each if linear.is_quantized else plain) for linear in case.shape.linears)
+    return sum(linear.active * matrix_bytes(linear, quantization, case.setup.double_quant, plain) for linear in case.shape.linears)
 
 
 def _rows(number: float) -> str:
