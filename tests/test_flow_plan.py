@@ -175,16 +175,10 @@ def test_a_refused_run_leaves_nothing_and_a_forced_one_says_so(home: Path) -> No
     assert "float16-on-cpu" in codes
 
 
-@pytest.mark.parametrize(
-    ("override", "told"),
-    [
-        ("model.quantization=nf4", "model.quantization: nf4"),
-        ("training.optimizer=adamw_8bit", "training.optimizer: adamw_8bit"),
-    ],
-)
-def test_what_can_be_planned_and_not_yet_trained_is_refused_with_the_reason(home: Path, override: str, told: str) -> None:
-    loaded = flow.load(home / "recipe.yaml", [override])
-    with pytest.raises(PlanRefused, match=f"cannot do this yet: {told}"):
+@pytest.mark.parametrize("divided", ["parallel.tensor=2", "parallel.shard=zero2"])
+def test_an_optimizer_in_8_bits_is_not_divided_and_the_reason_is_told(home: Path, divided: str) -> None:
+    loaded = flow.load(home / "recipe.yaml", ["training.optimizer=adamw_8bit", "parallel.data=2", divided])
+    with pytest.raises(PlanRefused, match=r"blocks of 256 numbers, which parallel\.(tensor: 2|shard: zero2) would cut"):
         flow.train(loaded)
     assert flow.plan(loaded, flow.stated(loaded.recipe, "100", "64")).steps.total == 120
 

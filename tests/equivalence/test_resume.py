@@ -1,7 +1,10 @@
 """A run that was killed and resumed is bit for bit the run that was not (trap 25)."""
 
+from typing import Any
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from luthier.core import jsonl
 from luthier.plan import layout
@@ -9,10 +12,26 @@ from luthier.train.run import _continued, _set_up, train
 from tests.train.recorded import metrics
 from tests.train.workshop import Workshop, killed_in_step
 
+IN_8_BITS = {"lora": {"r": 160, "dropout": 0.1}, "training": {"optimizer": "adamw_8bit", "learning_rate": 1e-3}}
+"""A rank at which the adapter's tensors are large enough for it."""
 
-@pytest.mark.parametrize(("step", "resumed_after", "packing"), [(3, 0, "off"), (9, 6, "tree"), (12, 10, "bins")])
-def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, step: int, resumed_after: int, packing: str) -> None:
-    whole, broken = (workshop.job(name, data={"packing": packing}) for name in ("whole", "broken"))
+
+@pytest.mark.parametrize(
+    ("step", "resumed_after", "sections"),
+    [
+        (3, 0, {"data": {"packing": "off"}}),
+        (9, 6, {"data": {"packing": "tree"}}),
+        (12, 10, {"data": {"packing": "bins"}}),
+        (9, 6, {"model": {"quantization": "nf4"}, "data": {"packing": "tree"}}),
+        (9, 6, {"model": {"base": "mixture", "quantization": "int8"}, "data": {"packing": "bins"}}),
+        (9, 6, {"data": {"packing": "tree"}, **IN_8_BITS}),
+    ],
+    ids=["padded", "tree", "bins", "nf4", "experts in int8", "AdamW in 8 bits"],
+)
+def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(
+    workshop: Workshop, step: int, resumed_after: int, sections: dict[str, Any]
+) -> None:
+    whole, broken = (workshop.job(name, **sections) for name in ("whole", "broken"))
     assert whole.recipe.lora.dropout > 0
     train(whole)
     killed_in_step(broken, step)
@@ -23,6 +42,9 @@ def test_resumed_is_uninterrupted_bit_for_bit_with_dropout(workshop: Workshop, s
     for name in ("adapter.safetensors", "optimizer.safetensors", "state.json"):
         assert (whole.folder.checkpoint(12) / name).read_bytes() == (broken.folder.checkpoint(12) / name).read_bytes()
     assert metrics(whole.folder) == metrics(broken.folder)
+    saved = {name.partition("/")[0] for name in load_file(whole.folder.checkpoint(12) / "optimizer.safetensors")}
+    in_8_bits = whole.recipe.training.optimizer != "adamw"
+    assert saved == ({"state1", "state2", "absmax1", "absmax2", "step"} if in_8_bits else {"exp_avg", "exp_avg_sq", "step"})
 
 
 def test_resumed_with_other_free_memory_is_uninterrupted_under_auto(workshop: Workshop) -> None:

@@ -33,6 +33,9 @@ KINDS: dict[str, dict[str, Any]] = {
     f"{how} {packing}": {"lora": lora, "data": {"packing": packing}, "training": EIGHT | rate}
     for how, lora, rate in (("lora", {"dropout": 0.1}, {}), ("full", "none", {"learning_rate": 1e-4}))
     for packing in ("off", "bins", "tree")
+} | {
+    "nf4 tree": {"model": {"quantization": "nf4"}, "lora": {"dropout": 0.1}, "data": {"packing": "tree"}, "training": EIGHT},
+    "experts bins": {"model": {"base": "mixture", "quantization": "nf4"}, "data": {"packing": "bins"}, "training": EIGHT},
 }
 LAST_STEP_OF_ONE_ROW = {"training": {"max_steps": 4, "global_batch_size": 23}}
 BY_METRIC = {

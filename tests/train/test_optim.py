@@ -7,7 +7,7 @@ from transformers import get_scheduler
 from luthier.model.place import trained_of
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Training
-from luthier.train.optim import make_optimizer, rate_at
+from luthier.train.optim import make_optimizer, put_back, rate_at, tensors_of
 from tests.train.workshop import tiny_model
 
 PEAK = 3e-4
@@ -56,3 +56,52 @@ def test_matrices_decay_and_vectors_do_not() -> None:
         "input_layernorm.weight": 0.0,
         "post_attention_layernorm.weight": 0.0,
     }
+
+
+def trained(optimizer: str, steps: int = 6) -> torch.Tensor:
+    """Weights of a matrix large enough for 8 bits, after some steps against a gradient that grows along it."""
+    layer = torch.nn.Linear(128, 64, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    made = make_optimizer(layer, Training(optimizer=optimizer, learning_rate=0.01, weight_decay=0.1))  # type: ignore[arg-type]
+    for step in range(steps):
+        layer.weight.grad = torch.linspace(-1, 1, 64 * 128).view(64, 128) * (1 + 0.1 * step)
+        made.step()
+    return layer.weight.detach()
+
+
+def test_in_8_bits_the_updates_are_adamws_to_a_few_percent() -> None:
+    exact, rounded = trained("adamw"), trained("adamw_8bit")
+    assert not torch.equal(exact, rounded)
+    assert (exact - rounded).norm() < 0.03 * exact.norm()
+
+
+def test_its_state_takes_two_bytes_a_number_and_constants_and_small_tensors_keep_float32() -> None:
+    model = torch.nn.ModuleList([torch.nn.Linear(128, 64, bias=False), torch.nn.Linear(16, 16, bias=False)])
+    optimizer = make_optimizer(model, Training(optimizer="adamw_8bit"))
+    for weight in model.parameters():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    sizes = [
+        sum(tensor.nbytes for name, tensor in tensors_of(optimizer.state[weight]).items() if name != "step")
+        for weight in model.parameters()
+    ]
+    assert sizes == [8192 * 2 + 2 * 4 * 8192 // 256, 2 * 4 * 256]
+
+
+@pytest.mark.gpu
+def test_a_paged_optimizer_steps_and_goes_on_on_a_gpu() -> None:
+    layer = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
+    training = Training(optimizer="paged_adamw_8bit", learning_rate=1e-3)
+    optimizer = make_optimizer(layer, training)
+    layer.weight.grad = torch.randn_like(layer.weight)
+    optimizer.step()
+    saved = {name: tensor.cpu().clone() for name, tensor in tensors_of(optimizer.state[layer.weight]).items()}
+    again = make_optimizer(layer, training)
+    put_back(again, [saved])
+    assert again.state[layer.weight]["state1"].is_paged
+    before = layer.weight.detach().clone()
+    optimizer.step()
+    first = layer.weight.detach().clone()
+    layer.weight.data.copy_(before)
+    again.step()
+    assert torch.equal(layer.weight, first)

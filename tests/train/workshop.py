@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from luthier.core import jsonl
 from luthier.core.hardware import this_machine
@@ -48,11 +56,15 @@ SHAPE: dict[str, Any] = {
 
 
 def tiny_model(name: str = "qwen3", *, vocabulary: int = VOCABULARY, tied: bool = True, **changed: Any) -> PreTrainedModel:
-    """Random weights of a Qwen3 or Llama of two layers, in float32; large enough for losses to differ between rows."""
+    """Random weights of a Qwen3, a Qwen3-MoE or a Llama of two layers, in float32; large enough for losses to differ between rows."""
     shape = {**SHAPE, "vocab_size": vocabulary, "tie_word_embeddings": tied, "initializer_range": 0.2, **changed}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Qwen3ForCausalLM(Qwen3Config(**shape)) if name == "qwen3" else LlamaForCausalLM(LlamaConfig(**shape))
+        return {
+            "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**shape)),
+            "qwen3_moe": lambda: Qwen3MoeForCausalLM(Qwen3MoeConfig(**shape)),
+            "llama": lambda: LlamaForCausalLM(LlamaConfig(**shape)),
+        }[name]()
 
 
 def ragged_rows(lengths: Sequence[int] = (5, 30, 12, 7, 21, 9, 16, 11), *, vocabulary: int = VOCABULARY) -> list[TokenRow]:
@@ -113,6 +125,16 @@ class Workshop:
             tokenizer.save(path)
         return path
 
+    def mixture(self) -> Path:
+        """The same as a mixture of experts."""
+        path = self.folder / "mixture"
+        if not path.exists():
+            tokenizer = family("chatml")
+            experts = {"moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2}
+            tiny_model("qwen3_moe", vocabulary=len(tokenizer.pretrained), **experts).save_pretrained(path)
+            tokenizer.save(path)
+        return path
+
     def data(self, num_rows: int) -> Path:
         """Questions with one-word answers."""
         path = self.folder / f"rows-{num_rows}.jsonl"
@@ -126,7 +148,7 @@ class Workshop:
         return path
 
     def recipe(self, num_rows: int = 30, **sections: Any) -> Recipe:
-        """A recipe over these rows: 24 to train in steps of 4, some to validate; `sections` are merged into it."""
+        """A recipe over these rows: 24 to train in steps of 4, some to validate; `sections` are merged into it, base `mixture` is ours."""
         fields: dict[str, Any] = {
             "name": "tiny",
             "seed": 3,
@@ -141,6 +163,8 @@ class Workshop:
             "checkpoints": {"eval_steps": 6, "save_steps": 5, "early_stopping_patience": "off"},
         }
         for name, value in sections.items():
+            if name == "model" and value.get("base") == "mixture":
+                value = {**value, "base": str(self.mixture())}
             fields[name] = {**fields.get(name, {}), **value} if isinstance(value, dict) and isinstance(fields.get(name), dict) else value
         return Recipe.model_validate(fields)
 

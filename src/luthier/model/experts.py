@@ -1,7 +1,7 @@
 """A mixture's experts, one after another: frozen matrices, in few bits or not, with the adapters that stand on them; its twin is
 transformers' own module, under PEFT's `ParamWrapper` where it is adapted.
 
-T = tokens, K = experts of a token, E = experts, n = tokens of one expert, D = hidden, F = an expert's width, r = rank.
+T = tokens, K = experts of a token, E = experts, n = tokens of one expert, D = hidden, O and I = features out and in, r = rank.
 
 Both have all experts' weights in numbers at once, and PEFT adds s·B·A to all of them in every pass: of Qwen3-30B-A3B 1.2 GB a layer. Here
 only the expert whose tokens are computed has a matrix, in each direction once. Since its tokens are at hand, its adapter is that of a
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft.tuners.lora import ParamWrapper
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -177,13 +178,17 @@ ALL_EXPERTS_FUNCTIONS.register(NAME, _plain)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sent:
-    """The tokens that were sent to one expert, in the order of pairs that are sorted by expert."""
+    """The tokens that were sent to one expert, n, and filled up to N with one that is zero, T."""
 
     expert: int
     pairs: slice
-    tokens_n: Tensor
-    places_n: Tensor
-    """In the flat [T·K]."""
+    """Theirs, of all pairs of token and expert in the order of experts."""
+    tokens_N: Tensor
+    places_N: Tensor
+    """In the flat [T·K], and behind it."""
+
+    num: int
+    """n."""
 
 
 def _sent(index_TK: Tensor) -> Iterator[_Sent]:
@@ -193,8 +198,15 @@ def _sent(index_TK: Tensor) -> Iterator[_Sent]:
     start = 0
     for expert, count in zip(numbers.tolist(), counts.tolist(), strict=True):  # a sync for each layer: what follows has their sizes
         pairs = slice(start, start + count)
-        yield _Sent(expert=expert, pairs=pairs, tokens_n=order[pairs] // index_TK.shape[1], places_n=order[pairs])
+        filled = F.pad(order[pairs], (0, _filled(count) - count if index_TK.is_cpu else 0), value=index_TK.numel())
+        yield _Sent(expert=expert, pairs=pairs, num=count, tokens_N=filled // index_TK.shape[1], places_N=filled)
         start += count
+
+
+def _filled(count: int) -> int:
+    """N: few sizes, because a CPU's product of a new one costs 1 ms to set up, and no more than PRODUCTS_KEPT are kept: a step of 8 packs
+    of 80 tokens, 4 layers of 8 experts, took 3.6 s with n, and 1.2 with N."""
+    return 32 if count <= 32 else -(-count // 128) * 128
 
 
 class _Lora:
@@ -205,7 +217,7 @@ class _Lora:
         self._of = adapter
         self.a_ErI = adapter.a.detach().view(experts, rank, -1).to(dtype)
         self.b_EOr = (adapter.b.detach().view(-1, rank, experts).permute(2, 0, 1) * adapter.scaling).to(dtype).contiguous()
-        self._keys_T = adapter.dropout.known_keys(num_tokens) if adapter.dropout else None
+        self._keys_T = F.pad(adapter.dropout.known_keys(num_tokens), (0, 1)) if adapter.dropout else None
         self._d_a_ErI = self._d_b_EOr = torch.empty(0)
 
     def dropped(self, x: Tensor, sent: _Sent) -> Tensor:
@@ -213,16 +225,16 @@ class _Lora:
         if self._of.dropout is None or self._keys_T is None:
             return x
         out = torch.empty_like(x)
-        drop(x, self._keys_T[sent.tokens_n], self._of.dropout.salt_of(sent.expert), self._of.dropout.p, out, self._of.dropout.first)
+        drop(x, self._keys_T[sent.tokens_N], self._of.dropout.salt_of(sent.expert), self._of.dropout.p, out, self._of.dropout.first)
         return out
 
-    def backward(self, d_y: Tensor, x: Tensor, sent: _Sent, weight_n1: Tensor) -> Tensor:
+    def backward(self, d_y: Tensor, x: Tensor, sent: _Sent, weight_N1: Tensor) -> Tensor:
         """The gradient of x through the adapter, for d_y as it is; the adapter's own is kept, for d_y as it is weighted."""
         if not self._d_a_ErI.numel():
             self._d_a_ErI, self._d_b_EOr = (torch.zeros_like(weight, dtype=torch.float32) for weight in (self.a_ErI, self.b_EOr))
         dropped, inner = self.dropped(x, sent), d_y @ self.b_EOr[sent.expert]
-        self._d_a_ErI[sent.expert] = (weight_n1 * inner).T @ dropped
-        self._d_b_EOr[sent.expert] = (weight_n1 * d_y).T @ (dropped @ self.a_ErI[sent.expert].T)
+        self._d_a_ErI[sent.expert] = (weight_N1 * inner).T @ dropped
+        self._d_b_EOr[sent.expert] = (weight_N1 * d_y).T @ (dropped @ self.a_ErI[sent.expert].T)
         return self.dropped(inner @ self.a_ErI[sent.expert], sent)  # dropout's gradient is its mask and scale again
 
     def gradients(self) -> tuple[Tensor, Tensor]:
@@ -238,9 +250,9 @@ class _Pass:
         self.of = projection
         self.lora = _Lora(projection.adapter, dtype, num_tokens) if projection.adapter else None
 
-    def forward(self, x: Tensor, sent: _Sent, y: Tensor) -> Tensor:
-        """The expert's outputs, in y [n, O]."""
-        matrix_OI = self.of.matrix(sent.expert)
+    def forward(self, x: Tensor, sent: _Sent) -> Tensor:
+        """The expert's outputs [N, O]."""
+        matrix_OI, y = self.of.matrix(sent.expert), x.new_empty(len(x), self.of.width)
         if self.lora:  # first, so that base and adapter are summed in float32 and rounded once
             down = self.lora.dropped(x, sent) @ self.lora.a_ErI[sent.expert].T
             torch.mm(down, self.lora.b_EOr[sent.expert].T, out=y)
@@ -251,10 +263,10 @@ class _Pass:
             y += self.of.bias_EO[sent.expert]
         return y
 
-    def backward(self, d_y: Tensor, x: Tensor, sent: _Sent, weight_n1: Tensor) -> Tensor:
+    def backward(self, d_y: Tensor, x: Tensor, sent: _Sent, weight_N1: Tensor) -> Tensor:
         """The gradient of x for d_y as it is; see `_Lora.backward`."""
         d_x = d_y @ self.of.matrix(sent.expert)
-        return d_x if self.lora is None else d_x.add_(self.lora.backward(d_y, x, sent, weight_n1))
+        return d_x if self.lora is None else d_x.add_(self.lora.backward(d_y, x, sent, weight_N1))
 
 
 class _Experts(torch.autograd.Function):
@@ -268,37 +280,45 @@ class _Experts(torch.autograd.Function):
         gate_up, down = _passes(mixture, hidden_TD)
         sent, keep = list(_sent(index_TK)), any(ctx.needs_input_grad)
         kept = hidden_TD.new_empty(index_TK.numel() if keep else 0, gate_up.of.width)
-        mixed_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
+        filled_TD, weights = _filled_up(hidden_TD), _filled_up(weight_TK.flatten())
+        mixed_TD = torch.zeros_like(filled_TD, dtype=torch.float32)
         for one in sent:
-            x = hidden_TD[one.tokens_n]
-            wide = gate_up.forward(x, one, kept[one.pairs] if keep else x.new_empty(len(x), gate_up.of.width))
-            y = down.forward(mixture.gated(wide), one, torch.empty_like(x))
-            mixed_TD.index_add_(0, one.tokens_n, y * weight_TK.flatten()[one.places_n][:, None].float())
+            wide = gate_up.forward(filled_TD[one.tokens_N], one)
+            y = down.forward(mixture.gated(wide), one)
+            mixed_TD.index_add_(0, one.tokens_N, y * weights[one.places_N][:, None].float())
+            if keep:
+                kept[one.pairs] = wide[: one.num]
         ctx.of = mixture, sent
         ctx.save_for_backward(hidden_TD, weight_TK, kept)
-        return mixed_TD.to(hidden_TD.dtype)
+        return mixed_TD[:-1].to(hidden_TD.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor | None, ...]:
         (mixture, sent), (hidden_TD, weight_TK, kept) = ctx.of, ctx.saved_tensors
         gate_up, down = _passes(mixture, hidden_TD)
-        d_hidden_TD = torch.zeros_like(hidden_TD, dtype=torch.float32)
-        d_weight = torch.zeros_like(weight_TK).flatten()
+        filled_TD, weights, grad_TD = _filled_up(hidden_TD), _filled_up(weight_TK.flatten()), _filled_up(grad_TD)
+        d_hidden_TD, d_weights = torch.zeros_like(filled_TD, dtype=torch.float32), torch.zeros_like(weights)
         for one in sent:
-            d_y, weight_n1 = grad_TD[one.tokens_n], weight_TK.flatten()[one.places_n][:, None].to(grad_TD.dtype)
+            d_y, weight_N1 = grad_TD[one.tokens_N], weights[one.places_N][:, None].to(grad_TD.dtype)
             with torch.enable_grad():  # transformers' own activation, whatever it is
-                wide = kept[one.pairs].detach().requires_grad_()
+                wide = F.pad(kept[one.pairs], (0, 0, 0, len(d_y) - one.num)).requires_grad_()
                 gated = mixture.gated(wide)
-            d_gated = down.backward(d_y, gated.detach(), one, weight_n1)
-            d_weight[one.places_n] = (d_gated * gated.detach()).sum(-1, dtype=torch.float32).to(d_weight.dtype)
+            d_gated = down.backward(d_y, gated.detach(), one, weight_N1)
+            d_weight = (d_gated * gated.detach()).sum(-1, dtype=torch.float32)
             if mixture.down.bias_EO is not None:
-                d_weight[one.places_n] += (d_y @ mixture.down.bias_EO[one.expert]).to(d_weight.dtype)
-            (d_wide,) = torch.autograd.grad(gated, wide, d_gated * weight_n1)
-            d_x = gate_up.backward(d_wide, hidden_TD[one.tokens_n], one, torch.ones_like(weight_n1))
-            d_hidden_TD.index_add_(0, one.tokens_n, d_x.float())
+                d_weight += d_y @ mixture.down.bias_EO[one.expert]
+            d_weights[one.places_N] = d_weight.to(d_weights.dtype)
+            (d_wide,) = torch.autograd.grad(gated, wide, d_gated * weight_N1)
+            d_x = gate_up.backward(d_wide, filled_TD[one.tokens_N], one, torch.ones_like(weight_N1))
+            d_hidden_TD.index_add_(0, one.tokens_N, d_x.float())
         trained = [gradient for one in (gate_up, down) if one.lora for gradient in one.lora.gradients()]
-        return d_hidden_TD.to(hidden_TD.dtype), d_weight.view_as(weight_TK), None, None, *trained
+        return d_hidden_TD[:-1].to(hidden_TD.dtype), d_weights[:-1].view_as(weight_TK), None, None, *trained
+
+
+def _filled_up(values: Tensor) -> Tensor:
+    """With a row of zeros behind the last."""
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])
 
 
 def _passes(mixture: Mixture, hidden_TD: Tensor) -> tuple[_Pass, _Pass]:

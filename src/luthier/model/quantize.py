@@ -22,6 +22,9 @@ from torch.autograd.function import once_differentiable
 from luthier.core.errors import ModelError
 from luthier.plan.weights import BLOCK, NESTED_BLOCK, QUANTIZED_AT_ONCE, quantized_bytes
 
+CACHED = 1 << 17
+"""Numbers that a core's cache holds in float32."""
+
 
 def library() -> Any:
     """bitsandbytes; raises ModelError where it is not installed."""
@@ -65,8 +68,7 @@ class Form:
     def matrix(self, stored: Tensor) -> Tensor:
         """The numbers [O, I] of one matrix's bytes, in the compute type."""
         if self.kind == "int8":
-            scale_O1, codes_OI = self._int8_parts(stored)
-            return (codes_OI * scale_O1).to(self.dtype)  # in float32, rounded once
+            return self._int8_matrix(stored)
         # As rows of one block: bitsandbytes 0.50.2 on a CPU gives wrong numbers for rows that end within one, such as those of 80
         codes, constants, rows = *self._4bit_parts(stored), [self.num_blocks, BLOCK]
         numbers: Tensor = torch.ops.bitsandbytes.dequantize_4bit(codes, self._absmax(constants), BLOCK, self.kind, rows, self.dtype)
@@ -77,6 +79,16 @@ class Form:
         rows, columns = self.shape
         scales, codes = stored[: 4 * rows], stored[4 * rows : 4 * rows + rows * columns]
         return scales.view(torch.float32)[:, None], codes.view(torch.int8).view(rows, columns)
+
+    def _int8_matrix(self, stored: Tensor) -> Tensor:
+        """The product of codes and scales in float32, rounded once; on a CPU in parts that stay in its cache, in half the time."""
+        scale_O1, codes_OI = self._int8_parts(stored)
+        matrix_OI = torch.empty(self.shape, dtype=self.dtype, device=stored.device)
+        step = max(1, CACHED // self.shape[1]) if stored.is_cpu else self.shape[0]
+        for start in range(0, self.shape[0], step):
+            part = slice(start, start + step)
+            matrix_OI[part] = codes_OI[part] * scale_O1[part]
+        return matrix_OI
 
     def _store_int8(self, row: Tensor, matrix_OI: Tensor) -> None:
         scale_O1, codes_OI = self._int8_parts(row)

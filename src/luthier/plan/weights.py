@@ -218,13 +218,13 @@ def layer_numbers(shape: ModelShape, setup: Setup) -> int:
 
 
 def in_numbers(shape: ModelShape, setup: Setup) -> tuple[Line, ...]:
-    """What products with stored matrices take for a moment: the largest matrix in the compute type (int8's by way of float32), and of a
-    mixture the adapters of one layer's experts in that type, and their gradients."""
+    """What products with stored matrices take for a moment: the largest matrix in the compute type (on a GPU int8's by way of float32),
+    and of a mixture the adapters of one layer's experts in that type, and their gradients."""
     size, lines = DTYPE_BYTES[setup.dtype], list[Line]()
     if setup.quantization != "none":
         parts = _as_stored(item.part(setup.layout.tensor) for item in shape.linears if item.is_quantized)
         largest = max(item.d_in * item.d_out for item in parts)
-        each = size + (4 if setup.quantization == "int8" and size < 4 else 0)
+        each = size + (4 if setup.quantization == "int8" and setup.device == "cuda" else 0)
         lines.append(Line(name="a matrix in numbers", kind="transient", bytes=each * largest, formula=f"{largest:,} × {each} B"))
     of_experts = experts_adapters(shape, setup.lora, setup.layout.tensor) // max(1, shape.mixture_layers) if setup.lora != "none" else 0
     if of_experts:

@@ -1,22 +1,25 @@
-"""What a recipe may say and a plan may count with, but training cannot do yet."""
+"""What a recipe may say and a plan may count with, but training cannot do, or not here."""
 
-from collections.abc import Iterator
+from importlib.util import find_spec
 
 from luthier.core.errors import PlanRefused
 from luthier.recipe.schema import Recipe
 
+BITSANDBYTES = {"nf4", "fp4", "adamw_8bit", "paged_adamw_8bit"}
+"""Values that its kernels compute; int8 is plain arithmetic."""
+
 
 def refuse_what_cannot_be_trained(recipe: Recipe) -> None:
-    """Raise PlanRefused with every value that training does not know yet, and what it takes instead."""
-    wanted = list(_unknown(recipe))
-    if wanted:
-        what = "training cannot do this yet: " + ", ".join(f"{path}: {value}" for path, value, _ in wanted)
-        raise PlanRefused(what, change="set " + ", ".join(f"{path}={instead}" for path, _, instead in wanted))
-
-
-def _unknown(recipe: Recipe) -> Iterator[tuple[str, object, object]]:
-    values: tuple[tuple[str, object, object], ...] = (
-        ("model.quantization", recipe.model.quantization, "none"),
-        ("training.optimizer", recipe.training.optimizer, "adamw"),
-    )
-    return ((path, value, instead) for path, value, instead in values if value != instead)
+    """Raise PlanRefused with every value that wants a library that is not here, or stands beside one that it cannot, and what to take
+    instead."""
+    parallel, optimizer = recipe.parallel, recipe.training.optimizer
+    if optimizer != "adamw" and (parallel.tensor > 1 or parallel.shard != "none"):
+        divided = f"parallel.tensor: {parallel.tensor}" if parallel.tensor > 1 else f"parallel.shard: {parallel.shard}"
+        what = f"training.optimizer: {optimizer} keeps its state in blocks of 256 numbers, which {divided} would cut"
+        raise PlanRefused(what, change="set training.optimizer=adamw, whose state is divided instead")
+    values = (("model.quantization", recipe.model.quantization, "int8"), ("training.optimizer", optimizer, "adamw"))
+    wanted = [each for each in values if each[1] in BITSANDBYTES]
+    if wanted and find_spec("bitsandbytes") is None:
+        what = f"{' and '.join(f'{path}: {value}' for path, value, _ in wanted)} want bitsandbytes, which is not installed"
+        instead = ", ".join(f"{path}={other}" for path, _, other in wanted)
+        raise PlanRefused(what, change=f"install it: pip install -c constraints.txt 'luthier[quant]'; or set {instead}")

@@ -2,7 +2,7 @@
 
 checkpoints/step-000050/
     adapter.safetensors      every trained parameter, by its name
-    optimizer.safetensors    `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`
+    optimizer.safetensors    `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`; in 8 bits `state1/NAME`, `absmax1/NAME` and so on
     state.json               State
     manifest.json            the run and the step it belongs to, size and sha256 of the other three
 

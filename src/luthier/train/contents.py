@@ -12,12 +12,11 @@ from luthier.core.errors import RunError
 from luthier.model.place import Trained
 from luthier.train import boxes
 from luthier.train.boxes import OTHER_NAME, Held, Writer, Written
+from luthier.train.optim import LARGEST, fits, moments_of, put_back, tensors_of
 from luthier.train.ranks import ALONE, Ranks
 
 WEIGHTS, OPTIMIZER = "adapter", "optimizer"
 """Stems of the files' names."""
-MOMENTS = {"exp_avg", "exp_avg_sq"}
-STEP = "step"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,10 +35,10 @@ class Contents:
         moments = {}
         for name, parameter in own.items():
             held = _held(parameter, ranks)
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if key in MOMENTS:
+            for key, value in tensors_of(optimizer.state.get(parameter, {})).items():
+                if key in moments_of(optimizer):
                     moments[f"{key}/{name}"] = Held(tensor=value, piece=held.piece)
-                elif not any(held.piece.offsets):  # one number for all of the tensor, written with its first box
+                elif not any(held.piece.offsets):  # of all of the tensor, written with its first box
                     moments[f"{key}/{name}"] = Held.whole(value)
         return cls(
             weights={name: _held(parameter, ranks) for name, parameter in own.items()},
@@ -85,19 +84,30 @@ def load_optimizer(folder: Path, trained: Trained, optimizer: torch.optim.Optimi
     order = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     other = "the optimizer's state is of another model or adapter"
     with boxes.opened(folder, OPTIMIZER) as written, ranks.agreeing():
-        known = {entry.partition("/")[2] for entry in written.boxes}
-        state: dict[int, dict[str, Tensor]] = {}
+        state = [_room(names[parameter], parameter, written, optimizer) for parameter in order]
         own: dict[str, Held] = {}
-        for index, parameter in enumerate(order):
-            if names[parameter] in known:
-                piece = _held(parameter, ranks).piece
-                state[index] = {key: torch.empty_like(parameter, requires_grad=False) for key in sorted(MOMENTS)} | {STEP: torch.empty(())}
-                own |= {f"{key}/{names[parameter]}": Held(tensor=state[index][key], piece=piece) for key in MOMENTS}
-                own[f"{STEP}/{names[parameter]}"] = Held.whole(state[index][STEP])
+        for parameter, tensors in zip(order, state, strict=True):
+            piece = _held(parameter, ranks).piece
+            for key, tensor in tensors.items():
+                own[f"{key}/{names[parameter]}"] = Held(tensor=tensor, piece=piece) if key in moments_of(optimizer) else Held.whole(tensor)
         _expect(written, own, ranks, other)
         for name, held in own.items():
             written.read(name, held)
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if not all(fits(tensors, optimizer, parameter.shape) for parameter, tensors in zip(order, state, strict=True) if tensors):
+            raise RunError(other, where=str(folder), change=OTHER_NAME)
+    put_back(optimizer, state)
+
+
+def _room(name: str, parameter: Tensor, written: Written, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Empty tensors for what was written of a parameter's state."""
+    keys = {key for entry in written.boxes for key, _, of in [entry.partition("/")] if of == name}
+    dtype = torch.uint8 if keys >= LARGEST else torch.float32
+    return {
+        key: torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+        if key in moments_of(optimizer)
+        else torch.empty(written.shape(f"{key}/{name}"), device=parameter.device if key in LARGEST else "cpu")
+        for key in sorted(keys)
+    }
 
 
 def _expect(written: Written, own: Mapping[str, Held], ranks: Ranks, other: str) -> None:

@@ -41,18 +41,18 @@ def test_experts_that_no_target_names_are_most_of_a_mixture() -> None:
 
 def test_adapting_the_experts_takes_dora_away_with_it() -> None:
     finding = only("experts-not-adapted", *MIXTURE, ATTENTION, "lora.use_dora=true")
-    assert [change.path for change in finding.changes] == ["lora.target_modules", "lora.use_dora"]
+    assert [change.path for change in finding.changes] == ["lora.target_parameters", "lora.use_dora"]
 
 
-def test_where_peft_reaches_no_experts_there_is_no_change_to_make() -> None:
+def test_where_no_name_of_a_module_reaches_the_experts_their_parameters_do() -> None:
     finding = found("model.base=Qwen/Qwen3.5-35B-A3B", "launch.gpu=H200")["experts-not-adapted"]
-    assert finding.changes == ()
+    assert [(change.path, change.value) for change in finding.changes] == [("lora.target_parameters", "experts")]
 
 
-def test_dropout_does_not_reach_experts() -> None:
-    finding = only("dropout-on-experts", *MIXTURE, "lora.dropout=0.05")
-    assert finding.severity == "warn"
-    assert finding.message.startswith("Dropout 0.05 acts on q_proj, k_proj, v_proj, o_proj only")
+def test_dropout_reaches_experts_and_not_routers() -> None:
+    finding = only("dropout-on-routers", *MIXTURE, "lora.dropout=0.05")
+    assert (finding.severity, finding.evidence["routers"]) == ("note", 48)
+    assert "dropout-on-routers" not in found(*MIXTURE, ATTENTION, "lora.target_parameters=experts", "lora.dropout=0.05")
 
 
 def test_dora_on_experts_is_refused() -> None:
@@ -81,8 +81,9 @@ def test_vllm_may_drop_what_is_on_experts() -> None:
         ("attention-only-targets", ["lora.target_modules=[q_proj, up_proj]"]),
         ("attention-only-targets", [*MIXTURE, ATTENTION]),  # experts-not-adapted says it
         ("experts-not-adapted", [*MIXTURE]),
-        ("dropout-on-experts", [*MIXTURE, ATTENTION, "lora.dropout=0.05"]),
-        ("dropout-on-experts", ["lora.dropout=0.05"]),
+        ("experts-not-adapted", [*MIXTURE, ATTENTION, "lora.target_parameters=experts"]),
+        ("dropout-on-routers", [*MIXTURE, ATTENTION, "lora.dropout=0.05"]),
+        ("dropout-on-routers", ["lora.dropout=0.05"]),
         ("dora-on-experts", ["lora.use_dora=true"]),
         ("head-adapter-on-tied", ["model.base=Qwen/Qwen2.5-7B-Instruct", "lora.target_modules=[q_proj, gate_proj, lm_head]"]),
         ("adapter-not-servable", ["serving.engine=vllm", "lora.r=512"]),

@@ -10,7 +10,7 @@ MISTAKES = {
     "learning-rate": ["training.learning_rate=5e-6"],
     "attention-only-targets": ["lora.target_modules=[q_proj, v_proj]"],
     "optimizer-8bit-pointless": ["training.optimizer=adamw_8bit"],
-    "int8-slower": ["model.quantization=int8"],
+    "quantised-needlessly": ["model.quantization=int8"],
     "fast-path-off": ["data.packing=off"],
     "bound-unreachable": ["decision.deploy.peak_memory=<= 500 MB"],
     "near-duplicates": [],

@@ -37,18 +37,23 @@ def test_an_8_bit_optimizer_saves_nothing_beside_frozen_weights() -> None:
     assert 0.7 < float(finding.evidence["saved_bytes"]) / (6 * 10_092_544) < 1.1
 
 
-def test_int8_is_slower_than_what_fits_as_well() -> None:
-    finding = only("int8-slower", "model.quantization=int8")
-    assert finding.changes[0].value == "none"
+@pytest.mark.parametrize("kind", ["int8", "nf4", "fp4"])
+def test_weights_that_fit_plain_need_not_be_quantised(kind: str) -> None:
+    finding = only("quantised-needlessly", f"model.quantization={kind}")
+    assert (finding.severity, finding.changes[0].value) == ("note", "none")
 
 
-def test_where_plain_weights_do_not_fit_nf4_does() -> None:
-    recipe = ("model.base=Qwen/Qwen2.5-7B-Instruct", "launch.gpu=T4", "model.dtype=float16", "model.quantization=int8")
-    assert only("int8-slower", *recipe, "training.gradient_checkpointing=true").changes[0].value == "nf4"
+def test_a_paged_optimizer_without_a_gpu_is_refused() -> None:
+    finding = found(HERE, "training.optimizer=paged_adamw_8bit")["paged-on-cpu"]
+    assert (finding.severity, finding.changes[0].value) == ("refuse", "adamw_8bit")
+
+
+def test_a_quantised_base_is_computed_the_fastest_way() -> None:
+    assert "fast-path-off" not in found(HERE, "model.quantization=nf4")
 
 
 def test_a_quantised_model_that_fits_one_device_need_not_be_divided() -> None:
-    finding = only("quantization-unplanned", *DIVIDED, "model.quantization=nf4", "parallel.data=2")
+    finding = only("quantization-unplanned", *DIVIDED, "model.quantization=nf4", "parallel.data=2", beside=("quantised-needlessly",))
     assert [(change.path, change.value) for change in finding.changes] == [
         ("parallel.tensor", 1),
         ("parallel.pipeline", 1),
@@ -81,7 +86,13 @@ def test_a_pipeline_of_one_micro_batch_takes_turns() -> None:
         ("bfloat16-emulated", ["launch.gpu=L4", "model.dtype=bfloat16"]),
         ("float16-on-cpu", ["launch.gpu=T4", "model.dtype=float16"]),
         ("optimizer-8bit-pointless", ["training.optimizer=adamw_8bit", "lora=none", "training.learning_rate=3e-5"]),
-        ("int8-slower", ["model.quantization=nf4"]),
+        ("quantised-needlessly", []),
+        (
+            "quantised-needlessly",
+            ["model.base=Qwen/Qwen2.5-7B-Instruct", "launch.gpu=T4", "model.dtype=float16", "model.quantization=int8"],
+        ),
+        ("paged-on-cpu", ["training.optimizer=paged_adamw_8bit"]),
+        ("paged-on-cpu", [HERE, "training.optimizer=adamw_8bit"]),
         ("quantization-unplanned", [*DIVIDED]),
         ("more-ranks-than-devices", ["launch.gpu=H100x2", "parallel.data=2"]),
         ("pipeline-bubble", ["launch.gpu=H100x2", "parallel.pipeline=2"]),  # an `auto` micro batch fills it

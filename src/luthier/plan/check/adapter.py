@@ -96,12 +96,12 @@ def experts_not_adapted(case: Case) -> Iterator[Finding]:
 
     transformers 5 keeps all experts of a layer in one three-dimensional parameter, which is no linear layer. PEFT turns the names
     gate_proj, up_proj and down_proj (and `all-linear`) into those parameters for Mixtral, Qwen3-MoE and Qwen3-Next; of other mixtures
-    it reaches none, and says nothing.
+    they reach none, and PEFT says nothing. `lora.target_parameters` reaches those of all.
 
     Arithmetic: Qwen3-30B-A3B has 48 × 128 experts of 3 × 2,048 × 768 numbers: 29.0 of 30.5 G parameters, 95 %.
 
-    What to do: name the experts, or `all-linear`; their adapters are large (at r 16 about 1 G parameters for the 30B) and have no
-    dropout. Where PEFT cannot reach them, attention alone is trained: say so beside the result.
+    What to do: `target_parameters: experts`. Their adapters are large: at r 16 629 M parameters for the 30B, and 981 M by `all-linear`,
+    which gives gate and up a rank of their own each. Else attention alone is trained: say so beside the result.
 
     Source: trap 17 (PEFT#3009, VeOmni#866, unsloth#6936); PEFT 0.21.2, `transformers_weight_conversion.py`.
     """
@@ -119,39 +119,39 @@ def missed_experts(parameters: int, share: float, changes: tuple[Change, ...] = 
     return Finding(
         code="experts-not-adapted",
         severity="warn",
-        message=f"{parameters} fused expert weights ({percent(share)} of the model) have no adapter: target_modules does not reach them",
+        message=f"{parameters} fused expert weights ({percent(share)} of the model) have no adapter: the recipe does not reach them",
         evidence={"parameters": parameters, "share": round(share, 4)},
         changes=changes,
     )
 
 
-def dropout_on_experts(case: Case) -> Iterator[Finding]:
-    """The adapter's dropout does not act on fused experts and routers, though their adapters are most of it.
+def dropout_on_routers(case: Case) -> Iterator[Finding]:
+    """The adapter's dropout does not act on routers.
 
-    Severity: warn.
+    Severity: note.
 
-    PEFT adapts a fused parameter by adding B·A to the weight itself, before tokens meet it. Dropout acts on what goes into A, token by
-    token, and there is no such input. PEFT refuses the whole adapter; Luthier drops inputs of linear layers, and leaves the rest alone.
+    PEFT adapts a router by adding B·A to its weight, before tokens meet it. Dropout acts on what goes into A, token by token, and there is
+    no such input. Fused experts are adapted in the same way by PEFT, which refuses dropout with them; Luthier computes experts itself,
+    expert by expert, and drops what enters each one's A.
 
-    Arithmetic: (W + s·B·A)·x can be computed from W + s·B·A; W·x + s·B·A·drop(x) cannot. Of the 1 G adapter parameters of Qwen3-30B-A3B
-    at r 16, 13 M are on linear layers, 1.3 %: dropout there regularises little.
+    Arithmetic: (W + s·B·A)·x can be computed from W + s·B·A; W·x + s·B·A·drop(x) cannot. A router's adapter is small: r 16 on the 48
+    routers of Qwen3-30B-A3B are 1.7 of 997 M.
 
-    What to do: `lora.dropout: 0`, and fewer epochs or a smaller rank against overfitting.
+    What to do: nothing; or name `target_modules` without the router.
 
     Source: trap 18 (axolotl's documentation, ms-swift#9589); PEFT 0.21.2, `lora.ParamWrapper`: "does not work with lora_dropout != 0".
     """
     lora = case.recipe.lora
-    if lora == "none" or not lora.dropout or not (names := _as_parameters(case, lora)):
+    if lora == "none" or not lora.dropout:
         return
-    reached = [linear.name for linear in adapted(case.shape, lora) if linear.name not in names]
-    yield Finding(
-        code="dropout-on-experts",
-        severity="warn",
-        message=f"Dropout {lora.dropout:g} acts on {', '.join(reached) or 'nothing'} only: fused experts and routers ({', '.join(names)}) "
-        "have no input of their own to drop",
-        evidence={"dropout": lora.dropout, "weights": len(names)},
-        changes=(Change(path="lora.dropout", value=0.0, why="what the experts have in any case"),),
-    )
+    routers = [linear.name for linear in adapted(case.shape, lora) if linear.role == "router"]
+    if routers:
+        yield Finding(
+            code="dropout-on-routers",
+            severity="note",
+            message=f"Dropout {lora.dropout:g} does not act on routers ({', '.join(routers)}): they have no input of their own to drop",
+            evidence={"dropout": lora.dropout, "routers": sum(item.count for item in case.shape.linears if item.role == "router")},
+        )
 
 
 def dora_on_experts(case: Case) -> Iterator[Finding]:
@@ -253,7 +253,7 @@ CHECKS: tuple[Check, ...] = (
     learning_rate,
     attention_only_targets,
     experts_not_adapted,
-    dropout_on_experts,
+    dropout_on_routers,
     dora_on_experts,
     head_adapter_on_tied,
     adapter_not_servable,
@@ -271,13 +271,11 @@ def _num_fused(missed: list[Linear]) -> int:
 
 
 def _adapt_experts(case: Case, lora: Lora) -> tuple[Change, ...]:
-    """What puts adapters on the experts, where PEFT can."""
-    whole = lora.model_copy(update={"target_modules": "all-linear"})
-    if not any(linear.fused for linear in adapted(case.shape, whole)):
-        return ()
+    """What puts adapters on the experts."""
+    whole = lora.model_copy(update={"target_parameters": "experts"})
     now, then = (adapter_parameters(case.shape, one) / 1e6 for one in (lora, whole))
     why = f"{then:,.0f} M parameters instead of {now:,.0f} M"
-    changes = [Change(path="lora.target_modules", value="all-linear", why=why)]
+    changes = [Change(path="lora.target_parameters", value="experts", why=why)]
     if lora.use_dora:
         changes.append(Change(path="lora.use_dora", value=False, why="PEFT has no DoRA on experts"))
     return tuple(changes)
