@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from luthier.model.fuse import fuse
+from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.train.optim import make_optimizer
-from luthier.train.step import Precision, train_step
+from luthier.train.precision import Precision
+from luthier.train.step import train_step
 from tests.model.zoo import (
     CPU,
     FAMILIES,
@@ -85,7 +87,7 @@ def test_eight_steps_lead_where_those_over_the_numbers_lead(family: str, dropout
     for base in (quantized(tiny(family), "nf4"), in_numbers(quantized(tiny(family), "nf4"))):
         model = adapted(base, dropout=dropout)
         assert fuse(model, pack=True, longest=LONGEST).engine == "fused"
-        optimizer = make_optimizer(model, Training(learning_rate=1e-2))
+        optimizer = make_optimizer(trained_of(model), Training(learning_rate=1e-2))
         for step in range(8):
             batches = in_packs(shared_rows(), "tree")
             train_step(model.train(), optimizer, batches, precision=Precision.of(torch.float32, CPU), max_norm=1.0, seeds=(3, step))

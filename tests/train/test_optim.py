@@ -62,7 +62,7 @@ def trained(optimizer: str, steps: int = 6) -> torch.Tensor:
     """Weights of a matrix large enough for 8 bits, after some steps against a gradient that grows along it."""
     layer = torch.nn.Linear(128, 64, bias=False)
     torch.nn.init.zeros_(layer.weight)
-    made = make_optimizer(layer, Training(optimizer=optimizer, learning_rate=0.01, weight_decay=0.1))  # type: ignore[arg-type]
+    made = make_optimizer(trained_of(layer), Training(optimizer=optimizer, learning_rate=0.01, weight_decay=0.1))  # type: ignore[arg-type]
     for step in range(steps):
         layer.weight.grad = torch.linspace(-1, 1, 64 * 128).view(64, 128) * (1 + 0.1 * step)
         made.step()
@@ -77,7 +77,7 @@ def test_in_8_bits_the_updates_are_adamws_to_a_few_percent() -> None:
 
 def test_its_state_takes_two_bytes_a_number_and_constants_and_small_tensors_keep_float32() -> None:
     model = torch.nn.ModuleList([torch.nn.Linear(128, 64, bias=False), torch.nn.Linear(16, 16, bias=False)])
-    optimizer = make_optimizer(model, Training(optimizer="adamw_8bit"))
+    optimizer = make_optimizer(trained_of(model), Training(optimizer="adamw_8bit"))
     for weight in model.parameters():
         weight.grad = torch.ones_like(weight)
     optimizer.step()
@@ -92,11 +92,11 @@ def test_its_state_takes_two_bytes_a_number_and_constants_and_small_tensors_keep
 def test_a_paged_optimizer_steps_and_goes_on_on_a_gpu() -> None:
     layer = torch.nn.Linear(1024, 1024, bias=False, device="cuda")
     training = Training(optimizer="paged_adamw_8bit", learning_rate=1e-3)
-    optimizer = make_optimizer(layer, training)
+    optimizer = make_optimizer(trained_of(layer), training)
     layer.weight.grad = torch.randn_like(layer.weight)
     optimizer.step()
     saved = {name: tensor.cpu().clone() for name, tensor in tensors_of(optimizer.state[layer.weight]).items()}
-    again = make_optimizer(layer, training)
+    again = make_optimizer(trained_of(layer), training)
     put_back(again, [saved])
     assert again.state[layer.weight]["state1"].is_paged
     before = layer.weight.detach().clone()
