@@ -69,7 +69,7 @@ def marked(scene: Scene) -> Any:
     return pytest.param(scene, id=str(scene), marks=[pytest.mark.slow] if scene.share == "slow" else [])
 
 
-@pytest.mark.parametrize("scene", map(marked, SCENES))
+@pytest.mark.parametrize("scene", [marked(scene) for scene in SCENES])
 def test_a_divided_run_has_the_losses_and_gradients_of_one_process(
     alone: Callable[[Scene], Losses], together: Callable[[Scene], list[Losses]], scene: Scene
 ) -> None:
