@@ -37,8 +37,9 @@ from tests.train.in_shards import (
     quantised,
     shared,
 )
+from tests.train.recorded import metrics
 from tests.train.test_ranks import ROOT, TORCHRUN, assert_the_same_up_to_rounding
-from tests.train.workshop import Workshop, killed_in_step, metrics
+from tests.train.workshop import Workshop, killed_in_step
 
 Found = list[dict[str, Any]]
 
