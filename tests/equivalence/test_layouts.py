@@ -15,7 +15,7 @@ from tests.equivalence.layouts import ONE, SCENES, WAYS, Scene, Share, trained
 
 ROOT = Path(__file__).parents[2]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-SECONDS = 280
+SECONDS = {"quick": 280, "slow": 800}
 Losses = list[list[float]]
 
 
@@ -48,7 +48,7 @@ def together(home: Path, alone: Callable[[Scene], Losses]) -> Callable[[Scene], 
         paths = os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])
         group = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
-            _, told = group.communicate(timeout=SECONDS)
+            _, told = group.communicate(timeout=SECONDS[share])
         finally:
             group.terminate()  # torchrun ends its ranks
             group.wait(60)
@@ -66,10 +66,11 @@ def together(home: Path, alone: Callable[[Scene], Losses]) -> Callable[[Scene], 
 
 
 def marked(scene: Scene) -> Any:
-    return pytest.param(scene, id=str(scene), marks=[pytest.mark.slow] if scene.share == "slow" else [])
+    slow = [pytest.mark.slow, pytest.mark.timeout(900)]  # the first of a group of ranks waits for all of their scenes
+    return pytest.param(scene, id=str(scene), marks=slow if scene.share == "slow" else [])
 
 
-@pytest.mark.parametrize("scene", map(marked, SCENES))
+@pytest.mark.parametrize("scene", [marked(scene) for scene in SCENES])
 def test_a_divided_run_has_the_losses_and_gradients_of_one_process(
     alone: Callable[[Scene], Losses], together: Callable[[Scene], list[Losses]], scene: Scene
 ) -> None:

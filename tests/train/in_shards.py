@@ -31,7 +31,7 @@ from luthier.data.order import rows_of_step
 from luthier.model.adapt import add_lora
 from luthier.model.generate import LocalCompleter
 from luthier.model.mesh import Mesh
-from luthier.model.place import place
+from luthier.model.place import Placed, place
 from luthier.model.shard import evaluating
 from luthier.plan.setup import Layout
 from luthier.recipe.schema import Lora, Training
@@ -253,6 +253,10 @@ class Together:
             "planned gathered": lines["gathered weights"],
         }
 
+    def unevenly(self) -> dict[str, list[list[float]]]:
+        """A model of whose matrices hardly any can be divided by two."""
+        return {how: odd(self.ranks, how) for how in HOWS}
+
     def quantised(self) -> dict[str, list[list[float]]]:
         """What bitsandbytes quantised, under shards; nothing where it is not installed."""
         kinds = QUANTISED if find_spec("bitsandbytes") else ()
@@ -287,7 +291,19 @@ def quantised(folder: Path, name: str, ranks: Ranks = ALONE, how: str = "none") 
     )
     loaded = AutoModelForCausalLM.from_pretrained(folder / "to-quantise", quantization_config=config, dtype=torch.float32)
     layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind
-    placed = place(add_lora(loaded, Lora(r=4), seed=0).train(), layout, ranks.mesh)
+    return three_steps(place(add_lora(loaded, Lora(r=4), seed=0).train(), layout, ranks.mesh), ranks)
+
+
+def odd(ranks: Ranks = ALONE, how: str = "none") -> list[list[float]]:
+    """The same of a Llama, all of it trained, whose sizes are odd."""
+    heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
+    model = tiny_model("llama", tied=False, vocabulary=97, hidden_size=33, intermediate_size=35, head_dim=6, **heads)
+    layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind
+    return three_steps(place(model.train(), layout, ranks.mesh), ranks)
+
+
+def three_steps(placed: Placed, ranks: Ranks) -> list[list[float]]:
+    """Loss and gradient norm of each."""
     optimizer = make_optimizer(placed.trained, Training(learning_rate=1e-2))
     precision = Precision.of(torch.float32, CPU, replace(ranks, pieces=placed.pieces, divided=ranks.size > 1))
     batches = in_batches(ragged_rows()[ranks.rank :: ranks.size], 4)
@@ -314,6 +330,8 @@ def main() -> None:
     scenes = [
         *(
             together.one_rank_overflows,
+            together.waited,
+            together.unevenly,
             together.quantised,
             together.held,
             together.in_bfloat16,

@@ -33,11 +33,13 @@ from tests.train.in_shards import (
     TRAINED,
     answered,
     base_to_quantise,
+    odd,
     quantised,
     shared,
 )
+from tests.train.recorded import metrics
 from tests.train.test_ranks import ROOT, TORCHRUN, assert_the_same_up_to_rounding
-from tests.train.workshop import Workshop, killed_in_step, metrics
+from tests.train.workshop import Workshop, killed_in_step
 
 Found = list[dict[str, Any]]
 
@@ -213,6 +215,14 @@ def test_a_missing_piece_makes_a_checkpoint_none(alone: Workshop, found: Found) 
     (folder / "adapter-00002-of-00002.safetensors").unlink()
     with pytest.raises(checkpoint.Damaged, match=r"adapter-00002-of-00002\.safetensors is missing"):
         checkpoint.verify(folder)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_cannot_be_divided_evenly_is_divided_unevenly(found: Found, how: str) -> None:
+    one = odd()
+    for rank in found:
+        for step, (loss, norm) in zip(rank["unevenly"][how], one, strict=True):
+            assert step == [pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-5)]
 
 
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")

@@ -123,11 +123,12 @@ class Ranks:
 
     def norm(self, parameters: Iterable[Tensor]) -> Tensor:
         """Of the whole gradient, in float32: each number counts once, on the first of the ranks that hold it."""
-        held = [parameter for parameter in parameters if parameter.grad is not None]
+        trained = list(parameters)
+        held = [parameter for parameter in trained if parameter.grad is not None]
         if not self.pieces:
             return get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
         own = [parameter.grad for parameter in held if parameter.grad is not None and self.owns(parameter)]
-        squared = get_total_norm(own).double().square()
+        squared = get_total_norm(own).to(trained[0].device).double().square()  # of no gradient it lies on the host
         with self.waiting():
             dist.all_reduce(squared)
         return squared.sqrt().float()
