@@ -96,6 +96,13 @@ def test_what_modal_does_not_have_is_an_error(tmp_path: Path, launch: dict[str, 
         rental(order(tmp_path, on="modal", **launch))
 
 
+def test_without_modals_library_the_error_names_the_extra(seed_002: Order, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "modal", None)
+    with pytest.raises(UsageError, match=r"pip install 'luthier\[modal\]'"):
+        Modal().submit(seed_002)
+    assert Modal().text(seed_002)  # what would run can be told without it
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """As Modal lists it."""

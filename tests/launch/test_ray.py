@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from luthier.launch.ray import Place, missing, rank_environment, ray_words
+import pytest
+
+from luthier.core.errors import UsageError
+from luthier.launch.ray import Place, rank_environment, ray_words, require
 from luthier.recipe.schema import Launch
 from luthier.runs.heartbeat import SUPERVISOR, mark
 from luthier.runs.store import RunFolder
@@ -29,5 +32,7 @@ def test_a_rank_finds_its_place_its_threads_and_whose_end_is_its_own(tmp_path: P
     assert found["KEPT"] == "as it is"
 
 
-def test_where_ray_is_missing_the_extra_is_named() -> None:
-    assert str(missing(ImportError("No module named 'ray'"))).endswith("No module named 'ray'\n  pip install 'luthier[ray]'")
+def test_where_ray_is_missing_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("luthier.launch.ray.NEEDED", ("ray_of_another_world", "json"))
+    with pytest.raises(UsageError, match=r"there is no ray_of_another_world\n  pip install 'luthier\[ray\]'"):
+        require()

@@ -41,11 +41,14 @@ def launch(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[st
     `train` does. Where the recipe leaves the device to a host elsewhere (`launch.gpu: here`), the plan is made there alone.
     """
     from luthier.launch.backends import BACKENDS
+    from luthier.launch.ray import require
     from luthier.plan.plan import make
     from luthier.runs.store import alone, open_or_create
 
     recipe = loaded.recipe
     node = _node(recipe)
+    if recipe.launch.on == "ray":
+        require()
     prepared = None
     if node.first:
         with given(recipe.launch.env_file):  # for a base that only a token may read; the host is not given it in this way

@@ -49,11 +49,13 @@ def train_in_ranks(run: RunFolder, planned: Plan, node: Node, progress: Progress
     """
     from luthier.launch.group import Here, supervise
     from luthier.launch.nodes import Leading
-    from luthier.launch.ray import ray_words
+    from luthier.launch.ray import ray_words, require
     from luthier.launch.torchrun import start_words
 
     recipe, num_ranks, free_bytes = planned.facts.task.recipe, planned.setup.layout.devices, planned.facts.task.place.free_bytes
     each = num_ranks // node.count
+    if recipe.launch.on == "ray":
+        require()
     start = ray_words(num_ranks, recipe.launch) if recipe.launch.on == "ray" else start_words(each, node)
     command = rank_command("train", run, free_bytes, start)
     starts: Starts = Here(command=command, run=run, ranks=num_ranks)

@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from luthier.recipe.schema import Launch
 from luthier.runs.heartbeat import SUPERVISOR, mark
 from luthier.runs.store import RunFolder
 
+NEEDED = ("ray", "pandas", "pyarrow", "requests", "fsspec")
+"""What Ray Train imports (`ray[train]`)."""
 SECONDS_BETWEEN_LOOKS = 0.2
 STORAGE = "ray"
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -54,6 +57,12 @@ class Place:
     cpus: int
 
 
+def require() -> None:
+    """Raise UsageError where Ray Train is not installed; nothing is imported."""
+    if absent := [name for name in NEEDED if not find_spec(name)]:
+        raise UsageError(f"launch.on: ray needs Ray Train, and there is no {', '.join(absent)}", change="pip install 'luthier[ray]'")
+
+
 def ray_words(ranks: int, launch: Launch) -> list[str]:
     """The words with which `luthier.cli.rank` becomes the driver: `ray 4 gpu 8 ADDRESS`."""
     options = RayOptions.model_validate(launch.options)
@@ -63,13 +72,10 @@ def ray_words(ranks: int, launch: Launch) -> list[str]:
 def run_on_ray(run: RunFolder, words: Sequence[str], ranks: int, kind: str, cpus: str, address: str) -> None:
     """Start the ranks on a Ray cluster, and return when all have ended well; raises what Ray Train does where one has not."""
     os.environ.update({**QUIET, **os.environ})
-    try:
-        import ray
-        from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
-        from ray.train.backend import Backend
-        from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
-    except ImportError as error:
-        raise missing(error) from error
+    import ray
+    from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.backend import Backend
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     class Together(Backend):
         """Every worker sees the GPUs of all on its machine, so that NCCL can copy between them."""
@@ -95,11 +101,6 @@ def run_on_ray(run: RunFolder, words: Sequence[str], ranks: int, kind: str, cpus
     ).fit()
     ray.shutdown()
     shutil.rmtree(run.path / STORAGE, ignore_errors=True)  # Ray Train wants a folder for what its workers report: ours report nothing
-
-
-def missing(error: ImportError) -> UsageError:
-    """Ray is not installed."""
-    return UsageError(f"launch.on: ray needs Ray Train: {error}", change="pip install 'luthier[ray]'")
 
 
 def rank_environment(run: RunFolder, place: Place, base: Mapping[str, str]) -> dict[str, str]:
