@@ -25,7 +25,7 @@ def test_a_log_gets_a_line_every_few_seconds_of_slow_work() -> None:
         advance(1, "")
         advance(2, "")
     assert [line.split(",")[0] for line in log.getvalue().splitlines()] == ["training 1/2", "training 2/2", "training 2/2"]
-    assert "s left" in log.getvalue()
+    assert "0:00:00 left" in log.getvalue()
 
 
 def test_a_terminal_gets_a_bar_with_the_text() -> None:
@@ -69,5 +69,5 @@ def test_work_that_goes_on_is_told_by_its_own_pace_and_not_by_what_was_done_befo
         advance(900, "")
         time.sleep(0.2)
         advance(901, "")
-    left = re.search(r"training 901/1000, (\d+) s left", log.getvalue())
-    assert left and 19 <= int(left[1]) <= 90
+    left = re.search(r"training 901/1000, 0:0(\d):(\d\d) left", log.getvalue())
+    assert left and 19 <= 60 * int(left[1]) + int(left[2]) <= 90

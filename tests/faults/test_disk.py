@@ -58,12 +58,12 @@ def told(ended: Ended, what: str, mend: str) -> bool:
     """Whether it failed with one message of what, where and what to change, and no traceback."""
     assert ended.code == 1, ended.said
     assert "Traceback" not in ended.said
-    return re.search(rf"{what}.*\n  {mend} \([\d.e+]+ GB are free there\), {GOES_ON}", ended.said) is not None
+    return re.search(rf"{what}.*\n  {mend} \([\d.e+]+ [kMG]B are free there\), {GOES_ON}", ended.said) is not None
 
 
 def test_a_limit_on_file_size_is_met_before_step_1(home: Home) -> None:
     ended = home.train("small", file_bytes=300_000)
-    assert told(ended, "a checkpoint of .* GB cannot be written: File too large", "raise the limit on a file's size .*")
+    assert told(ended, "a checkpoint of .* [kM]B cannot be written: File too large", "raise the limit on a file's size .*")
     assert not home.run("small").checkpoints.exists()
     assert not list(home.run("small").path.rglob("*.part"))
 
@@ -82,7 +82,7 @@ def test_a_run_that_may_go_on_without_checkpoints_warns_and_ends_with_the_same_a
     limits = {"file_bytes": 300_000, "limit_from": "os.mkdir /run/checkpoints/step-000004.part"}
     ended = home.train("on", "checkpoints.on_failed_save=continue", **limits)
     assert ended.code == 0, ended.said
-    warned = re.findall(r"warn: .*step-00000(\d): a checkpoint of .* GB cannot be written: File too large", ended.said)
+    warned = re.findall(r"warn: .*step-00000(\d): a checkpoint of .* [kM]B cannot be written: File too large", ended.said)
     assert warned == ["4", "6"]
     assert whole_checkpoints(home.run("on")) == [3]
     weights = "adapter_model.safetensors"
@@ -138,6 +138,26 @@ def test_a_disk_that_is_mounted_read_only_is_told_and_left_as_it_is(home: Home) 
     home.processes.remount(home.folder / "sealed", "rw")
     assert home.train("sealed").code == 0
     assert outcome(home.run("sealed"), 6) == outcome(home.run("whole"), 6)
+
+
+@pytest.mark.skipif(not may_mount(), reason="mounting a tmpfs is not permitted here")
+def test_what_is_prepared_on_a_disk_that_is_read_only_is_planned_with_and_what_is_not_is_told(home: Home) -> None:
+    """A tmpfs in a mount namespace of its own, remounted read-only (EROFS); runs and prepared data both lie on it."""
+    folder = home.folder / "archive"
+    folder.mkdir()
+    home.processes.mount(folder, 10_000_000)
+
+    def luthier(*words: str) -> Ended:
+        return home.processes.run(Start(words=(words[0], str(home.recipe), *words[1:]), runs=str(folder / "runs")))
+
+    assert luthier("prepare").code == 0
+    home.processes.remount(folder, "ro")
+    ended = luthier("plan")
+    assert ended.code == 0, ended.said
+    assert "steps an epoch" in ended.said
+    assert re.search(r"not kept: .*plan\.json cannot be written: Read-only file system", ended.said)
+    assert "what was measured here is not kept for later plans" in ended.said
+    assert told(luthier("prepare", "seed=7"), "prepared: prepared data cannot be written: Read-only file system", "mount it for writing")
 
 
 @pytest.mark.slow

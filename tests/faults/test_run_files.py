@@ -150,3 +150,14 @@ def test_lines_of_metrics_that_are_damaged_or_gone_are_told_with_their_number(ho
     assert b'"step": 2,' in two
     whole = outcome(home.run("whole"), LAST)
     assert {name: content for name, content in outcome(run, LAST).items() if content != whole[name]}.keys() == {"metrics.jsonl"}
+
+
+def test_a_finished_run_whose_recipe_is_damaged_is_mended_by_the_same_command_too(home: Home) -> None:
+    shutil.copytree(home.folder / "whole", home.folder / "finished")
+    run = home.run("finished")
+    text = run.recipe.read_bytes()
+    run.recipe.write_bytes(text.replace(b"dropout: 0.1", b"dropout: 0.2"))
+    ended = home.train("finished")
+    assert ended.code == 0
+    assert "it is written anew" in ended.said and "is finished" in ended.said
+    assert run.recipe.read_bytes() == text

@@ -43,11 +43,11 @@ def told_after_ten_steps(folder: Path, first: int) -> tuple[str, dict[str, objec
 
 def test_a_run_is_told_from_its_first_step_to_its_last(tmp_path: Path) -> None:
     line, _ = told_after_ten_steps(tmp_path, first=1)
-    assert line.startswith("after 10 steps: 178 s in all, 161 s left; planned for the same were 118 s (59 … 236)")
+    assert line.startswith("after 10 steps: 3 min in all, 3 min left; planned for the same were 118 s (59 s … 4 min)")
 
 
 def test_a_run_that_goes_on_is_told_from_where_it_does_and_so_is_its_plan(tmp_path: Path) -> None:
     line, event = told_after_ten_steps(tmp_path, first=61)
-    assert line.startswith("after 10 steps: 73 s in all from step 61 on, 58 s left; planned for the same were ")
+    assert line.startswith("after 10 steps: 73.2 s in all from step 61 on, 58.2 s left; planned for the same were 48.5 s")
     assert event["after"] == 60
     assert event["planned"] == pytest.approx({"low": 24.24, "mid": 48.47, "high": 96.95}, abs=0.01)

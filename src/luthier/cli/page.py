@@ -34,7 +34,8 @@ def print_plan(console: Console, plan: Plan) -> None:
     )
     console.print(
         f"a step: {survey.mean('tokens') * replicas:,.0f} tokens, {survey.mean('supervised') * replicas:,.0f} trained on, {saved}; "
-        f"{survey.micro_batches:.3g} micro batches" + (f" on each of {replicas} replicas" if replicas > 1 else ""),
+        f"{survey.micro_batches:.3g} micro batch{'' if survey.micro_batches == 1 else 'es'}"
+        + (f" on each of {replicas} replicas" if replicas > 1 else ""),
         soft_wrap=True,
     )
     _print_memory(console, plan.chosen.memory)

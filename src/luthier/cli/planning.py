@@ -10,6 +10,7 @@ from luthier.cli.data import RecipeWords
 from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
 from luthier.core.errors import UsageError
+from luthier.core.files import DiskError
 
 REFUSED = 3
 
@@ -43,7 +44,11 @@ def plan(
     planned = flow.plan(loaded, stated, progress())
     print_plan(people(json), planned)
     if stated is None:
-        people(json).print(f"kept: {flow.keep_plan(planned)}", soft_wrap=True)
+        try:
+            kept = f"kept: {flow.keep_plan(planned)}"
+        except DiskError as error:
+            kept = f"not kept: {error}"
+        people(json).print(kept, markup=False, soft_wrap=True)
     if json:
         print_json(planned.to_json())
     if apply:

@@ -73,7 +73,7 @@ class PlainProgress:
 
     @contextmanager
     def task(self, name: str, total: int) -> Iterator[Advance]:
-        """Lines `name 30/90 text, 12 s left`."""
+        """Lines `name 30/90 text, 0:00:12 left`."""
         start = last = time.monotonic()
         latest = (0, "")
         first: tuple[int, float] | None = None
@@ -86,7 +86,7 @@ class PlainProgress:
             if now - last >= self._seconds_between:
                 last = now
                 paced = done - first[0]
-                left = f", {(now - first[1]) / paced * (total - done):.0f} s left" if paced else ""
+                left = f", {_clock((now - first[1]) / paced * (total - done))} left" if paced else ""
                 self.say(f"{name} {done}/{total} {text}".rstrip() + left)
 
         yield advance

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 from luthier.core import jsonl
 from luthier.core.errors import RunError
+from luthier.core.words import gigabytes
 
 ADVICE = {
     errno.ENOSPC: "make room",
@@ -23,6 +24,8 @@ ADVICE = {
     errno.EPERM: "let the user who runs Luthier write there",
 }
 """What mends it, by the system's reason."""
+OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+"""Reasons that nothing but writing has."""
 
 
 Digest = dict[str, int | str]
@@ -40,7 +43,7 @@ def told(what: str, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        free = f"{shutil.disk_usage(there).free / 1e9:.3g} GB are free there"
+        free = f"{gigabytes(shutil.disk_usage(there).free)} are free there"
         mend = ADVICE.get(error.errno or 0, "see that the disk is there and sound")
         raise DiskError(
             f"{what} cannot be written: {error.strerror or error}",

@@ -38,22 +38,16 @@ CAPPED = "over max_per_group"
 def prepare(recipe: Recipe, progress: Progress) -> Prepared:
     """The recipe's data as token rows, made now or found in `prepared/HASH`; raises DataError where nothing could be trained on."""
     inputs = inputs_of(recipe.data)
-    root = prepared_root()
-    root.mkdir(parents=True, exist_ok=True)
     digest = prepared_hash(recipe, inputs)
-    folder = root / digest
-    with _alone(root / f".{digest}.lock"):
-        if not (folder / "data.json").exists():
-            part = root / f"{digest}.part"
-            shutil.rmtree(part, ignore_errors=True)  # what a killed process left
-            part.mkdir()
-            try:
-                _prepare_into(part, recipe, inputs, progress)
-            except BaseException:
-                shutil.rmtree(part, ignore_errors=True)
+    folder = prepared_root() / digest
+    if not (folder / "data.json").exists():  # else nobody changes it any more, and it may lie where nothing can be written
+        try:
+            _prepare(recipe, inputs, folder, progress)
+        except OSError as error:
+            if error.errno not in files.OF_WRITING:
                 raise
-            files.sync_folder(part)
-            part.replace(folder)
+            with files.told("prepared data", folder.parent):
+                raise
     return Prepared(folder)
 
 
@@ -99,6 +93,24 @@ class _Spool:
                         file.seek(row.position)
                         lines.append(file.readline())
                     yield Chunk(split=split, lines=lines)
+
+
+def _prepare(recipe: Recipe, inputs: Sequence[Input], folder: Path, progress: Progress) -> None:
+    """Make the folder, unless another process does meanwhile."""
+    root, digest = folder.parent, folder.name
+    root.mkdir(parents=True, exist_ok=True)
+    with _alone(root / f".{digest}.lock"):
+        if not (folder / "data.json").exists():
+            part = root / f"{digest}.part"
+            shutil.rmtree(part, ignore_errors=True)  # what a killed process left
+            part.mkdir()
+            try:
+                _prepare_into(part, recipe, inputs, progress)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            files.sync_folder(part)
+            part.replace(folder)
 
 
 def _prepare_into(folder: Path, recipe: Recipe, inputs: Sequence[Input], progress: Progress) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -128,10 +129,14 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         if run.data.exists() and DataSummary.read(run.data).hash != prepared.summary.hash:
             change = "give the run another name, or put the old rows back"
             raise RunError("the rows have changed since this run began", where=str(run.path), change=change)
+        _mend_recipe(run, loaded, progress)
         if run.finished:
             progress.say(f"{run.path} is finished; change the recipe to train anew")
             return Trained(run=run, steps=planned.steps)
-        _take_recipe(run, loaded, progress)
+        if changed := difference(run.recipe_text, loaded.text):  # only where it is trained
+            files.write(run.recipe, loaded.text)
+            run.event("moved", changes=changed)
+            progress.say(f"the run goes on with {'; '.join(changed)}")
         _look_at_plan(run, progress)
         prepared.summary.write(run.data)
         write_environment(run, prepared.summary)
@@ -178,7 +183,8 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
     verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
-    verdict.write(run.verdict)
+    with files.told(run.verdict.name, run.path):
+        verdict.write(run.verdict)
     return verdict
 
 
@@ -234,25 +240,19 @@ def _kept(run: RunFolder, steps: int) -> Kept:
     return Kept(run=run.name, step=step, steps=steps, checkpoint=str(run.checkpoint(step)) if step else "")
 
 
-def _take_recipe(run: RunFolder, loaded: LoadedRecipe, progress: Progress) -> None:
-    """Let the run's recipe.yaml say what is changed of where it is trained; written anew where it is damaged."""
+def _mend_recipe(run: RunFolder, loaded: LoadedRecipe, progress: Progress) -> None:
+    """Write a damaged recipe.yaml anew: the run is known to have begun with this recipe, but for where it is trained."""
     from luthier.recipe.load import difference
     from luthier.runs.store import identity_of
 
     run.begin()
-    if run.recipe.exists() and run.recipe_text == loaded.text:
-        return
-    try:
-        changed = difference(run.recipe_text, loaded.text) if run.identity == identity_of(loaded.text) else []
-    except RecipeError:
-        changed = []
+    if run.identity == identity_of(loaded.text):
+        with suppress(RecipeError):
+            difference(run.recipe_text, loaded.text)
+            return
     files.write(run.recipe, loaded.text)
-    if changed:
-        run.event("moved", changes=changed)
-        progress.say(f"the run goes on with {'; '.join(changed)}")
-    else:
-        run.event("damaged", file=run.recipe.name)
-        progress.say(f"{run.recipe} was damaged: this is the recipe that the run began with, and it is written anew")
+    run.event("damaged", file=run.recipe.name)
+    progress.say(f"{run.recipe} was damaged: this is the recipe that the run began with, and it is written anew")
 
 
 def _look_at_plan(run: RunFolder, progress: Progress) -> None:
@@ -288,7 +288,8 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
 def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
     progress.say(f"evaluating {subject.name}")
     report = evaluated(subject, recipe, prepare(recipe, progress), folder, progress)
-    report.write(folder)
+    with files.told("the evaluation", folder):
+        report.write(folder)
     return Evaluated(folder=folder, report=report)
 
 

@@ -54,12 +54,13 @@ def stated(recipe: Recipe, rows: str, tokens: str) -> StatedWorkload:
 
 
 def keep_plan(planned: Plan) -> Path:
-    """Write plan.json beside the prepared rows that the plan is of; a run keeps its own."""
+    """Write plan.json beside the prepared rows that the plan is of; a run keeps its own. Raises DiskError where it cannot be written."""
     from luthier.runs.store import prepared_root
 
     data = planned.facts.data
     path = prepared_root() / (data if isinstance(data, str) else data.hash) / "plan.json"
-    files.write_json(path, planned.to_json())
+    with files.told(path.name, path.parent):
+        files.write_json(path, planned.to_json())
     return path
 
 
@@ -132,14 +133,14 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     else:
         workload, data = rows, "stated"
     place = place_of(recipe.launch.gpu, host, layout_of(recipe).devices)
-    place = replace(place, device=_with_bandwidth(place.device, recipe, host, probe=probe))
+    place = replace(place, device=_with_bandwidth(place.device, recipe, host, progress if probe else "as known"))
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
     return Facts(task=task, data=data, host=host, rate=rate, run=of_recipe(recipe.name, dump(recipe)))
 
 
-def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, *, probe: bool) -> Device:
-    """A processor with what its memory gives, which no table knows: as it was found before, or with `probe` is found where it matters."""
+def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, probe: Progress | Literal["as known"]) -> Device:
+    """A processor with what its memory gives, which no table knows: as it was found before, or where it matters is found by a probe."""
     from luthier.plan.check.case import waits_for_memory
     from luthier.runs import rates
 
@@ -147,11 +148,11 @@ def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, *, probe: bo
         return device
     threads = rates.threads_here(host)
     found = rates.known_bandwidth(device.name, threads)
-    if not found and probe and (waits_for_memory(recipe) or recipe.checkpoints.best_by != "loss"):
+    if not found and probe != "as known" and (waits_for_memory(recipe) or recipe.checkpoints.best_by != "loss"):
         from luthier.train.bandwidth import memory_bandwidth
 
         found = memory_bandwidth(threads)
-        rates.keep(rates.MemoryRead(processor=device.name, threads=threads, bytes_per_second=found))
+        rates.keep_or_say(rates.MemoryRead(processor=device.name, threads=threads, bytes_per_second=found), probe.say)
     return replace(device, bandwidth=found)
 
 

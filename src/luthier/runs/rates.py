@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,6 +84,14 @@ def keep(measured: Measured | MemoryRead) -> None:
     path = rates_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     jsonl.append(path, {"time": time.time(), **asdict(measured)})
+
+
+def keep_or_say(measured: Measured | MemoryRead, say: Callable[[str], None]) -> None:
+    """Add a line; where that cannot be, say so: it is a pity, and no reason to lose a plan or an adapter."""
+    try:
+        keep(measured)
+    except OSError as error:
+        say(f"what was measured here is not kept for later plans: {error}")
 
 
 def known(circumstances: Circumstances) -> tuple[Measured, ...]:

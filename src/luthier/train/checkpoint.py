@@ -29,6 +29,7 @@ from luthier.core import files, jsonl
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.files import Digest, DiskError
 from luthier.core.progress import Progress, Silent
+from luthier.core.words import gigabytes
 from luthier.model.place import Trained
 from luthier.runs.store import RunFolder
 from luthier.train.contents import Contents, load_optimizer, load_weights, names_among
@@ -103,7 +104,7 @@ def save(run: RunFolder, state: State, trained: Trained, optimizer: torch.optim.
     with ranks.agreeing():
         check_finite(trained, f"step {state.step}")
     folder, contents = run.checkpoint(state.step), Contents.of(trained, optimizer, ranks)
-    acting = functools.partial(_acting, ranks, f"a checkpoint of {contents.num_bytes / 1e9:.3g} GB", folder)
+    acting = functools.partial(_acting, ranks, f"a checkpoint of {gigabytes(contents.num_bytes)}", folder)
     with acting():
         if ranks.first:
             for lines in (run.metrics, run.events):  # no power cut shall leave a checkpoint without the lines that led to it
@@ -301,7 +302,7 @@ def _set_aside(run: RunFolder, folder: Path, damage: Damaged, progress: Progress
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     run.event("damaged", checkpoint=folder.name, why=damage.what, now=aside.name)
-    progress.say(f"checkpoint {folder.name} is damaged ({damage.what}): set aside as {aside.name}")
+    progress.say(f"checkpoint {folder.name} is damaged ({damage.what}): set aside as {aside.name}, and the one before it is looked for")
 
 
 def _whole_best(run: RunFolder, state: State, progress: Progress) -> State:

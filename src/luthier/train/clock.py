@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from luthier.core.progress import Progress
+from luthier.core.words import duration
 from luthier.plan.speed import Time
 from luthier.runs import rates
 from luthier.runs.rates import Circumstances
@@ -32,12 +33,8 @@ class Clock:
         """Let later plans on this machine know what this run reached, if it was long enough to tell."""
         tokens = sum(map(int, self.schedule.tokens)) / len(self.schedule.tokens)
         measured = run_rate(self.folder.name, self.here, self.planned.operations_per_step / tokens, self.schedule, self.timings)
-        if not measured:
-            return
-        try:
-            rates.keep(measured)
-        except OSError as error:  # it would be a pity, and no reason to lose the adapter
-            self.progress.say(f"what this run reached is not kept for later plans: {error}")
+        if measured:
+            rates.keep_or_say(measured, self.progress.say)
 
     def _tell(self, step: int) -> None:
         found = forecast(self.schedule, self.timings)
@@ -47,6 +44,6 @@ class Clock:
         )
         what = f"in all from step {found.after + 1} on" if found.after else "in all"
         self.progress.say(
-            f"after {ENOUGH} steps: {found.total.mid:.0f} s {what}, {found.left.mid:.0f} s left; "
-            f"planned for the same were {planned.mid:.0f} s ({planned.low:.0f} … {planned.high:.0f})"
+            f"after {ENOUGH} steps: {duration(found.total.mid)} {what}, {duration(found.left.mid)} left; "
+            f"planned for the same were {duration(planned.mid)} ({duration(planned.low)} … {duration(planned.high)})"
         )

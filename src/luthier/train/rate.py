@@ -61,8 +61,8 @@ class RateHere:
             taken = rows_of_step(1, number, task.recipe.seed, rows)
             try:
                 found = probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here))
-                rates.keep(found)
+                rates.keep_or_say(found, self.progress.say)
                 if found.circumstances != here:  # another engine: the model will be found to have it, and the next plan asks for this one
-                    rates.keep(replace(found, circumstances=here))
+                    rates.keep_or_say(replace(found, circumstances=here), self.progress.say)
             except CannotProbe as reason:
                 self.progress.say(str(reason))

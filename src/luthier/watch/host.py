@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 
 from luthier.core.finding import Finding
+from luthier.core.words import gigabytes
 from luthier.watch.machine import UNLIMITED, Check, Machine
 
 FEW_BYTES = 2 * 10**9
@@ -118,7 +119,7 @@ def disk_not_writable(machine: Machine) -> Iterator[Finding]:
             severity="refuse",
             message=f"Nothing can be written to {machine.runs.path}, where runs would lie",
             evidence={"folder": str(machine.runs.path), "file_system": machine.runs.kind},
-            fix=f"export LUTHIER_RUNS=/a/folder/of/yours; or sudo chown $USER {machine.runs.path}",
+            fix=f"export LUTHIER_RUNS=/a/folder/of/yours; or sudo chown $USER {machine.runs.path}; or mount it for writing",
         )
 
 
@@ -141,7 +142,7 @@ def disk_small(machine: Machine) -> Iterator[Finding]:
         yield Finding(
             code="disk-small",
             severity="refuse" if runs.free_bytes < TINY_DISK or not runs.free_files else "warn",
-            message=f"The disk of {runs.path} has room for {runs.free_bytes / 1e9:.3g} GB and {runs.free_files:,} files",
+            message=f"The disk of {runs.path} has room for {gigabytes(runs.free_bytes)} and {runs.free_files:,} files",
             evidence={"free_bytes": runs.free_bytes, "free_files": runs.free_files},
             fix="export LUTHIER_RUNS=/a/larger/disk; du -sh runs/* prepared/* shows what is there",
         )
@@ -176,7 +177,7 @@ def describe(machine: Machine) -> list[str]:
     hardware, runs = machine.hardware, machine.runs
     own = "computes" if hardware.bfloat16 else "has no instructions for"
     swap = f", {machine.swapped_bytes / 1e9:.1f} GB in swap" if machine.swapped_bytes else ""
-    disk = [f"{runs.free_bytes / 1e9:.0f} GB free", *filter(None, (runs.kind, "locks hold" if runs.locks else ""))]
+    disk = [f"{gigabytes(runs.free_bytes)} free", *filter(None, (runs.kind, "locks hold" if runs.locks else ""))]
     return [
         f"processor: {hardware.processor}, {hardware.cores} cores, {own} bfloat16",
         f"memory: {machine.free_bytes / 1e9:.1f} of {hardware.memory_bytes / 1e9:.1f} GB free{swap}",

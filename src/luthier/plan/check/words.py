@@ -1,16 +1,7 @@
 """Numbers as findings say them."""
 
-
-def gigabytes(number: float) -> str:
-    """`15.2 GB`, `80 MB`: 10⁹ and 10⁶ bytes."""
-    return f"{number / 1e9:.3g} GB" if number >= 1e9 else f"{number / 1e6:.3g} MB"
-
-
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `5.1 h`."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+from luthier.core.words import duration as duration
+from luthier.core.words import gigabytes as gigabytes
 
 
 def percent(share: float) -> str:

@@ -1,0 +1,14 @@
+"""Numbers as people read them."""
+
+
+def gigabytes(number: float) -> str:
+    """`15.2 GB`, `80 MB`, `3.97 kB`: 10⁹, 10⁶ and 10³ bytes."""
+    unit, size = next(((unit, size) for unit, size in (("GB", 1e9), ("MB", 1e6)) if number >= size), ("kB", 1e3))
+    return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `5.1 h`."""
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
