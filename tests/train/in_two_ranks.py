@@ -18,6 +18,7 @@ from luthier.data.order import rows_of_step
 from luthier.data.store import TokenRow, TokenRows
 from luthier.model.place import trained_of
 from luthier.plan.setup import Layout
+from luthier.runs.heartbeat import Phase, Unheard
 from luthier.runs.store import RunFolder
 from luthier.train.checkpoint import State
 from luthier.train.loop import fit
@@ -74,6 +75,15 @@ class Reached(Silent):
         yield advance
 
 
+class Doing(Unheard):
+    """Knows what is being done."""
+
+    phase: Phase = "loading"
+
+    def beat(self, phase: Phase, step: int) -> None:
+        self.phase = phase
+
+
 class Together:
     """One rank's part in every scene; each leaves what the tests look at."""
 
@@ -124,19 +134,20 @@ class Together:
         return [longest, done.plan.setup.micro_batch.tokens]
 
     def one_rank_out_of_memory_in_a_step(self) -> dict[str, Any]:
-        return self._short_after("two short in a step", torch.is_grad_enabled)
+        return self._short_after("two short in a step", ("rehearsing", "computing"), learning=True)
 
     def one_rank_out_of_memory_in_validation(self) -> dict[str, Any]:
-        return self._short_after("two short in validation", torch.is_inference_mode_enabled)
+        return self._short_after("two short in validation", ("rehearsing", "validating"), learning=False)
 
-    def _short_after(self, name: str, now: Callable[[], bool]) -> dict[str, Any]:
-        """From step 3 on an embedding of more than the longest row, as `now` has it, asks torch for an exabyte on rank 1 alone."""
-        reached = Reached()
-        job = replace(self.job(name, **SHORT), progress=reached)
+    def _short_after(self, name: str, phases: tuple[Phase, ...], *, learning: bool) -> dict[str, Any]:
+        """From step 3 on, in these phases, an embedding of more than the longest row asks torch for an exabyte on rank 1 alone."""
+        reached, doing = Reached(), Doing()
+        job = replace(self.job(name, **SHORT), progress=reached, heart=doing)
         longest = job.plan.facts.task.workload.longest
 
         def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            if self.ranks.rank == 1 and reached.step >= 3 and isinstance(module, nn.Embedding) and inputs[0].numel() > longest and now():
+            now = reached.step >= 3 and doing.phase in phases and torch.is_grad_enabled() == learning
+            if self.ranks.rank == 1 and now and isinstance(module, nn.Embedding) and inputs[0].numel() > longest:
                 torch.empty(2**60, dtype=torch.uint8)
 
         handle = register_module_forward_pre_hook(embed)
