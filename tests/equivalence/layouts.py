@@ -54,11 +54,17 @@ WAYS: dict[str, Way] = {
     "zero3 2, checkpointing": Way(layout=Layout(data=2, shard="zero3"), checkpointing=True),
     "tensor 2": Way(layout=Layout(tensor=2)),
     "tensor 2, checkpointing": Way(layout=Layout(tensor=2), checkpointing=True),
+    "pipeline 2": Way(layout=Layout(pipeline=2)),
+    "pipeline 2, checkpointing": Way(layout=Layout(pipeline=2), checkpointing=True),
     "zero2 4": Way(layout=Layout(data=4, shard="zero2")),
     "zero3 4": Way(layout=Layout(data=4, shard="zero3")),
     "data 2, tensor 2": Way(layout=Layout(data=2, tensor=2)),
     "zero2 2, tensor 2": Way(layout=Layout(data=2, shard="zero2", tensor=2)),
     "zero3 2, tensor 2": Way(layout=Layout(data=2, shard="zero3", tensor=2)),
+    "data 2, pipeline 2": Way(layout=Layout(data=2, pipeline=2)),
+    "zero2 2, pipeline 2": Way(layout=Layout(data=2, shard="zero2", pipeline=2)),
+    "zero3 2, pipeline 2": Way(layout=Layout(data=2, shard="zero3", pipeline=2)),
+    "pipeline 2, tensor 2": Way(layout=Layout(pipeline=2, tensor=2)),
 }
 ONE = Way(rows_at_once=5)
 

@@ -91,7 +91,7 @@ class Stages:
 
     def out_of_memory(self) -> list[int]:
         """In the last stage alone a layer that sees more than the longest row asks torch for an exabyte besides."""
-        job = self.job("two short", data={"packing": "bins"}, training={"max_steps": 2, "micro_batch_size": "auto"})
+        job = self.job("two short", data={"packing": "bins"}, training={"max_steps": 2, "micro_batch_size": 4})
         longest = job.plan.facts.task.workload.longest
 
         def ask(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

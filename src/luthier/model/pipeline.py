@@ -86,9 +86,7 @@ def elsewhere(base: PreTrainedModel, stage: Stage) -> tuple[str, ...]:
     inside = (f"{names[decoder]}.", f"{names.get(head, '')}.")
     outside = [name for name, _ in base.named_parameters() if not name.startswith(inside)]
     if found != PARTS or head not in names or outside:
-        what = (
-            f"a {type(base).__name__} has more, or less, than embedding, layers, norm and head: its stages could not pass hidden states on"
-        )
+        what = f"a {type(base).__name__} is more, or less, than embedding, layers, norm and head: its stages cannot pass hidden states on"
         raise PlanRefused(what, where="parallel.pipeline", change="set parallel.pipeline: 1")
     foreign = [f"{inside[0]}layers.{index}" for index in range(stage.num_layers) if not stage.start <= index < stage.stop]
     if not (stage.first or (stage.last and base.config.get_text_config().tie_word_embeddings)):
@@ -127,6 +125,12 @@ def cut(model: PreTrainedModel | PeftModel, stage: Stage, axis: Axis, pieces: Pi
         piece = pieces.get(parameter) or Piece(shape=tuple(parameter.shape), offsets=(0,) * parameter.ndim)
         found[parameter] = piece if parameter is embedding and shared else replace(piece, divided=piece.divided | {"pipeline"})
     return found
+
+
+def exchanged(model: nn.Module, new: Mapping[nn.Parameter, nn.Parameter]) -> None:
+    """Go on with parameters that have taken the place of those that were cut."""
+    if part := part_of(model):
+        _parts[model] = _parts[base_of(model)] = replace(part, shared=tuple(new[parameter] for parameter in part.shared))
 
 
 @contextmanager

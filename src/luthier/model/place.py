@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.model.mesh import Mesh, Pieces
-from luthier.model.pipeline import cut
+from luthier.model.pipeline import cut, exchanged
 from luthier.model.shard import shard
 from luthier.model.tensor import connect
 from luthier.plan.setup import Layout
@@ -39,6 +39,7 @@ def place(model: PreTrainedModel | PeftModel, layout: Layout, mesh: Mesh, stage:
     placed = Placed(model=model, trained=trained_of(model), pieces=pieces)
     if layout.shard != "none" and mesh.data.size > 1:
         trained, pieces = shard(placed.model, layout.shard, mesh, placed.pieces)
+        exchanged(placed.model, {placed.trained[name]: parameter for name, parameter in trained.items()})
         placed = Placed(model=placed.model, trained=trained, pieces=pieces)
     return placed
 
