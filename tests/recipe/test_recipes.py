@@ -23,6 +23,8 @@ SEEDS = [
 TINY_ITSELF = "quickstart.yaml"
 WITH_TINY = [recipe for recipe in RECIPES if recipe.name != TINY_ITSELF]
 TWO_MINUTES = 120
+MIXTURES: dict[str, list[str]] = {"crafter-30b": [], "chess-coach-35b": ["--family", "qwen3_5_moe_text"]}
+"""Recipes for mixtures of experts, and how a tiny one is made."""
 
 recipes = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
 recipes_with_tiny = pytest.mark.parametrize("recipe", WITH_TINY, ids=lambda recipe: recipe.name)
@@ -34,6 +36,15 @@ def tiny_of(recipe: Path) -> Path:
 
 def tiny(recipe: Path) -> LoadedRecipe:
     return load(recipe, [f"@{tiny_of(recipe)}"])
+
+
+def mixture_of(recipe: Path, place: Path) -> list[str]:
+    """The override that gives a mixture's recipe a tiny mixture, made in `place`."""
+    if recipe.stem not in MIXTURES:
+        return []
+    folder = place / f"{recipe.stem}-base"
+    subprocess.run([sys.executable, "-m", "luthier.demo.mixture", str(folder), *MIXTURES[recipe.stem]], check=True, timeout=TWO_MINUTES)
+    return [f"model.base={folder}"]
 
 
 def values(recipe: Recipe) -> dict[str, object]:
@@ -75,9 +86,16 @@ def test_a_seeds_recipe_keeps_its_rows_beside_itself_and_names_a_device_that_is_
 def test_a_tiny_file_brings_base_and_rows_and_names_the_run_apart(recipe: Path) -> None:
     loaded = tiny(recipe).recipe
     assert loaded.name == f"{recipe.stem}-tiny"
-    assert loaded.model.base == "demo" and loaded.model.quantization == "none"
+    assert loaded.model.base == "demo"
     assert all(file.is_file() for source in loaded.data.sources for file in files_of(source))
     assert loaded.training.max_steps in range(4, 11)
+
+
+@recipes_with_tiny
+def test_a_tiny_file_leaves_the_way_it_is_computed_as_it_is(recipe: Path) -> None:
+    seeds, loaded = load(recipe).recipe, tiny(recipe).recipe
+    assert (loaded.model.quantization, loaded.training.optimizer) == (seeds.model.quantization, seeds.training.optimizer)
+    assert loaded.parallel == seeds.parallel or "guide" in recipe.stem  # whose notes have one GPU, or eight
 
 
 @recipes_with_tiny
@@ -93,7 +111,8 @@ def test_a_tiny_file_says_only_what_changes(recipe: Path) -> None:
 def test_a_recipe_with_its_tiny_file_trains_to_the_end(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     place = tmp_path_factory.getbasetemp() / "recipes"  # one for all: the same rows are prepared once
     environment = os.environ | {"LUTHIER_RUNS": str(place / "runs")}
-    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), f"@{tiny_of(recipe)}"]
+    command = [sys.executable, "-m", "luthier.cli.main", "train", str(recipe), f"@{tiny_of(recipe)}", *mixture_of(recipe, place)]
+    command += ["--force", "more-ranks-than-devices"]  # four of them may have two cores
     ended = subprocess.run(
         command, env=environment, cwd=tmp_path_factory.getbasetemp(), capture_output=True, text=True, timeout=TWO_MINUTES
     )
