@@ -17,6 +17,8 @@ from luthier.train.loop import Loop, fit
 from luthier.train.run import TrainingJob, _set_up
 from tests.train.workshop import Workshop
 
+WEIGHTS = "adapter.safetensors"
+
 
 def poisoned(job: TrainingJob, steps: set[int]) -> Loop:
     """The job's loop, in whose steps of these numbers nothing is finite."""
@@ -51,7 +53,7 @@ def test_a_step_that_is_skipped_changes_nothing_and_names_its_rows(workshop: Wor
     assert fit(poisoned(job, {6, 7, 8}), State()).step == 16
     assert [event["step"] for event in events(job.folder, "nonfinite")] == [6, 7, 8]
     assert all(len(event["origins"]) == 4 for event in events(job.folder, "nonfinite"))
-    of_step = {path.name: path / checkpoint.WEIGHTS for path in job.folder.checkpoints.iterdir()}
+    of_step = {path.name: path / WEIGHTS for path in job.folder.checkpoints.iterdir()}
     assert of_step["step-000008"].read_bytes() == of_step["step-000005"].read_bytes()
     assert of_step["step-000016"].read_bytes() != of_step["step-000008"].read_bytes()
     assert [line["loss"] is None for line in records(job.folder.metrics) if line["kind"] == "train"] == [
@@ -64,7 +66,7 @@ def test_after_three_in_a_row_the_last_checkpoints_weights_are_taken_again(works
     loop = poisoned(job, {7, 8, 9, 10})
     state = fit(loop, State())
     assert [(event["step"], event["to"]) for event in events(job.folder, "rolled_back")] == [(10, 5)]
-    weights_at = {step: (job.folder.checkpoint(step) / checkpoint.WEIGHTS).read_bytes() for step in (5, 8, 10)}
+    weights_at = {step: (job.folder.checkpoint(step) / WEIGHTS).read_bytes() for step in (5, 8, 10)}
     assert weights_at[10] == weights_at[5] != weights_at[8]  # where 8 was validated: it holds the steps from which it all began
     assert (state.step, state.rolled_back, state.skipped) == (16, True, 0)
 
