@@ -59,6 +59,7 @@ WAYS: dict[str, Way] = {
     "data 2, tensor 2": Way(layout=Layout(data=2, tensor=2)),
     "zero2 2, tensor 2": Way(layout=Layout(data=2, shard="zero2", tensor=2)),
     "zero3 2, tensor 2": Way(layout=Layout(data=2, shard="zero3", tensor=2)),
+    "tensor 2, pipeline 2": Way(layout=Layout(tensor=2, pipeline=2)),
 }
 ONE = Way(rows_at_once=5)
 
