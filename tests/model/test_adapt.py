@@ -11,7 +11,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from luthier.core.errors import ModelError, RecipeError
 from luthier.data.tokenizer import load_tokenizer
-from luthier.model.adapt import adapted_parts, add_lora, check_provenance, load_adapter, missed_experts
+from luthier.model.adapt import adapted_parts, add_lora, bits_of, check_provenance, load_adapter, missed_experts
 from luthier.recipe.schema import Lora, Model
 from luthier.train.objective import nll_sum
 from tests.train.workshop import SHAPE, VOCABULARY, in_batches, ragged_rows, tiny_model
@@ -146,14 +146,29 @@ def test_a_folder_without_a_fitting_safetensors_adapter_is_refused(tmp_path: Pat
 def test_an_adapter_is_used_with_the_base_template_and_stop_ids_that_it_was_trained_with(tmp_path: Path) -> None:
     demo, tokenizer = Model(base="demo"), load_tokenizer(Model(base="demo"))
     check_provenance(tmp_path, demo, tokenizer)  # an adapter of another tool has no provenance.json
-    own = {"base": "demo", "template_hash": tokenizer.template_hash, "stop_ids": list(tokenizer.stop_ids)}
+    own = {"base": "demo", "template_hash": tokenizer.template_hash, "stop_ids": list(tokenizer.stop_ids), "quantization": "none"}
     (tmp_path / "provenance.json").write_text(json.dumps(own))
     check_provenance(tmp_path, demo, tokenizer)
     for changed, told in (
         ({"base": "Qwen/Qwen3-0.6B"}, "base Qwen/Qwen3-0.6B, not demo"),
         ({"template_hash": "0123"}, f"chat template 0123, not {tokenizer.template_hash}"),
         ({"stop_ids": [7]}, r"stop ids \[7\], not"),
+        ({"quantization": "nf4", "double_quant": True}, r"model\.quantization nf4, not none"),
     ):
         (tmp_path / "provenance.json").write_text(json.dumps({**own, **changed}))
         with pytest.raises(ModelError, match=told):
             check_provenance(tmp_path, demo, tokenizer)
+
+
+def test_an_adapter_is_used_over_weights_of_the_bits_that_it_was_trained_over(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(Model(base="demo"))
+    nested = Model(base="demo", quantization="nf4", double_quant=True)
+    (tmp_path / "provenance.json").write_text(json.dumps({"base": "demo", **bits_of(nested)}))
+    check_provenance(tmp_path, nested, tokenizer)
+    for other, change in (
+        ({"quantization": "none"}, "set model.quantization to nf4"),
+        ({"double_quant": False}, "set model.double_quant to true"),
+    ):
+        with pytest.raises(ModelError) as refused:
+            check_provenance(tmp_path, nested.model_copy(update=other), tokenizer)
+        assert refused.value.change == change

@@ -44,6 +44,7 @@ def test_the_adapter_brings_tokenizer_template_and_provenance(workshop: Workshop
     provenance = json.loads((job.folder.adapter / "provenance.json").read_text())
     assert provenance["template_hash"] == job.tokenizer.template_hash
     assert (provenance["data_hash"], provenance["seed"], provenance["step"]) == (job.prepared.summary.hash, 3, 12)
+    assert provenance["quantization"] == "none" and "double_quant" not in provenance
     assert not list(job.folder.path.rglob("*.bin")) + list(job.folder.path.rglob("*.pt"))
 
 

@@ -111,7 +111,8 @@ def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
 
 
 def check_provenance(folder: Path, model: Model, tokenizer: ChatTokenizer) -> None:
-    """Raise ModelError where an adapter was trained with another base, chat template or stop ids than it would be used with (trap 13).
+    """Raise ModelError where an adapter was trained with another base, chat template or stop ids than it would be used with (trap 13), or
+    over weights of other bits, whose rounding it learned to make up for (trap 21).
 
     What an adapter of another tool does not tell is not compared; nor is a base's folder, which may have been moved.
     """
@@ -123,11 +124,19 @@ def check_provenance(folder: Path, model: Model, tokenizer: ChatTokenizer) -> No
         ("template_hash", "chat template", tokenizer.template_hash, template),
         ("stop_ids", "stop ids", list(tokenizer.stop_ids), "take the tokenizer that it was trained with; its files lie there too"),
     ]
+    for key, value in bits_of(model).items():
+        used.append((key, f"model.{key}", value, f"set model.{key} to {str(trained.get(key)).lower()}"))
     if "base" in trained and not any(os.path.isdir(base) for base in (str(trained["base"]), model.base)):
         used.insert(0, ("base", "base", model.base, f"set model.base to {trained['base']}"))
     for field, name, value, change in used:
         if field in trained and trained[field] != value:
             raise ModelError(f"the adapter was trained with {name} {trained[field]}, not {value}", where=str(folder), change=change)
+
+
+def bits_of(model: Model) -> dict[str, object]:
+    """What an adapter's provenance tells of how its base's weights were stored."""
+    nested = {"double_quant": model.double_quant} if model.quantization in {"nf4", "fp4"} else {}
+    return {"quantization": model.quantization, **nested}
 
 
 def adapter_folder(name: str) -> Path:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from luthier.core import files
 from luthier.core.files import DiskError
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.adapt import bits_of
 from luthier.model.load import no_progress_bars
 from luthier.model.pipeline import in_form
 from luthier.model.place import Placed
@@ -80,6 +81,7 @@ def _provenance(origin: Origin, tokenizer: ChatTokenizer) -> dict[str, Any]:
         "seed": origin.recipe.seed,
         "base": origin.recipe.model.base,
         "revision": origin.recipe.model.revision,
+        **bits_of(origin.recipe.model),
         "data_hash": origin.data_hash,
         "template_hash": tokenizer.template_hash,
         "stop_ids": tokenizer.stop_ids,
@@ -101,6 +103,7 @@ def _card(origin: Origin, *, is_adapter: bool) -> str:
     """A model card in the hub's form: what this is and where it came from, no more than is known."""
     model = origin.recipe.model
     which = "best by validation" if origin.final == "best" else "last"
+    bits = "" if model.quantization == "none" else f", over weights in {model.quantization}"
     return f"""---
 base_model: {model.base}
 library_name: {"peft" if is_adapter else "transformers"}
@@ -108,7 +111,7 @@ tags: [luthier{", lora" if is_adapter else ""}]
 ---
 # {origin.recipe.name}
 
-{"A LoRA adapter for" if is_adapter else "Fine-tuned from"} `{model.base}` (revision {model.revision}), trained by Luthier:
+{"A LoRA adapter for" if is_adapter else "Fine-tuned from"} `{model.base}` (revision {model.revision}), trained by Luthier{bits}:
 weights after step {origin.step}, the {which}; data {origin.data_hash}, seed {origin.recipe.seed}.
 Recipe, metrics and evaluations are in the run folder; provenance.json has versions and hashes.
 """
