@@ -17,8 +17,9 @@ from luthier.recipe.schema import Model
 from luthier.train.run import train
 from tests.train.in_stage_runs import BY_METRIC, FULL, KILLED_IN, answers
 from tests.train.in_two_ranks import RESUMED_AFTER
+from tests.train.recorded import metrics
 from tests.train.test_ranks import ROOT, TORCHRUN, Found, assert_the_same_up_to_rounding
-from tests.train.workshop import CPU, Workshop, killed_in_step, metrics
+from tests.train.workshop import CPU, Workshop, killed_in_step
 
 
 @pytest.fixture(scope="module")
