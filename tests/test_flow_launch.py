@@ -42,7 +42,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def eventually(what: Callable[[], bool], seconds: float = 150) -> None:
+def eventually(what: Callable[[], bool], seconds: float = 400) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end, "it did not come to pass"
@@ -103,6 +103,7 @@ def test_a_node_waits_for_the_first_to_open_the_run(home: Path, monkeypatch: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_run_in_the_background_outlives_the_terminal_is_stopped_with_a_save_and_goes_on(home: Path) -> None:
     words = ("launch", "recipe.yaml", "training.max_steps=300", "checkpoints.save_steps=100", "checkpoints.eval_steps=100")
     run = RunFolder(home / "runs" / "animals")
@@ -117,11 +118,11 @@ def test_a_run_in_the_background_outlives_the_terminal_is_stopped_with_a_save_an
     job = Job.read(run)
     assert job is not None
     local = BACKENDS["local"]
-    wait_for(run.metrics, 3)
+    wait_for(run.metrics, 3, 300)
     assert local.status(run, job) == "running"
     assert int(run.pid.read_text()) == int(job.id)
     local.stop(run, job, now=False)
-    eventually(lambda: local.status(run, job) == "over", 60)
+    eventually(lambda: local.status(run, job) == "over", 120)
     stopped = json.loads(run.pointer("latest").read_text())["step"]
     assert 3 <= stopped < 300
 
@@ -135,6 +136,7 @@ def test_a_run_in_the_background_outlives_the_terminal_is_stopped_with_a_save_an
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_slurm_job_whose_time_is_over_is_queued_again_and_comes_to_its_end(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.write(home / "bin")
     (home / "memory").mkdir()

@@ -43,26 +43,27 @@ def node(home: Path, number: int, endpoint: str, *changes: str) -> subprocess.Po
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_two_nodes_are_ended_by_a_signal_to_one_and_go_on_when_both_are_started_again(home: Path, endpoint: str) -> None:
     whole = RunFolder(home / "runs" / "whole")
     first, second = node(home, 0, endpoint, "name=whole"), node(home, 1, endpoint, "name=whole")
-    _, err = ended(first)
+    _, err = ended(first, 400)
     assert (first.returncode, second.wait(timeout=60)) == (0, 0), err + whole.log.read_text()
     assert whole.finished
     assert json.loads(whole.plan.read_text())["steps"]["replicas"] == 2
 
     broken = RunFolder(home / "runs" / "broken")
     both = [node(home, number, endpoint, "name=broken") for number in (1, 0)]
-    wait_for(broken.metrics, 7)
+    wait_for(broken.metrics, 7, 300)
     both[0].send_signal(signal.SIGTERM)  # node 1
-    said = [ended(process)[1] for process in both]
+    said = [ended(process, 400)[1] for process in both]
     assert [process.returncode for process in both] == [143, 143], said
     events = [record["event"] for record in jsonl.records(broken.events)]
     assert events.count("interrupted") == 1
     assert "dead" not in events
 
     both = [node(home, number, endpoint, "name=broken") for number in (1, 0)]
-    said = [ended(process)[1] for process in both]
+    said = [ended(process, 400)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     for file in ("adapter.safetensors", "optimizer.safetensors"):
         assert (whole.checkpoint(20) / file).read_bytes() == (broken.checkpoint(20) / file).read_bytes()
@@ -70,16 +71,17 @@ def test_two_nodes_are_ended_by_a_signal_to_one_and_go_on_when_both_are_started_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_rank_that_is_killed_on_the_second_node_is_begun_again_on_both(home: Path, endpoint: str) -> None:
     run = RunFolder(home / "runs" / "animals")
     first, second = (node(home, number, endpoint, "launch.restarts=1") for number in (0, 1))
     try:
-        wait_for(run.metrics, 6)
+        wait_for(run.metrics, 6, 300)
         (rank,) = ranks_of(second)
         assert beats(run)[1].pid == rank.pid  # the first node has the first ranks
         rank.kill()
     finally:
-        said = [ended(process)[1] for process in (first, second)]
+        said = [ended(process, 400)[1] for process in (first, second)]
     assert [process.returncode for process in (first, second)] == [0, 0], said
     records = list(jsonl.records(run.events))
     (dead,) = [record for record in records if record["event"] == "dead"]

@@ -24,7 +24,7 @@ from luthier.launch.attempt import asked_elsewhere
 from luthier.launch.nodes import interface_of
 from luthier.recipe.options import RayOptions
 from luthier.recipe.schema import Launch
-from luthier.runs.heartbeat import SUPERVISOR, mark
+from luthier.runs.heartbeat import SUPERVISOR, end_with_supervisor, mark
 from luthier.runs.store import RunFolder
 
 NEEDED = ("ray", "pandas", "pyarrow", "requests", "fsspec")
@@ -72,6 +72,7 @@ def ray_words(ranks: int, launch: Launch) -> list[str]:
 def run_on_ray(run: RunFolder, words: Sequence[str], ranks: int, kind: str, cpus: str, address: str) -> None:
     """Start the ranks on a Ray cluster, and return when all have ended well; raises what Ray Train does where one has not."""
     os.environ.update({**QUIET, **os.environ})
+    end_with_supervisor()  # and with this process its workers end, whose ranks end with them
     import ray
     from ray.train import BackendConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.backend import Backend

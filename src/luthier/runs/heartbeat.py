@@ -219,6 +219,11 @@ def listen(run: RunFolder, rank: int) -> None:
     """
     folder(run).mkdir(exist_ok=True)
     faulthandler.register(STACK_SIGNAL, file=stack_file(run, rank).open("w"), all_threads=True)  # the file stays open with the process
+    end_with_supervisor()
+
+
+def end_with_supervisor() -> None:
+    """From now on this process ends when its supervisor is gone, if it has one; for a rank, and for what starts ranks and stays."""
     if supervisor := os.environ.get(SUPERVISOR):
         threading.Thread(target=_end_with, args=[int(supervisor.partition(" ")[0])], name="supervisor's end", daemon=True).start()
 
