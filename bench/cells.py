@@ -4,9 +4,10 @@ import gc
 import json
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from luthier.core import jsonl
 from luthier.core.hardware import this_machine
 from luthier.core.progress import Silent
 from luthier.data.prepare import prepare
-from luthier.data.store import Prepared, RowWriter, TokenRow
+from luthier.data.store import Prepared, RowWriter, TokenRow, TokenRows
 from luthier.data.survey import PreparedWorkload
 from luthier.data.tokenizer import load_tokenizer
 from luthier.model.load import load_model, resolve_device
-from luthier.plan.layout import Task, place_of
+from luthier.plan.layout import Task, choose, place_of
+from luthier.plan.memory import Memory
 from luthier.plan.plan import Facts, Plan, make
+from luthier.plan.setup import Engine
 from luthier.plan.shape import shape_of
 from luthier.plan.speed import Range, Rate
 from luthier.recipe.schema import Recipe
@@ -33,22 +36,14 @@ from luthier.train.run import TrainingJob
 
 Lengths = Literal["even", "ragged", "shared"]
 
-SIZES = {
-    "256x4": Shape(hidden=256, layers=4, heads=4, kv_heads=2, head_width=64, intermediate=1024, vocabulary=8_000, tied=True),
-    "512x8": Shape(hidden=512, layers=8, heads=8, kv_heads=4, head_width=128, intermediate=1536, vocabulary=32_000, tied=True),
-    "1024x6": Shape(hidden=1024, layers=6, heads=16, kv_heads=8, head_width=64, intermediate=3072, vocabulary=16_000, tied=False),
-}
-"""Decoders of Qwen3's kind with 5, 47 and 108 million parameters."""
 ROWS, VALIDATION_ROWS, STEPS, ROWS_PER_STEP = 64, 16, 4, 16
-SUPERVISED = 0.4
-"""Share of a row's tokens, at its end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cell:
     """One way to train one model."""
 
-    size: str
+    shape: Shape
     rank: int
     """Of the adapter; 0 trains the whole model."""
     length: int
@@ -59,11 +54,20 @@ class Cell:
     checkpointing: bool
     packing: Literal["off", "bins", "tree"]
     lengths: Lengths = "ragged"
+    supervised: float = 0.4
+    """Share of a row's tokens, at its end."""
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The cell that `asdict` made these of."""
+        return cls(**{**fields, "shape": Shape(**fields["shape"])})
 
     def __str__(self) -> str:
+        size = f"{self.shape.hidden}x{self.shape.layers} V {self.shape.vocabulary // 1000}k"
         what = f"LoRA r {self.rank}" if self.rank else "full"
+        share = "" if self.supervised == 0.4 else f", {self.supervised:.0%} targets"
         recompute = ", checkpointing" if self.checkpointing else ""
-        return f"{self.size} {what} {self.dtype} {self.packing} {self.rows} × {self.length} {self.lengths}{recompute}"
+        return f"{size} {what} {self.dtype} {self.packing} {self.rows} × {self.length} {self.lengths}{share}{recompute}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +75,7 @@ class Measured:
     """Memory of a cell's run above what the loaded model takes, in bytes."""
 
     cell: Cell
-    engine: str
+    engine: Engine
     peak_at: str
     loaded: int
     """The whole process with the model loaded; on a GPU what torch has reserved."""
@@ -79,6 +83,17 @@ class Measured:
     planned: int
     lines: tuple[tuple[str, str, int], ...]
     """Name, kind and bytes of the ledger's lines."""
+
+    @classmethod
+    def of_json(cls, fields: Mapping[str, Any]) -> Self:
+        """What `to_json` made these of."""
+        lines = tuple((name, kind, size) for name, kind, size in fields["lines"])
+        known = {name: value for name, value in fields.items() if name != "error"}
+        return cls(**{**known, "cell": Cell.of_json(fields["cell"]), "lines": lines})
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept."""
+        return {**asdict(self), "error": self.error}
 
     @property
     def error(self) -> float:
@@ -101,17 +116,28 @@ def measure(cell: Cell, work: Path) -> Measured:
         return base
 
     setattr(run, "load_model", load_and_begin)  # noqa: B010  between loading and the rest there is no other place to begin
-    memory = run.train(job).plan.chosen.memory
+    plan = run.train(job).plan
     peak = peak_bytes(device)
-    return Measured(
-        cell=cell,
-        engine=job.plan.setup.engine,
-        peak_at=memory.peak_at,
-        loaded=loaded[0],
-        measured=peak - loaded[0],
-        planned=memory.peak_bytes - sum(line.bytes for line in memory.lines if line.kind == "weights" or line.name == "process"),
-        lines=tuple((line.name, line.kind, line.bytes) for line in memory.lines),
-    )
+    return Measured(cell=cell, engine=plan.setup.engine, loaded=loaded[0], measured=peak - loaded[0], **_planned(plan.chosen.memory))
+
+
+def replanned(found: Measured, work: Path) -> Measured:
+    """What was measured then, beside what today's code plans for it on this machine: nothing is loaded or trained."""
+    cell, folder = found.cell, work / "replanned"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_rows(cell, folder)
+    recipe = recipe_of(cell, folder / "model", folder / "rows.jsonl")
+    train, validation = (TokenRows(folder, split) for split in ("train", "validation"))
+    workload = PreparedWorkload(train=train, validation=validation, seed=recipe.seed, global_batch_size=ROWS_PER_STEP)
+    shape = shape_of(config_of(cell.shape).to_dict())
+    task = Task(recipe=recipe, shape=shape, workload=workload, place=place_of("here", this_machine()), engine=found.engine)
+    return replace(found, **_planned(choose(task).memory))
+
+
+def _planned(memory: Memory) -> dict[str, Any]:
+    """Of a ledger what is compared: all but the loaded model."""
+    lines = tuple((line.name, line.kind, line.bytes) for line in memory.lines if line.kind != "weights" and line.name != "process")
+    return {"peak_at": memory.peak_at, "planned": sum(size for _, _, size in lines), "lines": lines}
 
 
 def begin_peak(device: torch.device) -> int:
@@ -131,8 +157,9 @@ def peak_bytes(device: torch.device) -> int:
 
 def make_job(cell: Cell, work: Path) -> TrainingJob:
     """A job of four steps, with a validation and a save at the end."""
-    recipe = recipe_of(cell, work)
-    prepared = _prepared(cell, recipe)
+    recipe = recipe_of(cell, make_model(cell.shape, work), _questions(work))
+    prepared = prepare(recipe, Silent())
+    write_rows(cell, prepared.folder)
     folder = RunFolder(work / "runs" / f"{os.getpid()}")
     folder.path.mkdir(parents=True)
     return TrainingJob(
@@ -158,15 +185,15 @@ def plan_of(recipe: Recipe, prepared: Prepared) -> Plan:
     return make(Facts(task=task, data=prepared.summary, host=host, rate=lambda device, setup, survey: rate))
 
 
-def recipe_of(cell: Cell, work: Path) -> Recipe:
+def recipe_of(cell: Cell, base: Path, source: Path) -> Recipe:
     """The cell as a recipe, every `auto` that memory depends on said."""
     return Recipe.model_validate(
         {
             "name": "cell",
-            "model": {"base": str(make_model(cell.size, work)), "dtype": cell.dtype},
+            "model": {"base": str(base), "dtype": cell.dtype},
             "lora": {"r": cell.rank, "alpha": 2 * cell.rank} if cell.rank else "none",
             "data": {
-                "sources": [{"path": str(_questions(work))}],
+                "sources": [{"path": str(source)}],
                 "split": {"train": 0.5, "validation": 0.5, "test": 0},
                 "split_method": "exact",
                 "packing": cell.packing,
@@ -183,13 +210,13 @@ def recipe_of(cell: Cell, work: Path) -> Recipe:
     )
 
 
-def make_model(size: str, work: Path) -> Path:
+def make_model(shape: Shape, work: Path) -> Path:
     """The folder of a model with random bfloat16 weights and a tokenizer, made once."""
-    folder = work / "models" / size
+    folder = work / "models" / "-".join(map(str, asdict(shape).values()))
     if not folder.exists():
         torch.manual_seed(0)
-        model = Qwen3ForCausalLM(config_of(SIZES[size])).to(torch.bfloat16)
-        unfinished = folder.with_name(f"{size}.{os.getpid()}")
+        model = Qwen3ForCausalLM(config_of(shape)).to(torch.bfloat16)
+        unfinished = folder.with_name(f"{folder.name}.{os.getpid()}")
         model.save_pretrained(unfinished)
         learn_tokenizer(["the rows are numbers, so these words are few"], 300).save_pretrained(unfinished)
         unfinished.rename(folder)
@@ -207,7 +234,7 @@ def row_lengths(cell: Cell, count: int, seed: int) -> list[int]:
 def make_rows(cell: Cell, count: int, seed: int) -> list[TokenRow]:
     """Rows of random ids; `shared` ones begin in groups of eight with the same half of the longest."""
     random = np.random.default_rng(seed)
-    vocabulary, half = SIZES[cell.size].vocabulary, cell.length // 2
+    vocabulary, half = cell.shape.vocabulary, cell.length // 2
     rows, prefix = [], np.empty(0, np.int32)
     for place, length in enumerate(row_lengths(cell, count, seed)):
         if place % 8 == 0:
@@ -216,19 +243,17 @@ def make_rows(cell: Cell, count: int, seed: int) -> list[TokenRow]:
         if cell.lengths == "shared":
             ids[: min(half, length - 8)] = prefix[: length - 8]
         supervised = np.zeros(length, np.bool_)
-        supervised[-max(1, round(SUPERVISED * length)) :] = True
+        supervised[-max(1, round(cell.supervised * length)) :] = True
         rows.append(TokenRow(ids=ids, supervised=supervised))
     return rows
 
 
-def _prepared(cell: Cell, recipe: Recipe) -> Prepared:
-    """Prepared data of that recipe, its rows replaced."""
-    prepared = prepare(recipe, Silent())
+def write_rows(cell: Cell, folder: Path) -> None:
+    """The cell's rows in the place of those that were prepared."""
     for split, count, seed in (("train", ROWS, 1), ("validation", VALIDATION_ROWS, 2)):
-        with RowWriter(prepared.folder, split) as writer:
+        with RowWriter(folder, split) as writer:
             for place, row in enumerate(make_rows(cell, count, seed)):
                 writer.add([row], place)
-    return prepared
 
 
 def _questions(work: Path) -> Path:

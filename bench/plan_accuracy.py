@@ -1,11 +1,14 @@
 """The plan against real runs: each cell trains in a process of its own, and the ledger's peak is compared with the process's.
 
-    python bench/plan_accuracy.py --memory [--cells N] [--json memory.json] [--markdown memory.md]
-    python bench/plan_accuracy.py --memory --gpu                       # what torch reserves, on a machine with a GPU
-    python bench/plan_accuracy.py --time --pairs 5 --json time.json    # bench/plan_time.py
+    python bench/plan_accuracy.py --memory --json grid.json                      # bench/grid.py's cells, on which constants may be chosen
+    python bench/plan_accuracy.py --memory --drawn 3 --cells 60 --json new.json  # 60 cells drawn at random from seed 3, to judge them
+    python bench/plan_accuracy.py --memory --replan --json grid.json             # what was measured then, against the plan as it is now
+    python bench/plan_accuracy.py --memory --gpu                                 # what torch reserves, on a machine with a GPU
+    python bench/plan_accuracy.py --time --pairs 5 --json time.json              # bench/plan_time.py
 
 Memory is what lies above the loaded model: resident bytes after loading are noted, the kernel's high-water mark is set back to them (5 into
-/proc/self/clear_refs), and the run's peak less those is compared with the ledger's less its weights and the process.
+/proc/self/clear_refs), and the run's peak less those is compared with the ledger's less its weights and the process. The file is written
+after each cell, and cells that it has are not measured again.
 """
 
 import argparse
@@ -19,15 +22,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from itertools import product
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # `python bench/plan_accuracy.py` looks for modules in bench/ only
 
 import torch
 
-from bench.cells import Cell, Measured, measure
+from bench.cells import Cell, Measured, measure, replanned
+from bench.grid import drawn, grid
 from bench.plan_time import main_time
 from luthier.core.environment import SETTINGS, start_settings
 from luthier.core.hardware import this_machine
@@ -37,44 +40,11 @@ MEDIAN, PERCENTILE_95, LEAST = 0.05, 0.12, -0.03
 PATIENCE_SECONDS = 900
 
 
-def cells() -> list[Cell]:
-    """The cells, in an order in which the first N are of all kinds."""
-    every = [
-        replace(kind, size=size, length=length, rows=rows)
-        for (size, length, rows), kind in product(
-            (("256x4", 512, 8), ("512x8", 256, 8), ("1024x6", 256, 4), ("256x4", 1024, 4), ("512x8", 512, 4), ("1024x6", 128, 8)),
-            _kinds(),
-        )
-    ]
-    step = 23  # has no divisor in common with 72: neighbours differ in size, length and kind
-    return [every[place * step % len(every)] for place in range(len(every))]
-
-
-def _kinds() -> tuple[Cell, ...]:
-    """How a model is trained; sizes and lengths are to be filled in."""
-    lora = Cell(size="", rank=16, length=0, rows=0, dtype="bfloat16", checkpointing=False, packing="bins")
-    full = replace(lora, rank=0)
-    return (
-        lora,
-        replace(lora, rank=64, packing="tree", lengths="shared"),
-        replace(lora, rank=8, dtype="float32"),
-        replace(lora, lengths="even", checkpointing=True),
-        replace(lora, packing="off"),
-        replace(lora, dtype="float32", packing="off", lengths="even", checkpointing=True),
-        full,
-        replace(full, lengths="even", checkpointing=True),
-        replace(full, dtype="float32", packing="off"),
-        replace(lora, rank=32, packing="tree", checkpointing=True),
-        replace(lora, rank=64, packing="off", checkpointing=True),
-        replace(full, dtype="float32", lengths="even", checkpointing=True),
-    )
-
-
 def main() -> None:
     """Measure what the command line asks for, print the tables, and keep them."""
     options = _parse(sys.argv[1:])
     if options.child:
-        print(json.dumps(asdict(measure(Cell(**json.loads(options.child)), options.work))))
+        print(json.dumps(measure(Cell.of_json(json.loads(options.child)), options.work).to_json()))
         return
     with tempfile.TemporaryDirectory() as folder:
         options.work = options.work or Path(folder)
@@ -116,7 +86,7 @@ def _groups(results: Sequence[Measured]) -> list[tuple[str, list[Measured]]]:
             "LoRA" if cell.rank else "full",
             cell.dtype,
             f"packing {cell.packing}",
-            f"model {cell.size}",
+            f"targets {cell.supervised:.0%}",
         )
         for name in (*names, "checkpointing" if cell.checkpointing else "no checkpointing"):
             groups.setdefault(name, []).append(result)
@@ -129,22 +99,40 @@ def _percentile(ordered: Sequence[float], share: float) -> float:
 
 
 def _main_memory(options: argparse.Namespace) -> None:
-    results = []
-    for cell in cells()[: options.cells]:
-        results.append(_in_a_process(cell, options.work))
-        result = results[-1]
-        numbers = f"measured {result.measured / 1e6:.0f} MB, planned {result.planned / 1e6:.0f}, {result.error:+.1%}"
-        print(f"{time.strftime('%H:%M:%S')} {cell}: {numbers}", file=sys.stderr, flush=True)
+    known = _kept(options.json)
+    if options.replan:
+        results = [replanned(result, options.work) for result in known.values()]
+    else:
+        results = []
+        for cell in grid()[: options.cells] if options.drawn is None else drawn(options.drawn, options.cells or 60):
+            results.append(known.pop(cell) if cell in known else _in_a_process(cell, options.work))
+            print(f"{time.strftime('%H:%M:%S')} {_told(results[-1])}", file=sys.stderr, flush=True)
+            _keep(options.json, [*results, *known.values()])
     machine = this_machine()
     processor = f"{machine.processor}, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, {machine.allocator}"
     device = torch.cuda.get_device_name() if options.gpu else processor
     text = table(results, f"{time.strftime('%Y-%m-%d')}, {device}, torch {torch.__version__}; {len(results)} cells.")
     print(text)
-    if options.json:
-        rows = [{**asdict(result), "error": result.error} for result in results]
-        options.json.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
+
+
+def _kept(path: Path | None) -> dict[Cell, Measured]:
+    """What was measured before."""
+    if path is None or not path.exists():
+        return {}
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return {result.cell: result for result in map(Measured.of_json, rows)}
+
+
+def _keep(path: Path | None, results: Sequence[Measured]) -> None:
+    if path is not None:
+        path.write_text(json.dumps([result.to_json() for result in results], indent=1) + "\n", encoding="utf-8")
+
+
+def _told(result: Measured) -> str:
+    numbers = f"measured {result.measured / 1e6:.0f} MB, planned {result.planned / 1e6:.0f}, {result.error:+.1%}"
+    return f"{result.cell}: {numbers}"
 
 
 def _in_a_process(cell: Cell, work: Path) -> Measured:
@@ -154,8 +142,7 @@ def _in_a_process(cell: Cell, work: Path) -> Measured:
         command, env={**variables, **os.environ}, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_SECONDS, check=True
     )
     shutil.rmtree(work / "runs", ignore_errors=True)  # checkpoints of whole models: 0.6 GB each
-    fields = json.loads(answer.stdout.splitlines()[-1])
-    return Measured(**{**fields, "cell": Cell(**fields["cell"])})
+    return Measured.of_json(json.loads(answer.stdout.splitlines()[-1]))
 
 
 def _parse(words: Sequence[str]) -> argparse.Namespace:
@@ -163,10 +150,12 @@ def _parse(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--memory", action="store_true", help="compare peaks of memory")
     parser.add_argument("--time", action="store_true", help="compare seconds")
     parser.add_argument("--gpu", action="store_true", help="the device is a GPU")
-    parser.add_argument("--cells", type=int, help="the first so many cells (all)")
+    parser.add_argument("--cells", type=int, help="the first so many cells (all 72; of drawn ones 60)")
+    parser.add_argument("--drawn", type=int, help="a seed: cells drawn at random instead of the grid's")
+    parser.add_argument("--replan", action="store_true", help="measure nothing: today's plan beside what --json has")
     parser.add_argument("--pairs", type=int, default=5, help="of --time: probes and runs of a cell, in turn (5)")
     parser.add_argument("--work", type=Path, help="where models and runs are made (a temporary folder)")
-    parser.add_argument("--json", type=Path, help="a file to keep the numbers in")
+    parser.add_argument("--json", type=Path, help="a file to keep the numbers in, and to take those of cells that it has from")
     parser.add_argument("--markdown", type=Path, help="a file to keep the table in")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     return parser.parse_args(words)

@@ -17,13 +17,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # a child's `python bench/plan_time.py` looks for modules in bench/ only
 
 import torch
 
 from bench.cells import ROWS_PER_STEP, Cell, make_job, plan_of
+from bench.grid import LARGE, MIDDLE, SMALL
 from luthier.core import jsonl
 from luthier.core.environment import SETTINGS, start_settings
 from luthier.core.hardware import this_machine
@@ -39,14 +39,14 @@ WITHIN_PROBE, WITHIN_FORECAST = 0.25, 0.05
 """What is promised."""
 PATIENCE_SECONDS = 1200
 CELLS = (
-    Cell(size="512x8", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
-    Cell(size="512x8", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
-    Cell(size="512x8", rank=16, length=256, rows=4, dtype="float32", checkpointing=False, packing="off"),
-    Cell(size="512x8", rank=0, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
-    Cell(size="256x4", rank=16, length=512, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
-    Cell(size="256x4", rank=16, length=512, rows=8, dtype="float32", checkpointing=False, packing="bins"),
-    Cell(size="256x4", rank=0, length=512, rows=4, dtype="float32", checkpointing=False, packing="off"),
-    Cell(size="1024x6", rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=True, packing="bins"),
+    Cell(shape=MIDDLE, rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
+    Cell(shape=MIDDLE, rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
+    Cell(shape=MIDDLE, rank=16, length=256, rows=4, dtype="float32", checkpointing=False, packing="off"),
+    Cell(shape=MIDDLE, rank=0, length=256, rows=8, dtype="bfloat16", checkpointing=False, packing="bins"),
+    Cell(shape=SMALL, rank=16, length=512, rows=8, dtype="bfloat16", checkpointing=False, packing="tree", lengths="shared"),
+    Cell(shape=SMALL, rank=16, length=512, rows=8, dtype="float32", checkpointing=False, packing="bins"),
+    Cell(shape=SMALL, rank=0, length=512, rows=4, dtype="float32", checkpointing=False, packing="off"),
+    Cell(shape=LARGE, rank=16, length=256, rows=8, dtype="bfloat16", checkpointing=True, packing="bins"),
 )
 
 
@@ -180,11 +180,6 @@ def _machine() -> str:
     return f"{time.strftime('%Y-%m-%d')}, {machine.processor}, {machine.cores} cores, {torch.get_num_threads()} threads"
 
 
-def _cell(text: str) -> Cell:
-    fields: dict[str, Any] = json.loads(text)
-    return Cell(**fields)
-
-
 if __name__ == "__main__":
     do = {"probe": _probe, "run": _run}[sys.argv[1]]
-    print(json.dumps(do(_cell(sys.argv[2]), Path(sys.argv[3]))))
+    print(json.dumps(do(Cell.of_json(json.loads(sys.argv[2])), Path(sys.argv[3]))))

@@ -64,6 +64,7 @@ class PreparedWorkload:
         return Survey(
             steps=tuple(sampled),
             heaviest=_largest([*sampled, *self._heavy(size, rows_per_step, replicas)]),
+            heaviest_validation=_largest([extents(self.validation, share, size) for share in self._heavy_validation_shares(replicas)]),
             validation=extents(self.validation, first, size) if len(first) else (),
             validation_share=tokens / int(self.validation.lengths.sum()) if tokens else 1.0,
         )
@@ -75,12 +76,11 @@ class PreparedWorkload:
 
     def heaviest_validation(self, size: MicroBatchSize, replicas: int = 1) -> Indices:
         """The validation rows among which the largest micro batch is; none where there are none."""
-        found = _shares(self.validation, self._heavy_validation(), replicas)
+        found = self._heavy_validation_shares(replicas)
         return max(found, key=lambda rows: extents(self.validation, rows, size)[0].places, default=np.arange(0))
 
     def _heavy(self, size: MicroBatchSize, rows_per_step: int, replicas: int) -> Iterator[tuple[Extent, ...]]:
         yield from (extents(self.train, rows, size) for rows in self._heavy_shares(size, rows_per_step, replicas))
-        yield from (extents(self.validation, rows, size) for rows in _shares(self.validation, self._heavy_validation(), replicas))
 
     def _heavy_shares(self, size: MicroBatchSize, rows_per_step: int, replicas: int) -> Iterator[Indices]:
         return _shares(self.train, self._heavy_steps(size, rows_per_step), replicas)
@@ -95,6 +95,9 @@ class PreparedWorkload:
             if size.packing == "off":
                 steps = (order[start : start + rows_per_step] for start in starts[:STEPS_SEARCHED])
                 yield max(steps, key=lambda rows: _padded_places(self.train, rows, size))
+
+    def _heavy_validation_shares(self, replicas: int) -> Iterator[Indices]:
+        return _shares(self.validation, self._heavy_validation(), replicas)
 
     def _heavy_validation(self) -> Iterator[Indices]:
         parts, lengths = list(validated_together(self.validation)), self.validation.lengths
@@ -160,4 +163,6 @@ def _packed(pack: Pack) -> Extent:
 def _largest(steps: Sequence[Sequence[Extent]]) -> tuple[Extent, ...]:
     """The micro batches with the most places, and with the most targets, of which one is the peak's."""
     every = [extent for step in steps for extent in step]
+    if not every:
+        return ()
     return tuple({max(every, key=lambda extent: extent.places), max(every, key=lambda extent: (extent.targets, extent.places))})

@@ -244,7 +244,7 @@ class _Ledger:
 
     def _validation(self) -> Iterator[tuple[str, tuple[Line, ...]]]:
         """Its largest micro batches: nothing is kept but a layer's own."""
-        layer, rows_of = self.layer, self.survey.validation
+        layer, rows_of = self.layer, (*self.survey.validation, *self.survey.heaviest_validation)
         if not rows_of:
             return
         extent = max(rows_of, key=lambda extent: (extent.places, extent.targets))

@@ -43,11 +43,13 @@ class Survey:
     steps: tuple[tuple[Extent, ...], ...]
     """Of the first steps, from which means are taken; where replicas divide them, of each replica's share."""
     heaviest: tuple[Extent, ...]
-    """Candidates for the peak: the largest micro batches that were found, of training and of validation."""
+    """Candidates for the peak: the largest training micro batches that were found."""
     validation: tuple[Extent, ...]
     """All of one validation, or of its first rows; empty without validation rows."""
     validation_share: float = 1.0
     """Of the validation rows that `validation` stands for."""
+    heaviest_validation: tuple[Extent, ...] = ()
+    """The same of validation."""
 
     def mean(self, what: Literal["rows", "tokens", "supervised", "places", "needed", "targets", "pairs"]) -> float:
         """A number of the micro batches, per step."""
