@@ -8,7 +8,7 @@ import torch
 
 from luthier.data.order import rank_shares, rows_of_step, validated_together
 from luthier.data.store import TokenRow
-from luthier.data.survey import PreparedWorkload, extents
+from luthier.data.survey import EPOCHS_SEARCHED, PreparedWorkload, extents
 from luthier.runs.workload import Extent, MicroBatchSize, Packing
 from luthier.train.batch import MicroBatch, micro_batches
 from tests.train.workshop import ragged_rows, stored
@@ -71,8 +71,8 @@ def test_the_heaviest_is_of_the_step_with_the_most_tokens(tmp_path: Path) -> Non
     rows = workload(tmp_path)
     size = MicroBatchSize(rows=4, tokens=1000, packing="bins")
     heaviest = max(extent.places for extent in rows.survey(size, 4).heaviest)
-    epochs = range(1, 1 + 8 * 8)
-    assert heaviest >= max(int(rows.train.lengths[rows_of_step(step, 4, 1, rows.train)].sum()) for step in epochs)
+    steps = range(1, 1 + EPOCHS_SEARCHED * 8)
+    assert heaviest >= max(int(rows.train.lengths[rows_of_step(step, 4, 1, rows.train)].sum()) for step in steps)
 
 
 @pytest.mark.parametrize("packing", ["off", "bins"])
