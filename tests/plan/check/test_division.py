@@ -19,7 +19,7 @@ def test_a_pipeline_is_not_sharded_as_well() -> None:
 
 
 def test_int8_weights_are_not_cut() -> None:
-    finding = only("shard-impossible", *TWO, "parallel.shard=zero3", "model.quantization=int8")
+    finding = only("shard-impossible", *TWO, "parallel.shard=zero3", "model.quantization=int8", beside=["quantised-needlessly"])
     assert (finding.severity, [(change.path, change.value) for change in finding.changes]) == ("refuse", [("parallel.shard", "zero2")])
 
 
