@@ -57,7 +57,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def loaded(base: Path, stage: Stage) -> PreTrainedModel:
-    return load_model(Model(base=str(base)), torch.float32, CPU, lambda empty: elsewhere(empty, stage))
+    return load_model(Model(base=str(base)), torch.float32, CPU, elsewhere=lambda empty: elsewhere(empty, stage))
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - VISION))
