@@ -20,7 +20,7 @@ test: install
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: .venv/.hosts
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 .venv/.hosts: .venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
