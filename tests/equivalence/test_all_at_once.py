@@ -10,8 +10,9 @@ import torch
 
 from luthier.model.arrive import Bits
 from tests.equivalence.all_at_once import LAYOUT, alone
-from tests.equivalence.test_layouts import ROOT, SECONDS, TORCHRUN
+from tests.equivalence.test_layouts import ROOT, TORCHRUN
 
+SECONDS = 280
 NF4 = Bits(kind="nf4", double_quant=True, dtype=torch.float32)
 
 
