@@ -156,11 +156,13 @@ def test_a_rank_that_is_killed_ends_the_run_at_once_which_goes_on_alone(home: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "files"), [("data=2", 3), ("pipeline=2", 5), ("shard=zero2", 5), ("shard=zero3", 5)])
-def test_two_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path, layout: str, files: int) -> None:
-    ranks = [f"parallel.{layout}", *(["parallel.data=2"] if "shard" in layout else [])]
+@pytest.mark.parametrize(
+    ("layout", "files"), [("data=2", 3), ("pipeline=2", 5), ("shard=zero2", 5), ("shard=zero3", 5), ("pipeline=2 shard=zero3", 9)]
+)
+def test_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_been(home: Path, layout: str, files: int) -> None:
+    ranks = [f"parallel.{each}" for each in layout.split()] + (["parallel.data=2"] if "shard" in layout else [])
     changes = ["lora.dropout=0.1", "training.max_steps=30", "checkpoints.save_steps=5", "checkpoints.eval_steps=15"]
-    command = ("train", "recipe.yaml", *ranks, "launch.restarts=1", *changes)
+    command = ("train", "recipe.yaml", *ranks, "launch.restarts=1", *changes, "--force", "more-ranks-than-devices")
     whole = luthier(home, *command, "name=whole")
     _, err = ended(whole)
     assert whole.returncode == 0, err

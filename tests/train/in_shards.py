@@ -13,7 +13,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,20 +20,18 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from luthier.core.chat import Conversation, Message
 from luthier.core.errors import LuthierError
 from luthier.core.signals import Interrupted
 from luthier.data.order import rows_of_step
-from luthier.model.adapt import add_lora
 from luthier.model.generate import LocalCompleter
 from luthier.model.mesh import Mesh
 from luthier.model.place import Placed, place
 from luthier.model.shard import evaluating
 from luthier.plan.setup import Layout
-from luthier.recipe.schema import Lora, Training
+from luthier.recipe.schema import Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.checkpoint import State
@@ -57,7 +54,12 @@ BFLOAT16 = {"model": {"dtype": "bfloat16"}, "training": {"max_steps": 4}}
 KILLED_IN, RESUMED_AFTER = 9, 6
 MOVES = {"zero2-then-one": ("zero2", "none"), "one-then-zero3": ("none", "zero3"), "zero2-then-zero3": ("zero2", "zero3")}
 """How a run goes on with another number of ranks, or with weights divided otherwise."""
-QUANTISED = (("zero2", "int8"), ("zero2", "nf4"), ("zero3", "nf4"))
+FEW_BITS: dict[str, dict[str, Any]] = {
+    "int8": {"model": {"quantization": "int8"}},
+    "nf4": {"model": {"quantization": "nf4"}},
+    "experts in int8": {"model": {"base": "mixture", "quantization": "int8"}, "lora": {"dropout": 0.1, "target_parameters": "experts"}},
+    "experts in nf4": {"model": {"base": "mixture", "quantization": "nf4"}, "lora": {"dropout": 0.1, "target_parameters": "experts"}},
+}
 QUESTIONS = ["What is the question number 3?", "What is the the question number 15?", "Why?"]
 
 
@@ -258,9 +260,12 @@ class Together:
         return {how: odd(self.ranks, how) for how in HOWS}
 
     def quantised(self) -> dict[str, list[list[float]]]:
-        """What bitsandbytes quantised, under shards; nothing where it is not installed."""
-        kinds = QUANTISED if find_spec("bitsandbytes") else ()
-        return {f"{how} {name}": quantised(self.workshop.folder, name, self.ranks, how) for how, name in kinds}
+        """Weights in few bits, under shards."""
+        found = {}
+        for how in HOWS:
+            for name, sections in FEW_BITS.items():
+                found[f"{how} {name}"] = first_steps(self.job(f"{how} {name}", how, **sections))
+        return found
 
 
 def overflowing(scaler: torch.amp.GradScaler, module: nn.Module, inputs: object, hidden: torch.Tensor) -> None:
@@ -275,27 +280,18 @@ def whole_weights(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if not isinstance(weight, DTensor)]
 
 
-def base_to_quantise(folder: Path) -> None:
-    """Its matrices are of whole blocks."""
-    tiny_model("llama", tied=False, hidden_size=64, intermediate_size=128, head_dim=16).save_pretrained(folder / "to-quantise")
-
-
-def quantised(folder: Path, name: str, ranks: Ranks = ALONE, how: str = "none") -> list[list[float]]:
-    """Loss and gradient norm of three steps of a Llama whose frozen weights bitsandbytes has quantised."""
-    config = (
-        BitsAndBytesConfig(load_in_8bit=True)
-        if name == "int8"
-        else BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=torch.float32
-        )
-    )
-    loaded = AutoModelForCausalLM.from_pretrained(folder / "to-quantise", quantization_config=config, dtype=torch.float32)
-    layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind
-    return three_steps(place(add_lora(loaded, Lora(r=4), seed=0).train(), layout, ranks.mesh), ranks)
+def first_steps(job: TrainingJob) -> list[list[float]]:
+    """Loss and gradient norm of three steps."""
+    loop, _ = _set_up(job)
+    state, found = State(), []
+    for _ in range(3):
+        state, line = _take_step(loop, state)
+        found.append([line.loss, line.grad_norm])
+    return found
 
 
 def odd(ranks: Ranks = ALONE, how: str = "none") -> list[list[float]]:
-    """The same of a Llama, all of it trained, whose sizes are odd."""
+    """The same of a Llama on ragged rows, all of it trained, whose sizes are odd."""
     heads = {"num_attention_heads": 3, "num_key_value_heads": 3}
     model = tiny_model("llama", tied=False, vocabulary=97, hidden_size=33, intermediate_size=35, head_dim=6, **heads)
     layout = Layout(data=ranks.size, shard=how)  # type: ignore[arg-type]  # a name of a kind

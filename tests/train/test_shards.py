@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,16 @@ from luthier.train.loop import _take_step
 from luthier.train.run import _set_up, train
 from tests.train.in_shards import (
     BFLOAT16,
+    FEW_BITS,
     HOWS,
     KILLED_IN,
     LAST_STEP_OF_ONE_ROW,
     MOVES,
-    QUANTISED,
     RESUMED_AFTER,
     TRAINED,
     answered,
-    base_to_quantise,
+    first_steps,
     odd,
-    quantised,
     shared,
 )
 from tests.train.recorded import metrics
@@ -57,7 +55,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workshop]:
                 if before == "none":
                     killed_in_step(workshop.job(f"{name} {what}", **sections), KILLED_IN)
         train(workshop.job("one one-row", **LAST_STEP_OF_ONE_ROW))
-        base_to_quantise(folder)
+        workshop.job("experts", **FEW_BITS["experts in int8"])  # makes the base and prepares its rows
         yield workshop
 
 
@@ -225,10 +223,10 @@ def test_what_cannot_be_divided_evenly_is_divided_unevenly(found: Found, how: st
             assert step == [pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-5)]
 
 
-@pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
-@pytest.mark.parametrize(("how", "name"), QUANTISED)
-def test_what_bitsandbytes_quantised_is_trained_as_by_one_process(alone: Workshop, found: Found, how: str, name: str) -> None:
-    one = quantised(alone.folder, name)
+@pytest.mark.parametrize("name", FEW_BITS)
+@pytest.mark.parametrize("how", HOWS)
+def test_weights_in_few_bits_are_trained_over_as_by_one_process(alone: Workshop, found: Found, how: str, name: str) -> None:
+    one = first_steps(alone.job(name, **FEW_BITS[name]))
     for rank in found:
         for step, (loss, norm) in zip(rank["quantised"][f"{how} {name}"], one, strict=True):
             assert step == [pytest.approx(loss, rel=1e-5), pytest.approx(norm, rel=1e-5)]

@@ -52,9 +52,10 @@ def tensor_unplanned(case: Case) -> Iterator[Finding]:
     layout = case.setup.layout
     if layout.tensor == 1 or has_plan(case.shape):
         return
-    changes = [Change(path="parallel.tensor", value=1, why="there is no plan for it")]
-    if case.setup.quantization == "none":
-        changes.append(Change(path="parallel.shard", value="zero3", why="each replica keeps its share of the weights"))
+    changes = [
+        Change(path="parallel.tensor", value=1, why="there is no plan for it"),
+        Change(path="parallel.shard", value="zero3", why="each replica keeps its share of the weights"),
+    ]
     if case.recipe.parallel.data != "auto":
         changes.append(Change(path="parallel.data", value=layout.data * layout.tensor, why="as many devices as before"))
     yield Finding(
