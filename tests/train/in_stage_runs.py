@@ -23,6 +23,9 @@ from tests.train.workshop import killed_in_step
 
 STAGES = {"parallel": {"pipeline": 2}}
 FULL: dict[str, Any] = {"lora": "none", "training": {"max_steps": 4, "learning_rate": 1e-4}}
+FEW_BITS: dict[str, dict[str, Any]] = {
+    kind: {"model": {"quantization": kind}, "training": {"max_steps": 4, "micro_batch_size": 4}} for kind in ("int8", "nf4")
+}
 ANSWERED = 6
 """Tokens of an answer."""
 
@@ -59,6 +62,9 @@ class Stages:
 
     def everything_is_trained(self) -> int:
         return train(self.job("two full", **FULL)).last_step
+
+    def over_few_bits(self) -> list[int]:
+        return [train(self.job(f"two {kind}", **sections)).last_step for kind, sections in FEW_BITS.items()]
 
     def answered(self) -> list[str]:
         return answers(self.job("two metric", **BY_METRIC))
@@ -116,7 +122,14 @@ def main() -> None:
     folder = Path(sys.argv[1])
     ranks = join(Layout(pipeline=2))
     stages = Stages(Together(ranks, folder))
-    scenes = (stages.resumed, stages.everything_is_trained, stages.answered, stages.ended_while_answering, stages.out_of_memory)
+    scenes = (
+        stages.resumed,
+        stages.everything_is_trained,
+        stages.over_few_bits,
+        stages.answered,
+        stages.ended_while_answering,
+        stages.out_of_memory,
+    )
     found = {scene.__name__: scene() for scene in scenes}
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found))
     part(ranks)

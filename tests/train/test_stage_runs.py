@@ -15,7 +15,7 @@ from luthier.model.adapt import load_adapter
 from luthier.model.load import load_model
 from luthier.recipe.schema import Model
 from luthier.train.run import train
-from tests.train.in_stage_runs import BY_METRIC, FULL, KILLED_IN, answers
+from tests.train.in_stage_runs import BY_METRIC, FEW_BITS, FULL, KILLED_IN, answers
 from tests.train.in_two_ranks import RESUMED_AFTER
 from tests.train.recorded import metrics
 from tests.train.test_ranks import ROOT, TORCHRUN, Found, assert_the_same_up_to_rounding
@@ -36,6 +36,8 @@ def said_alone(home: Path) -> list[str]:
     workshop = Workshop(home)
     train(workshop.job("one whole"))
     train(workshop.job("one full", **FULL))
+    for kind, sections in FEW_BITS.items():
+        train(workshop.job(f"one {kind}", **sections))
     killed_in_step(workshop.job("one-then-two"), KILLED_IN)
     return answers(workshop.job("one metric", **BY_METRIC))
 
@@ -61,9 +63,10 @@ def workshop(home: Path, found: Found) -> Workshop:
     return Workshop(home)
 
 
-@pytest.mark.parametrize("kind", ["whole", "full"])
+@pytest.mark.parametrize("kind", ["whole", "full", *FEW_BITS])
 def test_metrics_are_those_of_one_process(workshop: Workshop, kind: str) -> None:
-    one, two = (workshop.job(f"{number} {kind}", **(FULL if kind == "full" else {})) for number in ("one", "two"))
+    sections = {"whole": {}, "full": FULL, **FEW_BITS}[kind]
+    one, two = (workshop.job(f"{number} {kind}", **sections) for number in ("one", "two"))
     assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
 
 
