@@ -1,5 +1,6 @@
 """The recipes in `recipes/` can be taken as they are: they load, and with their tiny file they run here in a few steps."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from luthier.data.read import files_of
 from luthier.plan.hardware import device_of
 from luthier.recipe.load import LoadedRecipe, load
 from luthier.recipe.schema import Recipe
+from luthier.runs.store import RunFolder
+from tests.test_flow_ranks import ended, luthier, wait_for
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 RECIPES = sorted((*FOLDER.glob("*.yaml"), *FOLDER.glob("*.toml")))
@@ -118,3 +121,31 @@ def test_a_recipe_with_its_tiny_file_trains_to_the_end(recipe: Path, tmp_path_fa
     )
     assert ended.returncode == 0, ended.stderr
     assert (place / "runs" / f"{recipe.stem}-tiny" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_the_rented_run_in_nf4_goes_on_where_it_was_preempted_and_answers_in_the_same_bits(tmp_path: Path) -> None:
+    recipe = FOLDER / "nothing-gpt-3b.yaml"
+    longer = ["training.max_steps=24", "checkpoints.save_steps=4", "checkpoints.eval_steps=12", "evaluation.tasks=[{name: answers}]"]
+    command = ["train", str(recipe), f"@{tiny_of(recipe)}", *longer]
+    whole, broken = (RunFolder(tmp_path / "runs" / name) for name in ("whole", "broken"))
+    done = luthier(tmp_path, *command, "name=whole")
+    _, err = ended(done)
+    assert done.returncode == 0, err
+    preempted = luthier(tmp_path, *command, "name=broken")
+    wait_for(broken.metrics, 6)
+    preempted.kill()
+    ended(preempted)
+    assert not broken.finished
+    again = luthier(tmp_path, *command, "name=broken")
+    _, err = ended(again)
+    assert again.returncode == 0, err
+    assert "resum" in err
+    weights = [(run.adapter / "adapter_model.safetensors").read_bytes() for run in (whole, broken)]
+    assert weights[0] == weights[1]
+    asked = luthier(tmp_path, "evaluate", "broken", "--limit", "4", "--json")
+    out, err = ended(asked)
+    assert asked.returncode == 0, err
+    assert [task["n"] for task in json.loads(out)["tasks"].values()] == [4]
+    provenance = json.loads((broken.adapter / "provenance.json").read_text())
+    assert (provenance["quantization"], provenance["double_quant"]) == ("nf4", True)
