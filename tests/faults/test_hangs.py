@@ -14,9 +14,8 @@ import pytest
 from luthier.core import jsonl
 from luthier.core.errors import RunError
 from luthier.core.progress import Silent
-from luthier.launch.faults import Patience
 from luthier.launch.group import Ended, run_group
-from luthier.runs.heartbeat import beats
+from luthier.runs.heartbeat import Patience, beats
 from luthier.runs.store import RunFolder
 from tests.launch.crew import HASTY, PATIENT, SELF, command
 from tests.launch.test_group import eventually, of_this

@@ -18,12 +18,11 @@ import psutil
 from luthier.core.errors import NonFiniteError, RecipeError
 from luthier.core.progress import Silent
 from luthier.launch.attempt import NODE
-from luthier.launch.faults import Patience
 from luthier.launch.follow import follow
 from luthier.launch.group import run_group
 from luthier.launch.group import supervise as supervise_group
 from luthier.launch.nodes import Following, Leading, Node
-from luthier.runs.heartbeat import Heartbeat, listen
+from luthier.runs.heartbeat import Heartbeat, Patience, listen
 from luthier.runs.store import RunFolder
 
 SELF = Path(__file__)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from luthier.launch.faults import Patience, out_of_memory_kills
-from luthier.runs.heartbeat import Beat, Phase
+from luthier.launch.faults import out_of_memory_kills
+from luthier.runs.heartbeat import Beat, Patience, Phase
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,8 @@ from luthier.core.errors import NonFiniteError, RecipeError, RunError
 from luthier.core.progress import Silent
 from luthier.core.signals import SECONDS_OF_ONE
 from luthier.launch import group
-from luthier.launch.faults import Patience
 from luthier.launch.group import Ended, run_group
-from luthier.runs.heartbeat import SUPERVISOR, mark
+from luthier.runs.heartbeat import SUPERVISOR, Patience, mark
 from luthier.runs.store import RunFolder
 from tests.launch.crew import PATIENT, SELF, command
 

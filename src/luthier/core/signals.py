@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """Ctrl-C; a host that wants its machine back; a scheduler some time before it does; a terminal that closes, if not for `nohup`."""
+STOPS = {128 + number for number in ASKING}
+"""Exit codes of a process that was asked to stop by a signal, and did."""
 
 SECONDS_OF_ONE = 0.5
 CALLED = {signal.SIGINT: "Ctrl-C (SIGINT)", signal.SIGHUP: "a closed terminal (SIGHUP)"}

@@ -2,49 +2,23 @@
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
 from luthier.core.errors import LuthierError, RunError
-from luthier.core.signals import ASKING
+from luthier.core.signals import STOPS
 from luthier.launch.attempt import GONE, Attempt
-from luthier.runs.heartbeat import Beat, Phase
+from luthier.runs.heartbeat import Beat, Patience
 from luthier.runs.store import RunFolder
 
-STOPS = {128 + number for number in ASKING}
-"""Exit codes of a rank that was asked to stop by a signal, and did."""
 FINAL_CODES = {2, 3}
 """Recipe, data or call are wrong; the plan refuses: the same again."""
 FINAL_ERRORS = {"NonFiniteError", "ModelError"}
 """The same rows give the same numbers again, and a model that does not fit is no better the second time."""
 GO_ON = "the same command goes on from the last checkpoint"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """Seconds that a rank may show no sign of life, by what it is doing; never less than some times its usual step."""
-
-    steps: float = 10.0
-    usual: float = 60.0
-    first_step: float = 600.0
-    """Kernels are built and chosen in it."""
-    phases: Mapping[Phase, float] = field(
-        # Without a beat in between: a base of 140 GB comes over the network at 100 MB/s in 1,400 s; the worst case is tried with fresh
-        # kernels; a task's answers are generated; a checkpoint is flushed to a busy disk. Validation beats for each micro batch.
-        default_factory=lambda: {"loading": 1800.0, "rehearsing": 900.0, "scoring": 1800.0, "saving": 900.0}
-    )
-    grace: float = 3.0
-    """Between SIGTERM and SIGKILL, when others have failed: they could save nothing that they agree on."""
-    back_off: float = 5.0
-    """Before the first restart; twice as long before each further one, at most a minute."""
-
-    def of(self, beat: Beat) -> float:
-        """For a rank with this last beat."""
-        usual = self.usual if beat.usual_seconds else self.first_step
-        return max(self.phases.get(beat.phase, usual), self.steps * beat.usual_seconds)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

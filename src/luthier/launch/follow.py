@@ -2,10 +2,10 @@
 
 from luthier.core.errors import RunError
 from luthier.core.progress import Progress
-from luthier.core.signals import handled_by
-from luthier.launch.faults import STOPS, Patience
+from luthier.core.signals import STOPS, handled_by
 from luthier.launch.group import PATIENCE, Ended, watched
 from luthier.launch.nodes import Following
+from luthier.runs.heartbeat import Patience
 
 
 def follow(node: Following, progress: Progress, patience: Patience = PATIENCE) -> Ended:

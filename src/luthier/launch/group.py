@@ -8,9 +8,10 @@ from typing import Protocol
 
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.progress import Progress
-from luthier.core.signals import handled_by
+from luthier.core.signals import STOPS, handled_by
 from luthier.launch.attempt import Attempt, end_leftovers, forget
-from luthier.launch.faults import STOPS, Fault, Patience, death, hang, out_of_memory_kills
+from luthier.launch.faults import Fault, death, hang, out_of_memory_kills
+from luthier.runs.heartbeat import Patience
 from luthier.runs.store import RunFolder
 
 SECONDS_BETWEEN_LOOKS = 0.2

@@ -9,9 +9,9 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Literal, Protocol, Self
@@ -94,6 +94,30 @@ class Beat(BaseModel):
     def process(self) -> psutil.Process | None:
         """The process that wrote this, if it lives and is on this machine."""
         return Named(pid=self.pid, host=self.host, started=self.started).find()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """Seconds that a rank may show no sign of life, by what it is doing; never less than some times its usual step."""
+
+    steps: float = 10.0
+    usual: float = 60.0
+    first_step: float = 600.0
+    """Kernels are built and chosen in it."""
+    phases: Mapping[Phase, float] = field(
+        # Without a beat in between: a base of 140 GB comes over the network at 100 MB/s in 1,400 s; the worst case is tried with fresh
+        # kernels; a task's answers are generated; a checkpoint is flushed to a busy disk. Validation beats for each micro batch.
+        default_factory=lambda: {"loading": 1800.0, "rehearsing": 900.0, "scoring": 1800.0, "saving": 900.0}
+    )
+    grace: float = 3.0
+    """Between SIGTERM and SIGKILL, when others have failed: they could save nothing that they agree on."""
+    back_off: float = 5.0
+    """Before the first restart; twice as long before each further one, at most a minute."""
+
+    def of(self, beat: Beat) -> float:
+        """For a rank with this last beat."""
+        usual = self.usual if beat.usual_seconds else self.first_step
+        return max(self.phases.get(beat.phase, usual), self.steps * beat.usual_seconds)
 
 
 class Heart(Protocol):

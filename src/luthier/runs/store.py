@@ -5,11 +5,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.redact import redacted
 from luthier.recipe.load import load, training_text
 from luthier.recipe.schema import RUN_NAME, Recipe
+from luthier.runs.process import Named
 
 OTHER = "it is not what the run began with"
 
@@ -278,7 +278,7 @@ def alone(run: RunFolder) -> Iterator[None]:
         with files.told("the lock", run.path):
             file.truncate(0)
             since = datetime.now().astimezone().isoformat(timespec="seconds")
-            file.write(jsonl.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n")
+            file.write(jsonl.dumps({**asdict(Named.of(os.getpid())), "since": since}) + "\n")
             file.flush()
             files.write(run.pid, f"{os.getpid()}\n")
         try:
