@@ -28,12 +28,17 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "launch.torchrun",
         "watch.health",
         "watch.failures",
+        "watch.series",
         "plan.steps",
         "evaluate.gate",
         "score.scorers",
     )
     modules = ", ".join(f"luthier.{name}" for name in light)
     assert run(f"import sys, {modules}; print([name for name in {HEAVY} if name in sys.modules])").strip() == "[]"
+
+
+def test_the_command_line_does_not_wait_for_numpy() -> None:
+    assert run("import sys, luthier.cli.main; print('numpy' in sys.modules)").strip() == "False"
 
 
 def test_help_takes_at_most_twice_the_import_of_typer_and_pydantic() -> None:

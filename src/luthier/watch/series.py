@@ -1,0 +1,189 @@
+"""What a run measured, as columns of numbers: metrics.jsonl, read at once, read on from where it ended, thinned for drawing.
+
+    series = read(run.metrics)
+    series.train["loss"], series.validation["step"]
+    series = read_on(run.metrics, series)            # a moment later: only what was appended is read
+    drawn = series.train.thinned("loss", points=1000)
+
+A number that is not there (null: not finite, or not measured) is NaN. 200,000 lines, 67 MB, take 0.6 s (2026-11-29, Zen 5, 2 cores shared).
+"""
+
+import functools
+import json
+import math
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import BinaryIO, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Column = Literal[
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "grad_norm",
+    "tokens",
+    "supervised_tokens",
+    "tokens_per_second",
+    "seconds",
+    "data_seconds",
+    "memory_bytes",
+    "device_utilization",
+]
+"""The numbers of a line; they stand in it in this order, with `kind` after `epoch` (`luthier.train.record.Line`)."""
+COLUMNS: tuple[Column, ...] = get_args(Column)
+KINDS = {"train": 0.0, "validation": 1.0}
+KEYS = (*COLUMNS[:2], "kind", *COLUMNS[2:])
+KIND = KEYS.index("kind")
+BLOCK_BYTES = 1 << 20
+"""Read at once: what is made of it stays in the processor's cache."""
+
+FORM = ("{" + ", ".join(f'"{key}": ' for key in KEYS) + "}\n").encode()
+"""What is left of a line as the trainer writes it, without its numbers."""
+WORDS = ((b'"train"', b"0"), (b'"validation"', b"1"), (b"null", b"NAN"), (b"e-", b"E-"), (b"e+", b"E+"))
+"""Words that stand for numbers; and exponents, which are told from the letters of keys by it."""
+OF_NUMBERS, OF_KEYS = b"0123456789.+-ENA", b'abcdefghijklmnopqrstuvwxyz_"{}: '
+LINES_TO_COMMAS = bytes.maketrans(b"\n", b",")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Points:
+    """What is drawn of a curve: x and y of the same number, x rising."""
+
+    x: Floats
+    y: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lines:
+    """Lines of one kind, by step: `lines["loss"]` is a column of all of them."""
+
+    values: Floats = field(default_factory=lambda: np.empty((len(COLUMNS), 0)))
+    """A row for each of COLUMNS."""
+
+    def __len__(self) -> int:
+        return len(self.values[0])
+
+    def __getitem__(self, column: Column) -> Floats:
+        found: Floats = self.values[COLUMNS.index(column)]
+        return found
+
+    def thinned(self, column: Column, points: int, *, against: Column = "step") -> Points:
+        """At most so many points of a column: the least and the largest of each run of lines, so that no spike is lost.
+
+        What is not a number is left out.
+        """
+        x, y = self[against], self[column]
+        x, y = x[there := np.isfinite(y)], y[there]
+        if len(y) <= points:
+            return Points(x=x, y=y)
+        num = max(1, points // 2)
+        width = math.ceil(len(y) / num)
+        padded = np.concatenate([y, np.full(-len(y) % width, y[-1])]).reshape(-1, width)
+        begins = np.arange(len(padded)) * width
+        found = np.stack([begins + padded.argmin(1), begins + padded.argmax(1)])
+        kept = np.unique(np.minimum(found, len(y) - 1))
+        return Points(x=x[kept], y=y[kept])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Series:
+    """All that a run's metrics.jsonl holds so far."""
+
+    train: Lines = field(default_factory=Lines)
+    validation: Lines = field(default_factory=Lines)
+    num_damaged: int = 0
+    """Lines that are no records; they are passed over."""
+    offset: int = 0
+    """Bytes read, all of them whole lines."""
+    file: tuple[int, int] | Literal["none"] = "none"
+    """Device and inode: a resumed run writes its metrics anew, without what it computes again."""
+
+
+def read(path: Path) -> Series:
+    """The series in a metrics.jsonl; an empty one where there is none yet. A torn last line is passed over."""
+    return read_on(path, Series())
+
+
+def read_on(path: Path, series: Series) -> Series:
+    """The series with what was appended to its file since; all of it anew where another file has taken its place."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return Series()
+    with file:
+        found = os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino) != series.file or found.st_size < series.offset:
+            series = Series(file=(found.st_dev, found.st_ino))
+        file.seek(series.offset)
+        return _with(series, _blocks(file))
+
+
+def _blocks(file: BinaryIO) -> Iterator[list[bytes]]:
+    """The whole lines that are left of a file, about BLOCK_BYTES at once."""
+    while lines := file.readlines(BLOCK_BYTES):
+        yield lines if lines[-1].endswith(b"\n") else lines[:-1]
+
+
+def _with(series: Series, blocks: Iterator[list[bytes]]) -> Series:
+    parts, num_lines, offset = [], 0, series.offset
+    for lines in blocks:
+        text = b"".join(lines)
+        parts.append(_numbers(text))
+        num_lines, offset = num_lines + len(lines), offset + len(text)
+    found = np.concatenate(parts) if parts else np.empty((0, len(KEYS)))
+    kinds, values = found[:, KIND], np.delete(found, KIND, axis=1).T
+    return replace(
+        series,
+        train=_longer(series.train, values[:, kinds == KINDS["train"]]),
+        validation=_longer(series.validation, values[:, kinds == KINDS["validation"]]),
+        num_damaged=series.num_damaged + num_lines - len(found),
+        offset=offset,
+    )
+
+
+def _longer(lines: Lines, values: Floats) -> Lines:
+    return Lines(np.concatenate([lines.values, values], axis=1)) if values.size else lines
+
+
+def _numbers(text: bytes) -> Floats:
+    """The numbers of lines that all have the trainer's own form, a row for each; of others, those that can be read.
+
+    Eight times as fast as a parser of JSON: what is left of each line without its numbers must be FORM to the letter.
+    """
+    marked = functools.reduce(lambda marked, word: marked.replace(*word), WORDS, text)
+    num_lines = text.count(b"\n")
+    if marked.translate(None, OF_NUMBERS) == FORM * num_lines:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)  # numpy's, of text that is no number
+            with suppress(DeprecationWarning, ValueError):
+                numbers = np.fromstring(marked.translate(LINES_TO_COMMAS, OF_KEYS).decode(), sep=",")
+                return numbers.reshape(num_lines, len(KEYS))
+    return _salvaged(text.splitlines())
+
+
+def _salvaged(lines: Sequence[bytes]) -> Floats:
+    rows = [row for line in lines if len(row := _row(line)) == len(KEYS)]
+    return np.array(rows, dtype=np.float64).reshape(-1, len(KEYS))
+
+
+def _row(line: bytes) -> list[float]:
+    """The numbers of a line; none where it is no record of a step."""
+    try:
+        record = json.loads(line)
+        if not isinstance(record["step"], int):
+            return []
+        return [KINDS[record[key]] if key == "kind" else _number(record.get(key)) for key in KEYS]
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        return []
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
