@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from luthier.core.progress import Advance, Silent
+from luthier.core.signals import Interrupted
 from luthier.data.order import rows_of_step
 from luthier.data.store import TokenRow, TokenRows
 from luthier.model.place import trained_of
@@ -27,6 +28,7 @@ from luthier.train.ranks import Ranks, join, part
 from luthier.train.run import TrainingJob, _rehearse, _set_up, train
 from luthier.train.step import train_step
 from luthier.train.validate import validation_loss
+from tests.train.test_control import Asking
 from tests.train.workshop import CPU, Workshop, killed_in_step, tiny_model
 
 EIGHT = {"max_steps": 8, "global_batch_size": 5}
@@ -222,6 +224,14 @@ class Together:
         done = train_step(model, optimizer, in_batches(rows, 3), precision=precision, max_norm=1.0, seeds=(0, 1))
         return [done.num_overflows, scaler.get_scale(), done.finite]
 
+    def asked_through_the_control_file(self) -> list[Any]:
+        job = self.job("two asked")
+        asking = Asking(job.folder, "stop", 3) if self.ranks.first else Silent()  # the other one has not asked, and cannot know
+        try:
+            return ["finished", train(replace(job, progress=asking)).last_step]
+        except Interrupted as ended:
+            return [ended.signal.name, *job.folder.saved_steps]
+
     def validated(self) -> list[float]:
         job = self.job("two validated")
         loop, _ = _set_up(job)
@@ -238,7 +248,7 @@ def main() -> None:
         *(together.sums, together.one_rank_overflows, together.validated, together.trained_in_every_way, together.a_rank_without_rows),
         *(together.resumed, together.one_rank_out_of_memory, together.the_best_by_a_metric),
         *(together.one_rank_out_of_memory_in_a_step, together.one_rank_out_of_memory_in_validation),
-        together.one_rank_out_of_memory_while_a_micro_batch_is_put_together,
+        *(together.one_rank_out_of_memory_while_a_micro_batch_is_put_together, together.asked_through_the_control_file),
     ]
     found = {scene.__name__: scene() for scene in scenes}
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(found))

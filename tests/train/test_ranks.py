@@ -169,3 +169,7 @@ def test_one_process_alone_is_in_no_group() -> None:
     ALONE.sum_gradients([weight])
     assert (ALONE.sum([0.1, 2]), ALONE.same("x"), ALONE.first, weight.grad) == ([0.1, 2], "x", True, None)
     assert not torch.distributed.is_initialized()
+
+
+def test_what_the_control_file_asks_ends_all_ranks_after_the_same_step(found: Found) -> None:
+    assert [rank["asked_through_the_control_file"] for rank in found] == [["SIGTERM", 3]] * 2

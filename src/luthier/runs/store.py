@@ -109,6 +109,11 @@ class RunFolder:
         return self.path / self._own("job.json")
 
     @property
+    def control(self) -> Path:
+        """What the run is asked from outside (`luthier.runs.control`); there until it has obeyed."""
+        return self.path / "control"
+
+    @property
     def identity(self) -> str:
         """sha256 of the recipe, but for where it is trained: what belongs to this run and to no other; `none` without a recipe."""
         return identity_of(self.recipe_text) if self.recipe.exists() else "none"

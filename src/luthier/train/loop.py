@@ -1,6 +1,7 @@
 """The training loop: rate, step, record, validate, save, stop. Row order and dropout follow from seed and step."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,8 @@ from luthier.model.place import Placed, Trained
 from luthier.model.shard import evaluating
 from luthier.plan.steps import Steps
 from luthier.recipe.schema import Recipe
+from luthier.runs import control
+from luthier.runs.control import Wish
 from luthier.runs.heartbeat import Heart
 from luthier.runs.store import RunFolder
 from luthier.runs.workload import MicroBatchSize
@@ -82,7 +85,7 @@ class Loop:
 def fit(loop: Loop, state: State) -> State:
     """Train from `state` to the last step, or until validation no longer improves.
 
-    Raises Interrupted where a signal asks to end, TooLarge where memory is short: with all that was learned saved.
+    Raises Interrupted where a signal or the control file asks to end, TooLarge where memory is short: with all that was learned saved.
     """
     loop.model.train()
     release_freed_memory()  # the rehearsal's; the same below: what is left there is of other sizes than a step's tensors
@@ -94,10 +97,17 @@ def fit(loop: Loop, state: State) -> State:
             while True:
                 if state.step in loop.steps.evaluations and state.validated < state.step:
                     state = _evaluate(loop, state)
-                if _is_save_due(loop, state, saved):
+                wish = _wish(loop)
+                if _is_save_due(loop, state, saved, asked=wish == "save"):
                     saved = _save(loop, state, saved)
+                later = wish == "save" and (not state.step or state.skipped)  # there is nothing to save yet
+                if wish != "nothing" and loop.ranks.first and not later:
+                    control.obeyed(loop.folder)
                 if state.step >= loop.steps.total or state.stopped_early:
                     return state
+                if wish == "stop":
+                    loop.asked.number = signal.SIGTERM
+                    raise Stopped
                 state, line = _take_step(loop, state)
                 advance(state.step, f"loss {line.loss:.4f}, {line.tokens_per_second:,.0f} tokens/s")
         except (Stopped, TooLarge) as broken_off:
@@ -122,13 +132,19 @@ class _Saved:
     at: float = field(default_factory=time.monotonic)
 
 
-def _is_save_due(loop: Loop, state: State, saved: _Saved) -> bool:
+def _wish(loop: Loop) -> Wish:
+    """What the control file asks, as rank 0 has read it: one thing, after the same step, for all."""
+    (number,) = loop.ranks.largest([control.WISHES.index(control.wished(loop.folder)) if loop.ranks.first else 0])
+    return control.WISHES[int(number)]
+
+
+def _is_save_due(loop: Loop, state: State, saved: _Saved, *, asked: bool) -> bool:
     if (state.step, state.validated) == (saved.of.step, saved.of.validated):
         return False
     minutes = loop.recipe.checkpoints.save_minutes
     if state.stopped_early or state.step == loop.steps.total or (state.best is not None and state.best.step == state.step):
         return True
-    due = state.step in loop.steps.saves
+    due = asked or state.step in loop.steps.saves
     if minutes != "off" and not due:
         due = loop.ranks.same(time.monotonic() - saved.at >= 60 * minutes)  # by the clock of one, for all of them save
     return due and not state.skipped  # what was skipped changed nothing, and would take the place of what may be gone back to

@@ -1,0 +1,41 @@
+"""What a run is asked from outside: one word in its `control` file, which who trains it reads after each step and then takes away."""
+
+from contextlib import suppress
+from typing import Literal
+
+import psutil
+
+from luthier.core import files
+from luthier.runs.store import RunFolder
+
+Wish = Literal["nothing", "save", "stop"]
+"""To go on; to save and go on; to save and end. The later one includes those before it."""
+WISHES: tuple[Wish, ...] = ("nothing", "save", "stop")
+
+
+def ask(run: RunFolder, wish: Wish) -> None:
+    """Leave a wish for the end of the step; one that asks for more already stays."""
+    if WISHES.index(wish) > WISHES.index(wished(run)):
+        with files.told(run.control.name, run.path):
+            files.write(run.control, f"{wish}\n")
+
+
+def wished(run: RunFolder) -> Wish:
+    """What is asked; what is none of these words is nothing."""
+    try:
+        word = run.control.read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return "nothing"
+    return next((wish for wish in WISHES if wish == word), "nothing")
+
+
+def obeyed(run: RunFolder) -> None:
+    """Take the wish away."""
+    run.control.unlink(missing_ok=True)
+
+
+def forget(run: RunFolder) -> None:
+    """Take away what was asked before this process began: of one that was killed before it could obey. What was asked since is for it."""
+    with suppress(FileNotFoundError):
+        if run.control.stat().st_mtime < psutil.Process().create_time():
+            obeyed(run)
