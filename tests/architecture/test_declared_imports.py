@@ -20,8 +20,9 @@ def imported(path: Path) -> set[str]:
     return found - sys.stdlib_module_names - {"luthier"}
 
 
-EXTRAS = {"ray": "launch/ray.py", "modal": "launch/modal.py"}
-"""Libraries of an extra of the same name, each behind one file."""
+TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
+EXTRAS = {"ray": "launch/ray.py", "modal": "launch/modal.py", **dict.fromkeys(TRACKERS, "watch/trackers.py")}
+"""Libraries of an extra of the same name, or of `track`, each behind one file."""
 
 
 def test_every_library_that_is_imported_is_a_dependency() -> None:
@@ -29,7 +30,8 @@ def test_every_library_that_is_imported_is_a_dependency() -> None:
     declared = {re.split(r"[<>=.\[]", line)[0].replace("-", "_") for line in project["dependencies"]}
     used = set().union(*map(imported, (ROOT / "src").rglob("*.py")))
     assert used and used <= declared | EXTRAS.keys()
-    assert EXTRAS.keys() <= project["optional-dependencies"].keys()
+    assert EXTRAS.keys() - set(TRACKERS) <= project["optional-dependencies"].keys()
+    assert {re.split("[<>=-]", line)[0] for line in project["optional-dependencies"]["track"]} == set(TRACKERS)
 
 
 def test_a_library_of_an_extra_is_imported_in_one_file_and_inside_functions() -> None:

@@ -40,7 +40,12 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
 
 def salvage(path: Path) -> Salvaged:
     """What can be read of a file whatever has happened to it; a torn last line is no damage, and a file that is gone has no lines."""
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return salvaged(path.read_bytes() if path.exists() else b"")
+
+
+def salvaged(text: bytes) -> Salvaged:
+    """`salvage` of what was read already."""
+    lines = text.split(b"\n")[:-1]
     found = [_record(line) for line in lines]
     records = [record for record in found if isinstance(record, dict)]
     return Salvaged(records=records, num_damaged=len(lines) - len(records))

@@ -22,7 +22,9 @@ from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
+from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
+from luthier.flow.watching import events, logs, series, status, statuses
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
@@ -43,6 +45,7 @@ __all__ = [
     "Evaluated",
     "Launched",
     "Options",
+    "Saved",
     "Trained",
     "apply",
     "decide",
@@ -50,6 +53,7 @@ __all__ = [
     "doctor",
     "evaluate",
     "evaluate_rank",
+    "events",
     "init",
     "inspect",
     "keep_plan",
@@ -57,11 +61,17 @@ __all__ = [
     "launch",
     "launch_text",
     "load",
+    "logs",
     "offers",
     "plan",
     "prepare",
+    "save",
+    "series",
     "stated",
+    "status",
+    "statuses",
     "steps",
+    "stop",
     "train",
     "train_rank",
     "write_splits",
@@ -118,10 +128,12 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
     from luthier.launch.nodes import node_here
     from luthier.plan.plan import make
     from luthier.recipe.load import difference
+    from luthier.runs import control
     from luthier.runs.environment import write_environment
     from luthier.runs.store import alone, find, open_or_create
     from luthier.runs.summary import DataSummary
     from luthier.train.able import refuse_what_cannot_be_trained
+    from luthier.watch.trackers import tracked
 
     recipe = loaded.recipe
     give(recipe.launch.env_file)
@@ -139,6 +151,7 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         progress.say(f"run {recipe.name} has another recipe; this one is {run.name}, with {'; '.join(changed)}")
     with alone(run):
         end_leftovers(run)
+        control.forget(run)
         if run.data.exists() and DataSummary.read(run.data).hash != prepared.summary.hash:
             change = "give the run another name, or put the old rows back"
             raise RunError("the rows have changed since this run began", where=str(run.path), change=change)
@@ -155,10 +168,11 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
         write_environment(run, prepared.summary)
         _record(run, planned, force, progress)
         try:
-            if planned.setup.layout.devices > 1 or recipe.launch.restarts or recipe.launch.on == "ray":
-                train_in_ranks(run, planned, node, progress)
-            else:
-                train_here(run, planned, prepared, progress)
+            with tracked(run, recipe.tracking, progress.say):
+                if planned.setup.layout.devices > 1 or recipe.launch.restarts or recipe.launch.on == "ray":
+                    train_in_ranks(run, planned, node, progress)
+                else:
+                    train_here(run, planned, prepared, progress)
         except Interrupted as ended:
             raise Interrupted(ended.signal, _kept(run, planned.steps.total)) from None
     return Trained(run=run, steps=planned.steps)

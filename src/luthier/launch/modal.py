@@ -297,8 +297,8 @@ def _requirements() -> tuple[str, ...]:
 
 
 def _is_needed(line: str) -> bool:
-    """Of the extras, that of quantization: where it is installed, recipes may ask for it."""
-    return "extra ==" not in line or re.search(r"extra == ['\"]quant['\"]", line) is not None
+    """Of the extras, those of quantization and of trackers: where they are installed, recipes may ask for them."""
+    return "extra ==" not in line or re.search(r"extra == ['\"](quant|track)['\"]", line) is not None
 
 
 def _version(name: str) -> str:

@@ -39,7 +39,7 @@ PERHAPS_FILES: dict[Key, Callable[[str], bool]] = {
 """Fields that are a folder or file where one lies there, else a hub's or run's name."""
 WORDS: dict[Key, str] = {("model", "chat_template"): "auto", ("model", "base"): DEMO, ("evaluation", "baseline"): "base"}
 
-PLACES = re.compile(r"^(?:parallel|launch):.*\n(?:[ ].*\n)*", re.MULTILINE)
+PLACES = re.compile(r"^(?:parallel|launch|tracking):.*\n(?:[ ].*\n)*", re.MULTILINE)
 """Sections that a run may go on with changed, as `dump` writes them."""
 
 PLAIN = re.compile(r"[\w/.](?:[\w /.()+-]*[\w/.()+-])?")
@@ -109,7 +109,7 @@ def difference(old: str, new: str) -> list[str]:
 
 
 def training_text(text: str) -> str:
-    """A resolved recipe's text without the sections that say where it is trained: those that have this in common give the same weights."""
+    """A resolved recipe's text without the sections on where it is trained and who looks on: the same text, the same weights."""
     return PLACES.sub("", text)
 
 

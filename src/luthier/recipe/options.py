@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from luthier.recipe.schema import PositiveInt, Scalar, Section
+from luthier.recipe.schema import PositiveInt, Scalar
+from luthier.recipe.section import Section
 
 MODAL_LONGEST_SECONDS = 24 * 3600
 """Modal ends a function after a day (modal.com/docs/guide/timeouts, 2026-11)."""

@@ -3,8 +3,10 @@
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from luthier.recipe.section import Section
+from luthier.recipe.tracking import Tracking
 from luthier.score.scorers import metric_name
 
 Share = Annotated[float, Field(gt=0, le=1)]
@@ -19,12 +21,6 @@ PAIRS = (
     (("training", "warmup_ratio"), ("training", "warmup_steps")),
 )
 """Two ways to say one thing: a recipe has one of them; an override of one takes the file's other away."""
-
-
-class Section(BaseModel):
-    """Frozen, and no key that nobody reads."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class Model(Section):
@@ -369,6 +365,8 @@ class Recipe(Section):
     """The rule."""
     serving: Serving = Serving()
     """What comes after."""
+    tracking: Tracking = Tracking()
+    """The lookers-on."""
     launch: Launch = Launch()
     """The machine."""
 

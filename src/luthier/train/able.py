@@ -4,6 +4,7 @@ from importlib.util import find_spec
 
 from luthier.core.errors import PlanRefused
 from luthier.recipe.schema import Recipe
+from luthier.watch.trackers import refuse_absent
 
 BITSANDBYTES = {"nf4", "fp4", "adamw_8bit", "paged_adamw_8bit"}
 """Values that its kernels compute; int8 is plain arithmetic."""
@@ -17,6 +18,7 @@ def refuse_what_cannot_be_trained(recipe: Recipe) -> None:
         divided = f"parallel.tensor: {parallel.tensor}" if parallel.tensor > 1 else f"parallel.shard: {parallel.shard}"
         what = f"training.optimizer: {optimizer} keeps its state in blocks of 256 numbers, which {divided} would cut"
         raise PlanRefused(what, change="set training.optimizer=adamw, whose state is divided instead")
+    refuse_absent(recipe.tracking)
     values = (("model.quantization", recipe.model.quantization, "int8"), ("training.optimizer", optimizer, "adamw"))
     wanted = [each for each in values if each[1] in BITSANDBYTES]
     if wanted and find_spec("bitsandbytes") is None:

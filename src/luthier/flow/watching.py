@@ -1,0 +1,127 @@
+"""The verbs that look at runs: what their folders say, and what the host says of a job that it was given."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import LuthierError, UsageError
+from luthier.flow.planning import HERE
+
+if TYPE_CHECKING:
+    from luthier.runs.state import State
+    from luthier.runs.status import Status
+    from luthier.runs.store import RunFolder
+    from luthier.watch.series import Series
+
+SECONDS_BETWEEN_LOOKS = 0.5
+MOVING: tuple[State, ...] = ("queued", "running", "silent")
+"""States from which something may still come by itself."""
+
+
+def status(name: str) -> Status:
+    """Where the run of this name, or in this folder, stands; its host is asked where the folder cannot tell."""
+    from luthier.runs.store import find
+
+    return status_of(find(name))
+
+
+def statuses() -> list[Status]:
+    """Where all runs stand, those that moved last first. No host is asked but this machine."""
+    from luthier.runs.store import RunFolder, runs_root
+
+    found = [status_of(RunFolder(path.parent), ask_far=False) for path in runs_root().glob("*/recipe.yaml")]
+    return sorted(found, key=lambda each: each.moved or 0.0, reverse=True)
+
+
+def status_of(run: RunFolder, *, ask_far: bool = True) -> Status:
+    """Where a run stands: what its folder says, and its job's host where that may know better."""
+    from luthier.runs.status import status as by_folder
+
+    found = by_folder(run)
+    return found if found.state in ("new", "running", "finished") else _as_the_host_says(run, found, ask_far=ask_far)
+
+
+def series(name: str, before: Series | None = None) -> Series:
+    """What the run has measured, read on from `before`."""
+    from luthier.runs.store import find
+    from luthier.watch.series import Series, read_on
+
+    return read_on(find(name).metrics, before or Series())
+
+
+def events(name: str) -> list[dict[str, object]]:
+    """All events of a run, the oldest first; lines that cannot be read are left out."""
+    from luthier.core import jsonl
+    from luthier.runs.store import find
+
+    return jsonl.salvage(find(name).events).records
+
+
+def logs(name: str, *, follow: bool = False) -> Iterator[str]:
+    """What the processes of a run have printed, line by line, the name of its file before it where there are several.
+
+    With `follow`, what they print until the run is over. Raises UsageError where nothing is kept.
+    """
+    from luthier.runs.store import find
+
+    run = find(name)
+    places = dict.fromkeys(_log_files(run), 0)
+    if not places and not follow:
+        what = f"run {run.name} has no log: what a run of one process prints is shown where it was started, and kept where it was launched"
+        raise UsageError(what, where=str(run.path))
+    while True:
+        last = not follow or status_of(run).state not in MOVING  # before the last look: what it printed at its end is in it
+        for path in (files := _log_files(run)):
+            whole, places[path] = _lines_after(path, places.get(path, 0), to_the_end=last)
+            yield from (f"{path.name}: {line}" if len(files) > 1 else line for line in whole)
+        if last:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _log_files(run: RunFolder) -> tuple[Path, ...]:
+    """Those of its job, which a host elsewhere is asked for, or those that lie in its folder."""
+    from luthier.launch.backend import Job
+    from luthier.launch.backends import BACKENDS
+
+    job = Job.read(run)
+    found = BACKENDS[job.on].logs(run, job) if job else tuple(sorted(run.path.glob("log*.txt")))
+    return tuple(path for path in found if path.exists())
+
+
+def _lines_after(path: Path, place: int, *, to_the_end: bool) -> tuple[list[str], int]:
+    """The lines from a byte on, a torn one only at the end, and the byte after them; a file that has become shorter is read anew."""
+    with path.open("rb") as file:
+        file.seek(place if place <= os.fstat(file.fileno()).st_size else 0)
+        start, text = file.tell(), file.read()
+    end = len(text) if to_the_end else text.rfind(b"\n") + 1
+    return text[:end].decode("utf-8", "replace").splitlines(), start + end
+
+
+def _as_the_host_says(run: RunFolder, found: Status, *, ask_far: bool) -> Status:
+    """The status with what only the job's host knows: that it waits again, has begun, or is no more."""
+    from luthier.launch.backend import Job
+    from luthier.launch.backends import BACKENDS
+
+    try:
+        job = Job.read(run)
+        if job is None or not (ask_far or job.on in HERE):
+            return found
+        said = BACKENDS[job.on].status(run, job)
+    except LuthierError:  # a damaged job.json, a host that cannot be asked from here: then the folder is all there is
+        return found
+    match found.state, said:
+        case ("queued", "over"):
+            return replace(found, state="failed", why=f"{job.on} {job.id} ended before it began: luthier logs {run.name} says why")
+        case ("silent", "over"):
+            return replace(found, state="killed", why=f"{job.on} {job.id} is over, and its ranks have said no last word")
+        case ("queued", "running"):
+            return replace(found, state="running", phase="preparing")
+        case (_, "queued"):
+            return replace(found, state="queued", why="")
+    return found
