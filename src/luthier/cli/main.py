@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import data, health, planning, proof, quickstart, training
+from luthier.cli import data, health, planning, proof, quickstart, training, watching
 from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError, PlanRefused
@@ -36,6 +36,11 @@ for verb in (
     planning.plan,
     training.train,
     training.launch,
+    watching.status,
+    watching.watch,
+    watching.logs,
+    watching.save,
+    watching.stop,
     proof.evaluate,
     proof.decide,
     health.doctor,

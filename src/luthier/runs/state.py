@@ -74,6 +74,12 @@ def standing(run: RunFolder, events: Sequence[Mapping[str, Any]]) -> Standing:
     return Standing(state=state, why=why, host=host, beats=said)
 
 
+def holder(run: RunFolder) -> Named | None:
+    """The process that has the run, or had it when it was killed; None where nobody has, or a container whose folder is a copy."""
+    held = _held(run)
+    return held.process if held else None
+
+
 def _held(run: RunFolder) -> _Held | None:
     """Who has the run, or had it when he was killed; None where he gave it back, or what he wrote is torn."""
     if not run.pid.exists():

@@ -1,0 +1,157 @@
+"""`luthier watch`: a run on the whole screen of a terminal, or as lines where there is none. It looks, and touches nothing."""
+
+import os
+import select
+import signal
+import sys
+import termios
+import time
+import tty
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console, Group
+from rich.layout import Layout
+from rich.live import Live
+from rich.panel import Panel
+from rich.text import Text
+
+from luthier import flow
+from luthier.cli.curves import plot
+from luthier.cli.standing import device, joined, lines, number, pace, ranks, state
+from luthier.core.redact import redact
+from luthier.core.signals import Interrupted
+from luthier.core.words import duration
+from luthier.flow.watching import MOVING
+from luthier.runs.status import Status
+from luthier.watch.series import Column, Series
+
+SECONDS_BETWEEN_LOOKS = 1.0
+POINTS = 600
+NEWEST = 8
+"""Events that are shown."""
+LONGEST = 100
+"""Characters of what an event says."""
+MOST_LINES = 14
+BELOW: tuple[tuple[Column, str, float], ...] = (
+    ("tokens_per_second", "tokens/s", 1),
+    ("device_utilization", "device use, %", 0.01),
+    ("memory_bytes", "memory, GB", 1e9),
+)
+"""Columns that are drawn small, with what they are called and their unit."""
+
+
+def watch(name: str, console: Console) -> None:
+    """Show the run until it is over and, on a terminal, until `q` or Ctrl-C."""
+    if console.is_terminal and sys.stdin.isatty():
+        _on_screen(name, console)
+    else:
+        _as_lines(name, console)
+
+
+def page(found: Status, series: Series, events: list[dict[str, Any]], *, width: int, height: int) -> Layout:
+    """All of the screen."""
+    shown = [Text.assemble((f"{name:<9}", "dim"), value) for name, value in lines(found)][:MOST_LINES]
+    tall = max(3, height - len(shown) - NEWEST - 10)
+    below = Layout(size=5)
+    below.split_row(*(Layout(Panel(_small(series, column, unit, width // 3 - 4), title=name)) for column, name, unit in BELOW))
+    losses = Panel(_losses(series, width - 4, tall), title="[dim]train[/] and [bold yellow]validation[/] loss")
+    whole = Layout()
+    whole.split_column(
+        Layout(Panel(Group(*shown), title=f"luthier watch {found.name}"), size=len(shown) + 2),
+        Layout(losses, size=tall + 3),
+        below,
+        Layout(Panel(_told(events), title="events", subtitle="q leaves; the run goes on")),
+    )
+    return whole
+
+
+def _small(series: Series, column: Column, unit: float, width: int) -> Text:
+    points = series.train.thinned(column, POINTS)
+    return plot({"green": replace(points, y=points.y / unit)}, width, 2)
+
+
+def _losses(series: Series, width: int, height: int) -> Text:
+    return plot({"dim": series.train.thinned("loss", POINTS), "bold yellow": series.validation.thinned("loss", POINTS)}, width, height)
+
+
+def _on_screen(name: str, console: Console) -> None:
+    series = flow.series(name)
+    with _left_by_ctrl_c(), _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            found, series = flow.status(name), flow.series(name, series)
+            size = console.size
+            live.update(page(found, series, flow.events(name), width=size.width, height=size.height), refresh=True)
+            if pressed(SECONDS_BETWEEN_LOOKS):
+                return
+
+
+def _as_lines(name: str, console: Console) -> None:
+    """A line whenever the run has moved on, and one for each event, until it is over."""
+    told, before = 0, ("", -1)
+    while True:
+        found = flow.status(name)
+        events = flow.events(name)
+        for event in events[told:]:
+            console.print(_event(event), soft_wrap=True, markup=False)
+        told = len(events)
+        if before != (now := (str(state(found)), found.step)):
+            console.print(_line(found), soft_wrap=True, markup=False)
+            before = now
+        if found.state not in MOVING:
+            return
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _line(found: Status) -> str:
+    left = f"{duration(found.seconds_left)} left" if found.seconds_left else ""
+    losses = f"loss {number(found.train_loss)}, validation {number(found.validation_loss)}" if found.step else ""
+    paced = f"{pace(found)} tokens/s{device(found)}" if found.tokens_per_second else ""
+    doing = ranks(found) if len(found.ranks) > 1 else ""
+    return joined((f"{state(found)}, step {found.step} of {found.total}", losses, paced, left, doing, found.why))
+
+
+def _told(events: list[dict[str, Any]]) -> Text:
+    return Text("\n").join(Text(_event(event), overflow="ellipsis", no_wrap=True) for event in events[: -NEWEST - 1 : -1])
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    """`12:31:09 saved step 40`: time, kind, and the small things that it says."""
+    at = event.get("time")
+    clock = datetime.fromtimestamp(at).strftime("%H:%M:%S") if isinstance(at, float) else "--:--:--"
+    said = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event") and isinstance(value, str | int | float))
+    return redact(f"{clock} {event.get('event')} {', '.join(said)}")[:LONGEST]
+
+
+@contextmanager
+def _left_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends what stands within, and is no interruption of anything."""
+    try:
+        yield
+    except Interrupted as ended:
+        if ended.signal != signal.SIGINT:
+            raise
+
+
+@contextmanager
+def _keys() -> Iterator[Any]:
+    """A function that waits so many seconds for `q` or Escape, and says whether it came; keys are not echoed while it is open."""
+    file = sys.stdin.fileno()
+    before = termios.tcgetattr(file)
+
+    def pressed(seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            ready, _, _ = select.select([file], [], [], left)
+            if ready and (not (typed := os.read(file, 64)) or typed in (b"q", b"Q", b"\x1b")):
+                return True
+        return False
+
+    tty.setcbreak(file)
+    try:
+        yield pressed
+    finally:
+        termios.tcsetattr(file, termios.TCSADRAIN, before)
