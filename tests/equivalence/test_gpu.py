@@ -7,7 +7,8 @@ from luthier.data.pack import bins, trees
 from luthier.model.fuse import fuse
 from luthier.train.batch import of_pack
 from luthier.train.objective import nll_sum
-from tests.model.zoo import adapted, assert_plain, gradients, plain_loss, shared_rows, tiny
+from tests.equivalence.test_quantized import KINDS, plain
+from tests.model.zoo import LONGEST, adapted, assert_plain, gradients, plain_loss, quantized, shared_rows, tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -35,3 +36,21 @@ def test_packs_on_a_gpu_are_padded_rows_on_the_cpu(family: str, packer: object, 
     assert loss.item() == pytest.approx(expected_loss.item(), rel=TOLERANCE[dtype])
     found = {name: gradient.cpu().float() for name, gradient in gradients(model).items()}
     assert_plain(found, gradients(reference), tolerance=10 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("packer", [bins, trees])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("family", ["qwen3", "qwen3_moe"])
+def test_few_bits_on_a_gpu_are_the_plain_twin_on_the_cpu(family: str, kind: str, packer: object) -> None:
+    torch.set_float32_matmul_precision("highest")
+    rows, device = shared_rows(), torch.device("cuda", 0)
+    expected_loss, expected = plain(family, kind)
+    name, double = KINDS[kind]
+    model = adapted(quantized(tiny(family), name, double_quant=double)).to(device).train()
+    fuse(model, pack=True, longest=LONGEST)
+    (pack,) = packer(rows, range(len(rows)), 10**6)  # type: ignore[operator]
+    batch = of_pack(pack, device)
+    loss = nll_sum(model, batch) / batch.num_targets
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == pytest.approx(expected_loss, rel=1e-4)
+    assert_plain({name: gradient.cpu() for name, gradient in gradients(model).items()}, expected, tolerance=1e-3)
