@@ -13,11 +13,11 @@ from tests.faults.harness import Start, Starter, outcome, write_recipe
 LAST = 6
 
 # In the order of a run of six steps that validates at 3 and 6 and saves at 2, 3 (the best), 4 and 6. A process counts calls anew, and
-# the rehearsal before step 1 has three of the loss, one update and one save of two files.
+# the rehearsal before step 1 has two of the loss, one update and one save of two files.
 KILLS = {
     "while the model is loaded": "model/load.py:load_model:1",
     "in the middle of an epoch, between gradient and update": "optim/adam.py:adam:3",
-    "inside an accumulation": "train/objective.py:nll_sum:9",
+    "inside an accumulation": "train/objective.py:nll_sum:8",
     "while it validates": "train/validate.py:validation_loss:1",
     "in a save, between weights and optimizer": "safetensors/torch.py:save_file:4",
     "in a save, before an older checkpoint goes": "core/files.py:remove:1",

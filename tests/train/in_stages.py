@@ -25,7 +25,7 @@ from luthier.plan.weights import Stage
 from luthier.recipe.schema import Training
 from luthier.train.batch import MicroBatch
 from luthier.train.optim import make_optimizer, set_rate
-from luthier.train.passes import Stopped, forward
+from luthier.train.passes import Seen, Stopped, forward
 from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks, join, part
 from luthier.train.step import TooLarge, train_step
@@ -137,8 +137,13 @@ def evaluated(ranks: Ranks) -> list[float]:
     whole, model = made("qwen3 lora bins").eval(), made("qwen3 lora bins").eval()
     ranks = divided(model, ranks)
     batches, alone = batches_of("bins", ranks), Precision.of(torch.float32, CPU)
-    (found,) = ranks.sum([forward(model, batches, Precision.of(torch.float32, CPU, ranks)).item()])
-    return [forward(whole, batches, alone).item(), found]
+    (found,) = ranks.sum([total(forward(model, batches, Precision.of(torch.float32, CPU, ranks)))])
+    return [total(forward(whole, batches, alone)), found]
+
+
+def total(seen: list[Seen]) -> float:
+    """Of all rows that were seen."""
+    return sum(float(each.nll_N.double()[each.targets_M].sum()) for each in seen)
 
 
 def broken_off(ranks: Ranks) -> dict[str, str]:

@@ -10,7 +10,7 @@ A pack of `bins` has its rows end to end. A pack of `trees` is a prefix tree, he
 65 tokens became 25; the last row is a prefix of the others and costs nothing. If all are supervised from P19 on, then place 18 predicts P19
 for three rows (count 3), and place 19 both a and d (count 1 each): one source, two targets.
 
-R = rows, A = all tokens of the rows end to end, T = places of the stream, N = targets.
+R = rows, A = all tokens of the rows end to end, T = places of the stream, N = targets, M = supervised tokens of the rows.
 """
 
 from bisect import bisect_left, insort
@@ -55,6 +55,10 @@ class Pack:
     targets_N: Ints
     counts_N: Ints
     """How many rows supervise this target at this source."""
+    rows_M: Ints
+    """Each row's supervised tokens one by one: the row's number in its split …"""
+    targets_M: Ints
+    """… and which of the N it is."""
     keys_T: Ints
     """What each token is to dropout, however the rows are divided into packs."""
     num_rows: int
@@ -83,19 +87,23 @@ def bins(rows: Sequence[TokenRow], numbers: Sequence[int], budget: int) -> list[
         insort(rooms, (room - len(rows[row]), pack))
         members[pack].append(row)
     words = [int(number) << 32 | np.arange(len(row)) for number, row in zip(numbers, rows, strict=True)]
-    return [_pack([rows[row] for row in pack], [0] * len(pack), [words[row] for row in pack]) for pack in members]
+    return [
+        _pack([rows[row] for row in pack], [numbers[row] for row in pack], [0] * len(pack), [words[row] for row in pack])
+        for pack in members
+    ]
 
 
 def trees(rows: Sequence[TokenRow], numbers: Sequence[int], budget: int) -> list[Pack]:
     """Packs of at most `budget` tokens after sharing, each a prefix tree; a longer row has a pack of its own, with its prefixes.
 
-    A token's key is a hash of its row's ids up to and with it; the `numbers` that `bins` needs change nothing here.
+    A token's key is a hash of its row's ids up to and with it; the rows' `numbers` change nothing of it.
     """
-    ordered = _ordered(rows)
+    order = _order(rows)
+    ordered, numbers = [rows[row] for row in order], [numbers[row] for row in order]
     shared = _shared(ordered, MIN_SHARED)
     words = [np.cumsum(_mixed(np.arange(len(row)) << 32 | row.ids)) for row in ordered]
     parts = _divided(np.array([len(row) for row in ordered], np.int64), shared, budget)
-    return [_pack(ordered[part], [0, *shared[part][1:].tolist()], words[part]) for part in parts]
+    return [_pack(ordered[part], numbers[part], [0, *shared[part][1:].tolist()], words[part]) for part in parts]
 
 
 def row_keys(number: int, length: int) -> Ints:
@@ -108,7 +116,7 @@ def shared_share(rows: Sequence[TokenRow]) -> float:
     return float(_shared(_ordered(rows), MIN_SHARED).sum()) / max(1, sum(map(len, rows)))
 
 
-def _pack(rows: Sequence[TokenRow], shared: Sequence[int], words: Sequence[Ints]) -> Pack:
+def _pack(rows: Sequence[TokenRow], numbers: Sequence[int], shared: Sequence[int], words: Sequence[Ints]) -> Pack:
     """The pack in which each row takes over its `shared` first tokens from the row before, and adds the others to the stream.
 
     `words` are what the tokens' keys are hashes of.
@@ -122,8 +130,8 @@ def _pack(rows: Sequence[TokenRow], shared: Sequence[int], words: Sequence[Ints]
     for (before, start), length in zip(pairwise(starts), shared[1:], strict=True):
         place_A[start : start + length] = place_A[before : before + length]
     supervised_A = np.concatenate([row.supervised for row in rows])
-    at_N = np.flatnonzero(supervised_A & (positions_A > 0))  # nothing predicts a row's first token
-    pairs_N, counts_N = np.unique(place_A[at_N - 1] << 32 | ids_A[at_N], return_counts=True)
+    at_M = np.flatnonzero(supervised_A & (positions_A > 0))  # nothing predicts a row's first token
+    pairs_N, targets_M, counts_N = np.unique(place_A[at_M - 1] << 32 | ids_A[at_M], return_inverse=True, return_counts=True)
     return Pack(
         ids_T=ids_A[own_A],
         positions_T=positions_A[own_A],
@@ -131,6 +139,8 @@ def _pack(rows: Sequence[TokenRow], shared: Sequence[int], words: Sequence[Ints]
         sources_N=pairs_N >> 32,
         targets_N=pairs_N & 0xFFFF_FFFF,
         counts_N=counts_N,
+        rows_M=np.repeat(np.asarray(numbers, np.int64), lengths)[at_M],
+        targets_M=targets_M,
         keys_T=_mixed(np.concatenate(words)[own_A]),
         num_rows=len(rows),
         num_tokens=len(ids_A),
@@ -156,8 +166,12 @@ def _nodes(lengths: Sequence[int], shared: Sequence[int]) -> tuple[Node, ...]:
 
 
 def _ordered(rows: Sequence[TokenRow]) -> list[TokenRow]:
+    return [rows[row] for row in _order(rows)]
+
+
+def _order(rows: Sequence[TokenRow]) -> list[int]:
     """The rows with those that share most side by side, and a prefix before what it begins: for this, bytes sort as well as numbers."""
-    return sorted(rows, key=lambda row: row.ids.tobytes())
+    return sorted(range(len(rows)), key=lambda row: rows[row].ids.tobytes())
 
 
 def _shared(ordered: Sequence[TokenRow], least: int) -> Ints:

@@ -54,10 +54,22 @@ def nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: T
     return _HeadLoss.apply(hidden_ND, weight_VD, targets_N, counts_N)  # type: ignore[no-any-return, no-untyped-call]
 
 
+def nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    """-log softmax(hidden weightᵀ)[target] of each, in float32, without a gradient."""
+    rows, ones_N = _rows_at_once(weight_VD), torch.ones_like(targets_N)
+    parts = [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
+    return torch.cat(
+        [
+            targets_N.new_zeros(0, dtype=torch.float32),
+            *(cross_entropy_(hidden_ND[part] @ weight_VD.T, targets_N[part], ones_N[part]) for part in parts),
+        ]
+    )
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
-        rows = max(16, CHUNK_BYTES // (weight_VD.element_size() * len(weight_VD)))
+        rows = _rows_at_once(weight_VD)
         d_hidden_ND = torch.empty_like(hidden_ND)
         total = torch.zeros((), device=hidden_ND.device)
         for start in range(0, len(hidden_ND), rows):
@@ -74,3 +86,7 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (d_hidden_ND,) = ctx.saved_tensors
         return d_hidden_ND * grad.to(d_hidden_ND.dtype), None, None, None
+
+
+def _rows_at_once(weight_VD: Tensor) -> int:
+    return max(16, CHUNK_BYTES // (weight_VD.element_size() * len(weight_VD)))

@@ -64,6 +64,20 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def validations(self) -> Path:
+        """Folder of each validation's losses row by row."""
+        return self.path / "validations"
+
+    def validation(self, step: int) -> Path:
+        """One of them (`luthier.watch.rows`)."""
+        return self.validations / f"step-{step:06d}.npy"
+
+    @property
+    def validated_steps(self) -> tuple[int, ...]:
+        """The steps of those that are there, in order."""
+        return tuple(sorted(int(path.stem[5:]) for path in self.validations.glob("step-*.npy") if path.stem[5:].isdecimal()))
+
+    @property
     def events(self) -> Path:
         """started, saved, resumed, stopped, finished."""
         return self.path / "events.jsonl"

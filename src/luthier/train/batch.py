@@ -40,6 +40,10 @@ class MicroBatch:
     """Of the rows: without padding, and before sharing."""
     num_targets: int
     """Supervised tokens of the rows."""
+    rows_M: Indices
+    """Of each of them the row, by its number in the split …"""
+    targets_M: Indices
+    """… and which of the N it is; both lie on the host, for validation only."""
     hidden_BTD: Tensor | None = None
     """What the stages before this one have made of the ids, with which it goes on."""
 
@@ -78,7 +82,8 @@ def nothing(size: MicroBatchSize, device: torch.device) -> MicroBatch:
     """Two tokens of which none counts: what is left to compute where a rank has no rows, and others wait for it in every layer."""
     row = TokenRow(ids=np.zeros(2, np.int32), supervised=np.array([False, True]))
     batch = collate([row], [0], device) if size.packing == "off" else of_pack(bins([row], [0], len(row))[0], device)
-    return replace(batch, counts_N=torch.zeros_like(batch.counts_N), num_tokens=0, num_targets=0)
+    none = np.zeros(0, np.int64)
+    return replace(batch, counts_N=torch.zeros_like(batch.counts_N), num_tokens=0, num_targets=0, rows_M=none, targets_M=none)
 
 
 def of_pack(pack: Pack, device: torch.device) -> MicroBatch:
@@ -94,6 +99,8 @@ def of_pack(pack: Pack, device: torch.device) -> MicroBatch:
         tree=Tree.of(pack),
         num_tokens=pack.num_tokens,
         num_targets=pack.num_targets,
+        rows_M=pack.rows_M,
+        targets_M=pack.targets_M,
     )
 
 
@@ -116,6 +123,8 @@ def collate(rows: Sequence[TokenRow], numbers: Sequence[int], device: torch.devi
         tree=None,
         num_tokens=sum(len(row) for row in rows),
         num_targets=len(rows_N),
+        rows_M=np.asarray(numbers, np.int64)[rows_N],
+        targets_M=np.arange(len(rows_N)),
     )
 
 

@@ -38,6 +38,7 @@ from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, of_step, of_validation
 from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
+from luthier.watch import rows
 
 MOST_SKIPPED = 3
 """Steps in a row that may be skipped because they were not finite."""
@@ -203,6 +204,8 @@ def _evaluate(loop: Loop, state: State) -> State:
     found = validation_loss(loop.model, loop.validation_rows, loop.micro_batch, loop.precision)
     release_freed_memory()
     line = of_validation(found, watch, step=state.step, epoch=loop.steps.epoch_at(state.step))
+    if not loop.folder.read_only:
+        rows.keep(loop.folder, state.step, rows.Rows(losses=found.losses_R, tokens=found.targets_R))
     if not math.isfinite(found.loss):
         loop.folder.metric(asdict(line))
         loop.folder.event("nonfinite", step=state.step, of="validation")

@@ -27,11 +27,29 @@ def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     return within(halves.base, functools.partial(_nll_sum, halves, batch))
 
 
+def nll(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Negative log-likelihood [N] of each target, once however many rows it counts for, in float32; to be called without gradients."""
+    halves = head.halves(model)
+    if halves is None:
+        return F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="none")
+    return within(halves.base, functools.partial(_nll, halves, batch))
+
+
 def _nll_sum(halves: head.Halves, batch: MicroBatch) -> Tensor:
-    hidden_AD = halves.decoder(**batch.inputs(), **batch.hints()).last_hidden_state.flatten(0, 1)
-    places_N = batch.sources_N if len(hidden_AD) == len(batch.keys_A) else batch.places_N
+    hidden_ND = _hidden_at_targets(halves, batch)
     with whole(halves.head):
-        return head.nll_sum(hidden_AD[places_N], halves.weight_VD, batch.targets_N, batch.counts_N)
+        return head.nll_sum(hidden_ND, halves.weight_VD, batch.targets_N, batch.counts_N)
+
+
+def _nll(halves: head.Halves, batch: MicroBatch) -> Tensor:
+    hidden_ND = _hidden_at_targets(halves, batch)
+    with whole(halves.head):
+        return head.nll(hidden_ND, halves.weight_VD, batch.targets_N)
+
+
+def _hidden_at_targets(halves: head.Halves, batch: MicroBatch) -> Tensor:
+    hidden_AD: Tensor = halves.decoder(**batch.inputs(), **batch.hints()).last_hidden_state.flatten(0, 1)
+    return hidden_AD[batch.sources_N if len(hidden_AD) == len(batch.keys_A) else batch.places_N]
 
 
 def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:

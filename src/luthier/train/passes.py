@@ -18,13 +18,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from luthier.data.order import Indices
 from luthier.model.dropout import draw, seed_of
 from luthier.model.mesh import Axis
 from luthier.model.peak import is_out_of_memory
 from luthier.model.pipeline import AFTER, BEFORE, Neighbours, Part, hidden_states, part_of
 from luthier.model.shard import evaluating
 from luthier.train.batch import MicroBatch
-from luthier.train.objective import nll_sum
+from luthier.train.objective import nll, nll_sum
 from luthier.train.precision import Precision
 
 
@@ -38,6 +39,15 @@ class Turn:
 
     batch: int
     forward: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Seen:
+    """The loss of each target of a micro batch, and of which rows they are (`MicroBatch`)."""
+
+    nll_N: Tensor
+    rows_M: Indices
+    targets_M: Indices
 
 
 def turns(axis: Axis, num_batches: int) -> Iterator[Turn]:
@@ -68,14 +78,15 @@ def backward(model: nn.Module, batches: Sequence[MicroBatch], precision: Precisi
     return step.loss
 
 
-def forward(model: nn.Module, batches: Iterable[MicroBatch], precision: Precision) -> Tensor:
-    """The rows' summed loss, without dropout and gradient, where this stage sees it. Raises as `backward` does."""
-    total, line = torch.zeros((), dtype=torch.float64, device=precision.device), _Line.of(model)
+def forward(model: nn.Module, batches: Iterable[MicroBatch], precision: Precision) -> list[Seen]:
+    """Each micro batch's losses, without dropout and gradient, where this stage sees them. Raises as `backward` does."""
+    seen: list[Seen] = []
+    line = _Line.of(model)
     with evaluating(model), precision.autocast():
         for batch in batches:
-            line.turn(batch, functools.partial(_evaluated, model, batch, precision, total), forward=True)
+            line.turn(batch, functools.partial(_evaluated, model, batch, precision, seen), forward=True)
         line.end()
-    return total
+    return seen
 
 
 def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
@@ -83,14 +94,14 @@ def dropout_seed(seed: int, step: int, micro_batch: int) -> int:
     return seed_of(f"{seed}/{step}/{micro_batch}")
 
 
-def _evaluated(model: nn.Module, batch: MicroBatch, precision: Precision, total: Tensor, hidden_BTD: Tensor | None) -> Tensor | None:
-    """What the next stage goes on with; on the last, the loss is added to the total."""
+def _evaluated(model: nn.Module, batch: MicroBatch, precision: Precision, seen: list[Seen], hidden_BTD: Tensor | None) -> Tensor | None:
+    """What the next stage goes on with; on the last, the losses are added to what is seen."""
     if precision.ranks.stops():
         raise Stopped
     batch, part = replace(batch, hidden_BTD=hidden_BTD), part_of(model)
     if part and not part.stage.last:
         return hidden_states(model, **batch.inputs())
-    total += nll_sum(model, batch)
+    seen.append(Seen(nll_N=nll(model, batch), rows_M=batch.rows_M, targets_M=batch.targets_M))
     return None
 
 
