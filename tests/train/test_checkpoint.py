@@ -5,6 +5,7 @@ import shutil
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from luthier.train.checkpoint import Best, Damaged, State
 from luthier.train.contents import load_weights
 from luthier.train.optim import make_optimizer
 from luthier.train.step import train_step
+from luthier.watch import rows
 from tests.train.workshop import FLOAT32, in_batches, ragged_rows, tiny_model
 
 FILES = ["adapter.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
@@ -219,6 +221,23 @@ def test_the_line_of_a_validation_that_is_owed_goes_and_of_one_that_was_made_sta
         checkpoint.save(trainee.run, State(step=2, validated=validated), trainee.trained, trainee.optimizer, keep=1)
         assert checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer).validated == validated
         assert len(list(jsonl.records(trainee.run.metrics))) == lines
+
+
+def test_what_rows_lost_and_ranks_did_after_the_checkpoint_is_forgotten_with_the_lines_of_metrics(trainee: Trainee) -> None:
+    for step in (1, 2, 3):
+        rows.keep(trainee.run, step, rows.Rows(losses=np.array([1.5, 0.25]), tokens=np.array([3, 1])))
+        jsonl.append(trainee.run.ranks, {"step": step, "rank": 0})
+    checkpoint.save(trainee.run, State(step=3, validated=2), trainee.trained, trainee.optimizer, keep=1)
+    checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer)
+    assert trainee.run.validated_steps == (1, 2)  # the third is owed
+    assert [record["step"] for record in jsonl.records(trainee.run.ranks)] == [1, 2, 3]
+    (kept,) = rows.kept(trainee.run, {2, 3}).values()
+    assert (kept.losses.tolist(), kept.tokens.tolist(), kept.mean) == ([1.5, 0.25], [3, 1], 0.4375)
+    checkpoint.save(trainee.run, State(step=2, validated=1), trainee.trained, trainee.optimizer, keep=1)
+    shutil.rmtree(trainee.run.checkpoint(3))
+    checkpoint.resume(trainee.run, trainee.trained, trainee.optimizer)
+    assert trainee.run.validated_steps == (1,)
+    assert [record["step"] for record in jsonl.records(trainee.run.ranks)] == [1, 2]
 
 
 def test_the_newest_and_the_best_are_kept(trainee: Trainee) -> None:

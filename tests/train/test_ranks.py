@@ -15,6 +15,7 @@ from luthier.core import jsonl
 from luthier.train.ranks import ALONE
 from luthier.train.run import _set_up, train
 from luthier.train.validate import validation_loss
+from luthier.watch import rows
 from tests.train.in_two_ranks import BY_METRIC, KILLED_IN, KINDS, LAST_STEP_OF_ONE_ROW, RESUMED_AFTER, SHORT
 from tests.train.recorded import metrics
 from tests.train.workshop import Workshop, killed_in_step
@@ -117,6 +118,29 @@ def test_only_rank_0_writes_into_the_run_folder(alone: Workshop, found: Found) -
     events = [record["event"] for record in jsonl.records(alone.job("two whole").folder.events)]
     assert [events.count(event) for event in ("started", "finished", "rehearsed")] == [1, 1, 1]
     assert [line["step"] for line in metrics(alone.job("two whole").folder) if line["kind"] == "train"] == list(range(1, 13))
+
+
+def test_ranks_jsonl_tells_what_each_rank_did_of_ten_steps(alone: Workshop, found: Found) -> None:
+    run = alone.job("two whole").folder
+    lines = list(jsonl.records(run.ranks))
+    assert [(line["step"], line["rank"]) for line in lines] == [(10, 0), (10, 1)]
+    steps = [line for line in metrics(run) if line["kind"] == "train"][:10]
+    assert lines[0]["seconds"] == pytest.approx(sum(line["seconds"] for line in steps))
+    assert all(0 < line["waiting_seconds"] < line["seconds"] for line in lines)
+    assert all(line["data_seconds"] < line["seconds"] and line["host"] and line["memory_bytes"] > 10**6 for line in lines)
+    assert not alone.job("one whole").folder.ranks.exists()  # there is nobody to compare with
+
+
+def test_each_rows_loss_is_kept_however_many_ranks_validate(alone: Workshop, found: Found) -> None:
+    one, two = (alone.job(name).folder for name in ("one whole", "two whole"))
+    assert one.validated_steps == two.validated_steps != ()
+    for step in one.validated_steps:
+        (first,), (second,) = rows.kept(one, {step}).values(), rows.kept(two, {step}).values()
+        assert first.tokens.tolist() == second.tokens.tolist()
+        assert first.losses == pytest.approx(second.losses, rel=1e-3)
+        assert second.mean == pytest.approx(
+            next(line["loss"] for line in metrics(two) if line["kind"] == "validation" and line["step"] == step)
+        )
 
 
 def test_validation_divides_its_rows(alone: Workshop, found: Found) -> None:

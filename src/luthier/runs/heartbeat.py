@@ -123,6 +123,9 @@ class Patience:
 class Heart(Protocol):
     """Where a rank says what it is doing."""
 
+    waited_seconds: float
+    """For other ranks, in all."""
+
     def beat(self, phase: Phase, step: int) -> None:
         """It does this, in this step."""
         ...
@@ -134,6 +137,8 @@ class Heart(Protocol):
 
 class Unheard:
     """The heart of a process that nobody watches."""
+
+    waited_seconds = 0.0
 
     def beat(self, phase: Phase, step: int) -> None:
         """Nobody hears it."""
@@ -152,6 +157,7 @@ class Heartbeat:
         folder(run).mkdir(exist_ok=True)
         self._file = os.open(beat_file(run, rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._who = {"rank": rank, **asdict(Named.of(os.getpid()))}
+        self.waited_seconds = 0.0
         self._durations: deque[float] = deque(maxlen=STEPS_REMEMBERED)
         self._phase: Phase = "loading"
         self._step, self._step_began = 0, time.monotonic()
@@ -177,9 +183,10 @@ class Heartbeat:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While it is open, the rank waits for others; after it, it does what it did before. If it fails, it was waiting to the last."""
-        phase = self._phase
+        phase, began = self._phase, time.monotonic()
         self.beat("waiting", self._step)
         yield
+        self.waited_seconds += time.monotonic() - began
         self.beat(phase, self._step)
 
     def __enter__(self) -> Self:

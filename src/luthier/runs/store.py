@@ -64,6 +64,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def ranks(self) -> Path:
+        """One JSON object per rank and ten steps, where there are several ranks (`luthier.train.record.RankLine`)."""
+        return self.path / "ranks.jsonl"
+
+    @property
     def validations(self) -> Path:
         """Folder of each validation's losses row by row."""
         return self.path / "validations"

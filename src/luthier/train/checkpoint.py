@@ -357,6 +357,9 @@ def _forget_after(run: RunFolder, state: State, progress: Progress) -> None:
         dropped = f"{damaged} damaged line{'s were' if damaged > 1 else ' was'} dropped" if damaged else "lines are missing"
         steps = f"; steps {', '.join(map(str, lost[:5]))}{' …' if len(lost) > 5 else ''} are no longer recorded" if lost else ""
         progress.say(f"{run.metrics.name}: {dropped}{steps} (the training itself is not touched)")
+    if run.ranks.exists():
+        told = [record for record in jsonl.salvage(run.ranks).records if isinstance(record.get("step"), int)]
+        files.write(run.ranks, "".join(jsonl.dumps(record) + "\n" for record in told if record["step"] <= state.step))
     for step in run.validated_steps:
         if step > state.validated:
             run.validation(step).unlink()

@@ -35,7 +35,7 @@ from luthier.train.optim import rate_at, set_rate
 from luthier.train.passes import Stopped
 from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks
-from luthier.train.record import Line, Stopwatch, of_step, of_validation
+from luthier.train.record import Line, Stopwatch, Tally, of_step, of_validation
 from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
 from luthier.watch import rows
@@ -66,6 +66,7 @@ class Loop:
     asked: Asked
     """Whether a signal has come."""
     clock: Clock
+    tally: Tally
 
     @property
     def model(self) -> nn.Module:
@@ -172,6 +173,7 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     )
     line = of_step(done, watch, step=step, epoch=loop.steps.epoch_at(step), rate=rate, data_seconds=data_seconds)
     loop.folder.metric(asdict(line))
+    loop.tally.note(line)
     if done.num_overflows:
         loop.folder.event("overflow", step=step, times=done.num_overflows, scale=loop.precision.scaler.get_scale())
     if not done.finite:

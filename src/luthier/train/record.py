@@ -1,12 +1,18 @@
-"""The lines of metrics.jsonl: the same keys for a step and for a validation."""
+"""The lines of metrics.jsonl, the same keys for a step and for a validation; and of ranks.jsonl, what each rank did of ten steps."""
 
+import math
+import socket
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import psutil
 import torch
 
+from luthier.core import files, jsonl
+from luthier.runs.heartbeat import Heart
+from luthier.runs.store import RunFolder
+from luthier.train.ranks import Ranks
 from luthier.train.step import StepRecord
 from luthier.train.validate import ValidationRecord
 
@@ -28,6 +34,63 @@ class Line:
     data_seconds: float | None
     memory_bytes: int
     device_utilization: float | None
+
+
+STEPS_TOLD = 10
+"""After so many steps ranks tell the first what they did: one message, in which none waits longer than it does in every step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankLine:
+    """One rank's share of the last ten steps, up to `step`: what it waited for others, and what it had to itself."""
+
+    step: int
+    rank: int
+    host: str
+    seconds: float
+    waiting_seconds: float
+    """On the host; waits on a GPU's own queue are not in it."""
+    data_seconds: float
+    memory_bytes: int
+    device_utilization: float | None
+
+
+@dataclass(slots=True, kw_only=True)
+class Tally:
+    """This rank's steps since it last told of them. Every rank notes every step."""
+
+    ranks: Ranks
+    heart: Heart
+    folder: RunFolder
+    _lines: list[Line] = field(default_factory=list)
+    _waited: float = 0.0
+    """Until the last telling."""
+
+    def note(self, line: Line) -> None:
+        """One step that was done; with the tenth, the first rank writes down what all have noted."""
+        if self.ranks.size == 1:
+            return
+        self._lines.append(line)
+        if len(self._lines) < STEPS_TOLD:
+            return
+        waited = self.heart.waited_seconds
+        busy = [each.device_utilization for each in self._lines if each.device_utilization is not None]
+        own = RankLine(
+            step=line.step,
+            rank=self.ranks.rank,
+            host=socket.gethostname(),
+            seconds=math.fsum(each.seconds for each in self._lines),
+            waiting_seconds=waited - self._waited,
+            data_seconds=math.fsum(each.data_seconds or 0.0 for each in self._lines),
+            memory_bytes=line.memory_bytes,
+            device_utilization=math.fsum(busy) / len(busy) if busy else None,
+        )
+        self._lines, self._waited = [], waited
+        told = self.ranks.every(asdict(own))
+        if self.ranks.first:
+            with files.told(self.folder.ranks.name, self.folder.path):
+                for each in told:
+                    jsonl.append(self.folder.ranks, each)
 
 
 class Stopwatch:

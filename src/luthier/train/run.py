@@ -48,6 +48,7 @@ from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
 from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
+from luthier.train.record import Tally
 from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
@@ -256,6 +257,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
             folder=job.folder,
             progress=job.progress,
         ),
+        tally=Tally(ranks=job.ranks, heart=job.heart, folder=job.folder),
     )
     return loop, plan
 
