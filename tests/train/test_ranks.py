@@ -124,9 +124,9 @@ def test_ranks_jsonl_tells_what_each_rank_did_of_ten_steps(alone: Workshop, foun
     run = alone.job("two whole").folder
     lines = list(jsonl.records(run.ranks))
     assert [(line["step"], line["rank"]) for line in lines] == [(10, 0), (10, 1)]
-    steps = [line for line in metrics(run) if line["kind"] == "train"][:10]
+    steps = [line for line in jsonl.records(run.metrics) if line["kind"] == "train"][:10]
     assert lines[0]["seconds"] == pytest.approx(sum(line["seconds"] for line in steps))
-    assert all(0 < line["waiting_seconds"] < line["seconds"] for line in lines)
+    assert all(line["waiting_seconds"] < line["seconds"] for line in lines)
     assert all(line["data_seconds"] < line["seconds"] and line["host"] and line["memory_bytes"] > 10**6 for line in lines)
     assert not alone.job("one whole").folder.ranks.exists()  # there is nobody to compare with
 
@@ -134,13 +134,12 @@ def test_ranks_jsonl_tells_what_each_rank_did_of_ten_steps(alone: Workshop, foun
 def test_each_rows_loss_is_kept_however_many_ranks_validate(alone: Workshop, found: Found) -> None:
     one, two = (alone.job(name).folder for name in ("one whole", "two whole"))
     assert one.validated_steps == two.validated_steps != ()
+    losses = {line["step"]: line["loss"] for line in metrics(two) if line["kind"] == "validation"}
     for step in one.validated_steps:
         (first,), (second,) = rows.kept(one, {step}).values(), rows.kept(two, {step}).values()
         assert first.tokens.tolist() == second.tokens.tolist()
         assert first.losses == pytest.approx(second.losses, rel=1e-3)
-        assert second.mean == pytest.approx(
-            next(line["loss"] for line in metrics(two) if line["kind"] == "validation" and line["step"] == step)
-        )
+        assert second.mean == pytest.approx(losses[step])
 
 
 def test_validation_divides_its_rows(alone: Workshop, found: Found) -> None:
