@@ -38,6 +38,15 @@ def records(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
+def record(line: bytes) -> dict[str, Any] | None:
+    """The record that a line is, if it is one."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def salvage(path: Path) -> Salvaged:
     """What can be read of a file whatever has happened to it; a torn last line is no damage, and a file that is gone has no lines."""
     return salvaged(path.read_bytes() if path.exists() else b"")
@@ -46,16 +55,8 @@ def salvage(path: Path) -> Salvaged:
 def salvaged(text: bytes) -> Salvaged:
     """`salvage` of what was read already."""
     lines = text.split(b"\n")[:-1]
-    found = [_record(line) for line in lines]
-    records = [record for record in found if isinstance(record, dict)]
+    records = [found for line in lines if (found := record(line)) is not None]
     return Salvaged(records=records, num_damaged=len(lines) - len(records))
-
-
-def _record(line: bytes) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError):
-        return "damaged"
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

@@ -12,3 +12,13 @@ def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.3g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+
+
+def percent(share: float) -> str:
+    """`4.4 %`, `37 %`."""
+    return f"{100 * share:.2g} %" if share < 0.1 else f"{100 * share:.0f} %"
+
+
+def count(number: int, what: str) -> str:
+    """`1 save`, `1,200 rows`: the noun in the singular."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
