@@ -1,5 +1,6 @@
 """Runs that never were: curves drawn from a seed, healthy ones of many shapes, and each fault at several strengths."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -58,6 +59,10 @@ class Course:
             validations=np.unique(np.linspace(0, total, num + 1)[1:].astype(int)) if num else np.zeros(0, int),
             epochs=random.choice([1.0, 2.0, 3.0, 5.0]),
         )
+
+    def clear(self, error: float) -> "Course":
+        """With no more noise than leaves the mean of a twentieth of its steps so uncertain: what is told of must be there to be seen."""
+        return replace(self, noise=min(self.noise, error * math.sqrt(self.total / 20)))
 
     def learned(self, random: np.random.Generator) -> Floats:
         """A healthy curve: an exponential, a power law, or a fast and a slow fall."""
@@ -136,7 +141,7 @@ def overfitting(random: np.random.Generator) -> Case:
 def plateau(random: np.random.Generator) -> Case:
     course = Course.of(random, shortest=150, validations=(0, 10, 20))
     curve = course.floor + (course.start - course.floor) * np.exp(-random.uniform(15, 50) * course.way)
-    return run(random, replace(course, noise=min(course.noise, 0.1)), curve, curve * 1.02)
+    return run(random, course.clear(0.0025), curve, curve * 1.02)
 
 
 def spikes(random: np.random.Generator) -> Case:
@@ -161,14 +166,14 @@ def learning_rate_high(random: np.random.Generator) -> Case:
     course = replace(course, rates=3e-3 * np.minimum(1, share / 0.05) * (1 - share))
     early, peak = course.start * random.uniform(0.6, 0.8), random.choice([0.12, 0.25, 0.5])
     curve = np.interp(share, [0, 0.06, 0.2, 0.35, 1.0], [course.start, early, early * (1 + peak), early * (1 + peak), early * 0.9])
-    return run(random, replace(course, noise=min(course.noise, 0.1)), curve, np.interp(share, [0, 1], [course.start, early]))
+    return run(random, course.clear(0.005), curve, np.interp(share, [0, 1], [course.start, early]))
 
 
 def learning_rate_low(random: np.random.Generator) -> Case:
     course = Course.of(random, shortest=150, validations=(0, 3, 4, 6))
-    fall = random.choice([0.06, 0.12, 0.25])
+    fall = random.choice([0.1, 0.2, 0.35])
     curve = course.start * (1 - fall * (1 - np.exp(-0.2 * course.way)) / (1 - np.exp(-0.2)))
-    return run(random, replace(course, noise=min(course.noise, 0.05)), curve, curve)
+    return run(random, course.clear(0.005), curve, curve)
 
 
 def gradient_large(random: np.random.Generator) -> Case:

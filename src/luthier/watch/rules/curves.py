@@ -16,7 +16,7 @@ MEDIAN_COST = 1.2533
 """√(π/2): the standard error of a median over that of a mean."""
 BEFORE = 32
 """Steps to which one is compared."""
-FADES = np.geomspace(0.03, 3.0, 16)
+FADES = np.geomspace(0.03, 1.0, 16)
 """Times after which a fitted curve has done 1 - 1/e of its fall, over the time that was seen."""
 
 
@@ -71,38 +71,40 @@ def jumps(y: Floats, sigmas: float, least: float) -> npt.NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """How much a curve will still fall: the expected fall, and the probability that it is less than was asked."""
+class Fall:
+    """How much a curve falls: what is expected, and the probability that it is less than was asked."""
 
-    fall: float
+    value: float
     probability: float
 
 
-def left(x: Floats, y: Floats, until: float, less_than: float) -> Left:
-    """What a curve that falls as a + b·exp(-x/τ) falls from its last point until x = `until`, and P(that is less than `less_than`).
+def fall(x: Floats, y: Floats, span: tuple[float, float], less_than: float) -> Fall:
+    """How much a curve a + b·exp(-x/τ) + c·x falls between two x, which may lie beyond its points, and P(that is less than `less_than`).
 
-    Each of 16 τ has its own least squares; they are weighted by their likelihood with a and b integrated out, |XᵀX|^(-½) · RSS^(-(n-2)/2)
-    (O'Hagan and Forster 2004, ch. 11), so that many curves that fit alike make a wide answer. Given τ the fall is Student's t of n - 2
-    degrees.
+    The straight part is what a second, slower fall looks like that has only begun: without it a first fast one would make the rest sure.
+    Each of 16 τ has its own least squares; they are weighted by their likelihood with a, b and c integrated out, |XᵀX|^(-½) ·
+    RSS^(-(n-3)/2) (O'Hagan and Forster 2004, ch. 11), so that many curves that fit alike make a wide answer. Given τ the fall is Student's
+    t of n - 3 degrees.
     """
-    span, freedom = x[-1] - x[0], len(x) - 2
+    seen, freedom = x[-1] - x[0], len(x) - 3
     falls, errors, logs = [], [], []
-    for tau in FADES * span:
-        curve = np.stack([np.ones_like(x), np.exp(-(x - x[0]) / tau)], axis=1)
-        inverse = np.linalg.pinv(curve.T @ curve)
-        fitted = inverse @ curve.T @ y
-        squares = max(float(((y - curve @ fitted) ** 2).sum()), 1e-18)
-        scale = math.exp(-span / tau) - math.exp(-(until - x[0]) / tau)
-        falls.append(fitted[1] * scale)
-        errors.append(scale * math.sqrt(inverse[1, 1] * squares / freedom))
-        logs.append(0.5 * math.log(max(np.linalg.det(inverse), 1e-300)) - freedom / 2 * math.log(squares))
+    for tau in FADES * seen:
+
+        def curve(at: Floats, tau: float = tau) -> Floats:
+            return np.stack([np.ones_like(at), np.exp(-(at - x[0]) / tau), (at - x[0]) / seen], axis=1)
+
+        inverse = np.linalg.pinv(curve(x).T @ curve(x))
+        fitted = inverse @ curve(x).T @ y
+        squares = max(float(((y - curve(x) @ fitted) ** 2).sum()), 1e-18)
+        begin, end = curve(np.array(span))
+        ahead = begin - end
+        falls.append(float(ahead @ fitted))
+        errors.append(math.sqrt(max(0.0, float(ahead @ inverse @ ahead)) * squares / freedom))
+        logs.append(0.5 * math.log(max(float(np.linalg.det(inverse)), 1e-300)) - freedom / 2 * math.log(squares))
     weights = np.exp(np.array(logs) - max(logs))
     weights /= weights.sum()
-    below = [
-        _student((less_than - fall) / error, freedom) if error else float(fall < less_than)
-        for fall, error in zip(falls, errors, strict=True)
-    ]
-    return Left(fall=float(weights @ falls), probability=float(weights @ below))
+    below = [_student((less_than - each) / max(error, 1e-12), freedom) for each, error in zip(falls, errors, strict=True)]
+    return Fall(value=float(weights @ falls), probability=float(weights @ below))
 
 
 def _student(t: float, freedom: int) -> float:

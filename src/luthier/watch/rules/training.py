@@ -1,13 +1,15 @@
 """Rules that look at steps: jumps and divergence, gradients, the learning rate, numbers that are none, a loss of nothing."""
 
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from luthier.core.finding import Change, Finding
 from luthier.core.words import count, percent
 from luthier.watch.rules.case import Case, Rule
-from luthier.watch.rules.curves import Blocks, blocks, jumps
+from luthier.watch.rules.curves import Blocks, Floats, blocks, jumps
 from luthier.watch.rules.validation import MOST_RATE, finite
 
 JUMP_SIGMAS, JUMP = 8.0, 1.5
@@ -18,8 +20,10 @@ SIGMAS = 5.0
 DIVERGED, HUMP = 0.15, 0.05
 """By such a share of the lowest block."""
 LARGE_NORM, LARGE_SHARE = 10.0, 0.05
-STRAIGHT, FALLS = 0.75, 0.02
-"""The second half's fall over the first's, from which a curve counts as straight; and the least fall in all, of the loss at the start."""
+STRAIGHT, LEARNED, SURE_SIGMAS = (0.7, 1.5), 0.5, 2.0
+"""The second half's fall over the first's of a curve that counts as straight; and what it must be above, by so many standard errors."""
+FALLS = 0.02
+"""The least fall in all, of the loss at the start."""
 ENOUGH_BLOCKS = 6
 SHORT_WARMUP = 0.1
 
@@ -125,11 +129,12 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     The training loss is drawn over the sum of the learning rates up to each step, which is how far the weights can have gone. A run that
-    has learned falls fast, then slowly; a straight line is one that has only begun. Told is: of the fall, the second half of the way has at
-    least three quarters of the first half's, three quarters of the steps are done, and it is 2 % of the loss and five standard errors.
+    has learned falls fast, then slowly; a straight line is one that has only begun. Told is: the second half of the way falls 0.7 to 1.5
+    times as steeply as the first, and more than 0.5 times by two standard errors; three quarters of the steps are done; the fall is 2 % of
+    the loss, and five standard errors. The stairs that a training loss goes down with each epoch, as rows come again, are taken off.
 
-    Arithmetic: a curve exp(-x/τ) whose τ is a third of the run falls in its second half by 0.22 of the first's; one whose τ is three times
-    the run by 0.85.
+    Arithmetic: a curve exp(-x/τ) whose τ is a third of the run falls in its second half by 0.22 of the first's; one whose τ is five times
+    the run by 0.9.
 
     What to do: three times the rate (to 1e-3 at most); more epochs.
 
@@ -140,12 +145,11 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
         return
     rates = case.series.train["learning_rate"]
     way = np.interp(found.x, case.series.train["step"], np.cumsum(np.nan_to_num(rates)))
-    begin, middle, end = np.array([0.0, 0.5, 1.0]) * (way[-1] - way[0]) + way[0]
-    slopes = [np.polyfit(way[part], found.y[part], 1)[0] for part in (way <= middle, way >= middle) if part.sum() >= 2]
-    fall = -float(np.polyval(np.polyfit(way, found.y, 1), [begin, end]) @ [-1, 1])
-    if len(slopes) < 2 or slopes[0] >= 0 or slopes[1] / slopes[0] < STRAIGHT:
-        return
-    if fall < FALLS * abs(found.y[0]) or found.sigmas(-1, 0) < SIGMAS:
+    epochs = np.floor(np.interp(found.x, case.series.train["step"], case.series.train["epoch"]) - 1e-9)
+    first, second, whole = _slopes(found, way / way[-1], epochs)
+    straight = STRAIGHT[0] * first.value >= second.value >= STRAIGHT[1] * first.value
+    surely = LEARNED * first.value - second.value > SURE_SIGMAS * math.hypot(LEARNED * first.error, second.error)
+    if not (straight and surely) or -whole.value < max(FALLS * abs(found.y[0]), SIGMAS * whole.error):
         return
     rate, training = case.recipe.training.learning_rate, case.recipe.training
     changes = [Change(path="training.epochs", value=2 * training.epochs, why="goes on as far again")] if training.epochs else []
@@ -158,7 +162,7 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
         severity="warn",
         message=f"The training loss fell in a straight line to the end ({found.y[0]:.3g} → {found.y[-1]:.3g}): "
         f"at a learning rate of {rate:.2g} the run has only begun to learn",
-        evidence={"first_half": round(-float(slopes[0]), 6), "second_half": round(-float(slopes[1]), 6), "learning_rate": rate},
+        evidence={"first_half": round(-first.value, 6), "second_half": round(-second.value, 6), "learning_rate": rate},
         changes=tuple(changes),
     )
 
@@ -270,6 +274,29 @@ RULES: tuple[Rule, ...] = (
 def _blocks(case: Case) -> Blocks:
     steps, losses = finite(case)
     return blocks(steps, losses) if len(steps) else Blocks(x=np.zeros(0), y=np.zeros(0), error=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Slope:
+    value: float
+    error: float
+
+
+def _slopes(found: Blocks, way: Floats, epochs: Floats) -> tuple[_Slope, _Slope, _Slope]:
+    """Of the way's first half, its second, and all of it; the stairs down which a training loss goes with each epoch are not of it."""
+
+    def fitted(*columns: Floats) -> tuple[Floats, Floats]:
+        design = np.stack([np.ones_like(way), *columns, *([epochs] if epochs.any() else [])], axis=1)
+        inverse = np.linalg.pinv(design.T @ design)
+        return inverse @ design.T @ found.y, found.error * np.sqrt(np.diag(inverse))
+
+    values, errors = fitted(np.minimum(way, 0.5), np.maximum(way - 0.5, 0))
+    whole, of_whole = fitted(way)
+    return (
+        _Slope(value=float(values[1]), error=float(errors[1])),
+        _Slope(value=float(values[2]), error=float(errors[2])),
+        _Slope(value=float(whole[1]), error=float(of_whole[1])),
+    )
 
 
 def _is_diverged(case: Case) -> bool:

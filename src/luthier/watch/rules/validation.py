@@ -11,7 +11,7 @@ from luthier.core.words import count, percent
 from luthier.score.intervals import Interval, mean
 from luthier.watch.rows import Rows
 from luthier.watch.rules.case import Case, Rule
-from luthier.watch.rules.curves import Floats, blocks, left
+from luthier.watch.rules.curves import Floats, blocks, fall
 
 CONFIDENCE = 0.99
 WORSE = 0.01
@@ -22,9 +22,9 @@ NORMAL_99 = 2.576
 LITTLE = 0.005
 """δ: a fall by less than this share of the loss is nothing to wait for."""
 SURE = 0.95
-ENOUGH_VALIDATIONS = 6
-SHARE_SEEN, SHARE_LEFT = 0.4, 0.25
-"""Of all steps: a plateau is looked for when so many are done, and told while it would save so many."""
+ENOUGH_POINTS = 5
+SHARE_SEEN = 0.75
+"""Of the way, the sum of all learning rates: from there on a plateau would have been the time to stop."""
 MOST_RANK, MOST_RATE = 128, 1e-3
 
 
@@ -94,44 +94,48 @@ def plateau(case: Case) -> Iterator[Finding]:
 
     Severity: note.
 
-    A curve a + b·exp(-x/τ) is fitted to the validation losses, or with fewer than six of them to the training loss in twenty blocks, as
-    they stood at three fifths of the run or stand now. All τ count by how well they fit. Told is: with a probability of at least 95 % the
-    rest of the run brings less than δ = 0.5 % of the loss, and at least a quarter of the steps were left. Where more of the run is known,
-    it must have brought no more.
+    A curve a + b·exp(-w/τ) + c·w is fitted over the way w, the sum of the learning rates: to the validation losses, if there are five; and,
+    where these say nothing, to the training loss in twenty blocks. All τ count by how well they fit. Told is, once three quarters of the
+    way are done (half of the steps where the rate falls in a line, three quarters where it is constant): with a probability of at least
+    95 % its last quarter brings less than δ = 0.5 % of the loss. It is asked again with all that is measured since.
 
-    Arithmetic: losses 2.60, 2.58, 2.581, 2.579, 2.58, 2.58 at 10 … 60 % of a run leave 0.000 ± 0.002, and δ is 0.013.
+    Arithmetic: losses 2.60, 2.58, 2.581, 2.579, 2.58, 2.58 over the way leave 0.000 ± 0.003; δ is 0.013.
 
     What to do, one thing at a time: fewer epochs; twice the rank; twice alpha; a higher rate; weight decay. A floor may be the data's:
     what comes next in a dialogue is hard to know (seed 002's 2.3 to 2.5).
 
     Source: seed 002's tuning guide, in its order (docs/notes/seeds.md); learning curves as sums of decays: Domhan et al. 2015 (IJCAI).
     """
-    x, y = _curve(case)
-    seen = x <= max(0.6 * case.total, x[0]) if len(x) else x.astype(bool)
-    if seen.sum() < ENOUGH_VALIDATIONS or x[seen][-1] < SHARE_SEEN * case.total or 1 - x[seen][-1] / case.total < SHARE_LEFT:
+    way = _way(case)
+    if not len(finite(case)[0]) or way[case.last_step - 1] < SHARE_SEEN:
         return
-    delta = LITTLE * abs(float(y[seen][-1]))
-    rest = left(x[seen], y[seen], case.total, delta)
-    after = y[~seen]
-    level = float(np.median(y[seen][-3:]))
-    if rest.probability < SURE or (len(after) and abs(float(np.median(after[-3:])) - level) > delta) or abs(rest.fall) > 2 * delta:
+    validations, steps = case.series.validation, finite(case)
+    of_steps = blocks(*steps)
+    begin = 1 + int(np.searchsorted(way, SHARE_SEEN))
+    for x, y in ((validations["step"], validations["loss"]), (np.maximum(1, of_steps.x.round()), of_steps.y)):
+        if len(y) < ENOUGH_POINTS:
+            continue
+        delta = LITTLE * abs(float(y[-1]))
+        rest = fall(way[x.astype(int) - 1], y, (SHARE_SEEN, 1.0), delta)
+        if rest.probability < SURE or rest.value < -2 * delta:
+            continue
+        epoch = float(np.interp(begin, case.series.train["step"], case.series.train["epoch"]))
+        yield Finding(
+            code="plateau",
+            severity="note",
+            message=f"The loss stands at {y[-1]:.4g}: from step {begin:,} of {case.total:,} on, with a probability of "
+            f"{percent(min(rest.probability, 0.99))}, the run brings less than {delta:.2g} ({percent(LITTLE)})",
+            evidence={
+                "step": begin,
+                "total": case.total,
+                "loss": round(float(y[-1]), 5),
+                "fall": round(rest.value, 6),
+                "delta": round(delta, 6),
+                "probability": round(rest.probability, 4),
+            },
+            changes=tuple(_against_a_plateau(case, epoch)),
+        )
         return
-    epoch = float(np.interp(x[seen][-1], case.series.train["step"], case.series.train["epoch"]))
-    yield Finding(
-        code="plateau",
-        severity="note",
-        message=f"The loss stands at {level:.4g} since step {int(x[seen][-1]):,} of {case.total:,}: with a probability of "
-        f"{percent(min(rest.probability, 0.99))} the rest brings less than {delta:.2g} ({percent(LITTLE)})",
-        evidence={
-            "step": int(x[seen][-1]),
-            "total": case.total,
-            "level": round(level, 5),
-            "left": round(rest.fall, 6),
-            "delta": round(delta, 6),
-            "probability": round(rest.probability, 4),
-        },
-        changes=tuple(_against_a_plateau(case, epoch)),
-    )
 
 
 RULES: tuple[Rule, ...] = (overfitting, plateau)
@@ -162,13 +166,19 @@ def finite(case: Case) -> tuple[Floats, Floats]:
     return steps[there], losses[there]
 
 
-def _curve(case: Case) -> tuple[Floats, Floats]:
-    """What a plateau is looked for in."""
-    validations = case.series.validation
-    if len(validations) and (validations["step"] <= 0.6 * case.total).sum() >= ENOUGH_VALIDATIONS:
-        return validations["step"], validations["loss"]
-    found = blocks(*finite(case)) if len(finite(case)[0]) else None
-    return (found.x, found.y) if found else (np.zeros(0), np.zeros(0))
+def _way(case: Case) -> Floats:
+    """How far the weights may have gone after each step of the whole run, in 0…1: the rates summed, those to come by the schedule."""
+    training, rates = case.recipe.training, np.nan_to_num(case.series.train["learning_rate"])
+    ahead = np.arange(case.last_step + 1, case.total + 1) / max(1, case.total)
+    falling = {
+        "constant": np.ones_like(ahead),
+        "linear": 1 - ahead,
+        "cosine": 0.5 * (1 + np.cos(np.pi * ahead)),
+        "cosine_with_restarts": 0.5 * (1 + np.cos(np.pi * (training.lr_cycles * ahead % 1))),
+    }
+    summed = np.cumsum(np.concatenate([rates, training.learning_rate * falling[training.lr_scheduler]]))
+    found: Floats = summed / summed[-1] if len(summed) and summed[-1] > 0 else summed
+    return found
 
 
 def _against_overfitting(case: Case, epoch: float) -> Iterator[Change]:
