@@ -36,6 +36,7 @@ check: install
 docs: install
 	$(BIN)/python -m luthier.recipe.reference > docs/reference/recipe.md
 	$(BIN)/python -m luthier.plan.check.reference docs/findings
+	$(BIN)/python -m luthier.watch.rules.reference docs/findings/run
 	$(BIN)/python -m luthier.watch.reference > docs/guide/trouble.md
 	$(BIN)/typer luthier.cli.main utils docs --name luthier --title "luthier: commands" --output docs/reference/commands.md
 

@@ -28,7 +28,7 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "launch.torchrun",
         "watch.health",
         "watch.failures",
-        "watch.series",
+        "watch.rules",
         "plan.steps",
         "evaluate.gate",
         "score.scorers",

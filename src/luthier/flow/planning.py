@@ -68,19 +68,24 @@ def keep_plan(planned: Plan) -> Path:
 
 
 def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str]:
-    """Write the changes of these findings into the recipe's file, comments and all else kept; `path: old → new` for each."""
+    """Write the changes of these findings into the recipe's file, comments and all else kept; `path: old → new` for each.
+
+    They are the plan's, or those of the recipe's own run, where there is one; of ways to choose from the first is taken.
+    """
     from luthier.plan.check import ALTERNATIVES
     from luthier.recipe.edit import apply_changes
+    from luthier.watch.rules import CODES, diagnosed
 
-    changes: list[Change] = []
+    run, changes = planned.facts.run, list[Change]()
+    findings = planned.findings + (diagnosed(run) if run != "none" else ())
     for code in codes:
-        found = [finding for finding in planned.findings if finding.code == code]
+        found = [finding for finding in findings if finding.code == code]
         if not any(finding.changes for finding in found):
-            known = ", ".join(finding.code for finding in planned.findings if finding.changes) or "none"
+            known = ", ".join(finding.code for finding in findings if finding.changes) or "none"
             what = "has no change to offer" if found else "is not among the findings"
             raise UsageError(f"{code} {what}", change=f"findings with changes: {known}")
         offered = [change for finding in found for change in finding.changes]
-        changes += offered[:1] if code in ALTERNATIVES else offered
+        changes += offered[:1] if code in ALTERNATIVES | CODES else offered
     edited = apply_changes(loaded.source, changes)
     files.write(loaded.source.resolve(), edited.text)  # a link stays one
     return list(edited.changes)

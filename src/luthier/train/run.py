@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from luthier.core import files
+from luthier.core import files, jsonl
 from luthier.core.errors import LuthierError, PlanRefused, RunError
 from luthier.core.progress import Progress
 from luthier.core.signals import Asked, Interrupted
@@ -52,6 +52,7 @@ from luthier.train.record import Tally
 from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
+from luthier.watch.rules import found_in, look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,8 +196,19 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
     origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
     job.heart.beat("saving", state.step)
     save_final(loop.placed, job.tokenizer, job.folder, origin, loop.ranks)
+    if job.ranks.first:
+        _tell_findings(job)
     job.folder.event("finished", step=state.step, final=final, final_step=final_step)
     return TrainingResult(last_step=state.step, final_step=final_step, best=state.best, plan=plan)
+
+
+def _tell_findings(job: TrainingJob) -> None:
+    """Say what is found of the run, and keep it with its events: each code once, however often the run is ended."""
+    told = {record.get("code") for record in jsonl.salvage(job.folder.events).records if record.get("event") == "finding"}
+    for finding in found_in(look(job.folder, job.recipe)):
+        job.progress.say(f"{finding.severity}: {finding.message} [{finding.code}]")
+        if finding.code not in told:
+            job.folder.event("finding", **finding.to_json())
 
 
 def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:

@@ -7,7 +7,7 @@ by what they help and cost: one thing at a time, or nobody knows which it was.
 from typing import Literal
 
 from luthier.core.finding import Finding, Severity
-from luthier.runs.store import RunFolder
+from luthier.runs.store import RunFolder, own_recipe
 from luthier.watch.rules import device, proof, training, validation
 from luthier.watch.rules.case import Case, Rule, look
 from luthier.watch.series import Series
@@ -22,7 +22,7 @@ def diagnosed(run: RunFolder, known: Series | Literal["none"] = "none") -> tuple
 
     Raises RunError where its recipe is damaged.
     """
-    return found_in(look(run, known))
+    return found_in(look(run, own_recipe(run), known))
 
 
 def found_in(case: Case) -> tuple[Finding, ...]:

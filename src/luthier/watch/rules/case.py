@@ -9,7 +9,7 @@ from typing import Any, Literal
 from luthier.core import jsonl
 from luthier.core.finding import Change, Finding
 from luthier.recipe.schema import Recipe
-from luthier.runs.store import RunFolder, own_recipe
+from luthier.runs.store import RunFolder
 from luthier.watch import rows, series
 from luthier.watch.rows import Rows
 from luthier.watch.series import Series
@@ -97,11 +97,11 @@ class Case:
 Rule = Callable[[Case], Iterator[Finding]]
 
 
-def look(run: RunFolder, known: Series | Literal["none"] = "none") -> Case:
-    """The case of a run; what is `known` of its metrics is read on from, for views that look again and again."""
+def look(run: RunFolder, recipe: Recipe, known: Series | Literal["none"] = "none") -> Case:
+    """The case of a run of this recipe; what is `known` of its metrics is read on from, for views that look again and again."""
     measured = series.read(run.metrics) if known == "none" else series.read_on(run.metrics, known)
     return Case(
-        recipe=own_recipe(run),
+        recipe=recipe,
         series=measured,
         planned=_planned(run.plan),
         rows=rows.kept(run, _compared(measured)),

@@ -101,7 +101,7 @@ def plateau(case: Case) -> Iterator[Finding]:
 
     Arithmetic: losses 2.60, 2.58, 2.581, 2.579, 2.58, 2.58 over the way leave 0.000 ± 0.003; δ is 0.013.
 
-    What to do, one thing at a time: fewer epochs; twice the rank; twice alpha; a higher rate; weight decay. A floor may be the data's:
+    What to do: one thing at a time: fewer epochs; twice the rank; twice alpha; a higher rate; weight decay. A floor may be the data's:
     what comes next in a dialogue is hard to know (seed 002's 2.3 to 2.5).
 
     Source: seed 002's tuning guide, in its order (docs/notes/seeds.md); learning curves as sums of decays: Domhan et al. 2015 (IJCAI).
