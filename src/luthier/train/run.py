@@ -52,7 +52,8 @@ from luthier.train.record import Tally
 from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
-from luthier.watch.rules import found_in, look
+from luthier.watch.rules import found_in
+from luthier.watch.rules.case import look
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -262,16 +263,20 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         origins=functools.partial(_origins, job.prepared),
         heart=job.heart,
         asked=asked,
-        clock=Clock(
-            schedule=schedule_of(rows, plan.steps, recipe.seed, plan.time),
-            planned=plan.time,
-            here=plan.circumstances(threads_here(plan.facts.host)),
-            folder=job.folder,
-            progress=job.progress,
-        ),
+        clock=_clock(job, plan),
         tally=Tally(ranks=job.ranks, heart=job.heart, folder=job.folder),
     )
     return loop, plan
+
+
+def _clock(job: TrainingJob, plan: Plan) -> Clock:
+    return Clock(
+        schedule=schedule_of(job.prepared.rows("train"), plan.steps, job.recipe.seed, plan.time),
+        planned=plan.time,
+        here=plan.circumstances(threads_here(plan.facts.host)),
+        folder=job.folder,
+        progress=job.progress,
+    )
 
 
 def _worst(job: TrainingJob, plan: Plan) -> Worst:
