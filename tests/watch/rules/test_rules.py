@@ -9,7 +9,7 @@ import pytest
 from luthier.core.finding import Finding
 from luthier.score.intervals import exact
 from luthier.watch.rows import Rows
-from luthier.watch.rules import device, proof, training, validation
+from luthier.watch.rules import device, found_in, proof, training, validation
 from luthier.watch.rules.case import Case, Planned, Rule, Scored
 from luthier.watch.rules.curves import fall
 from luthier.watch.series import Series
@@ -270,3 +270,12 @@ def test_a_perfect_score_on_few_rows_is_told_with_its_interval() -> None:
     assert [(change.path, change.value) for change in finding.changes] == [("evaluation.tasks.0.limit", "all")]
     assert not of(scored(19, 20))
     assert not of(scored(183, 183))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 6, 7, 19, 21, 33, 34, 40])
+def test_no_run_is_too_short_for_the_rules_nor_one_that_measured_nothing(num_steps: int) -> None:
+    for broken in ({}, {"loss": math.nan}, {"learning_rate": 0.0}, {"loss": 0.0}, {"seconds": math.nan, "tokens": math.nan}):
+        whole = case(validated(0.9, 0.8), **broken)
+        cut = Series(train=type(whole.series.train)(whole.series.train.values[:, :num_steps]), validation=whole.series.validation)
+        codes = {finding.code for finding in found_in(Case(recipe=whole.recipe, series=cut, planned=PLANNED, rows=whole.rows))}
+        assert codes <= {"masked-to-nothing"}

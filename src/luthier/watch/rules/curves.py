@@ -14,6 +14,8 @@ NORMAL_MAD = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation."""
 MEDIAN_COST = 1.2533
 """√(π/2): the standard error of a median over that of a mean."""
+LEAST = 1e-12
+"""What a loss of nothing counts as."""
 BEFORE = 32
 """Steps to which one is compared."""
 FADES = np.geomspace(0.03, 1.0, 16)
@@ -30,7 +32,7 @@ class Blocks:
 
     def rise(self, low: int, high: int) -> float:
         """By how much one lies above another, over the lower."""
-        return float((self.y[high] - self.y[low]) / abs(self.y[low]))
+        return float((self.y[high] - self.y[low]) / max(abs(self.y[low]), LEAST))
 
     def sigmas(self, low: int, high: int) -> float:
         """The same in standard errors of the difference."""
@@ -62,7 +64,7 @@ def jumps(y: Floats, sigmas: float, least: float) -> npt.NDArray[np.int64]:
     """
     if len(y) <= BEFORE:
         return np.zeros(0, np.int64)
-    logs = np.log(np.maximum(y, 1e-12))
+    logs = np.log(np.maximum(y, LEAST))
     before = np.lib.stride_tricks.sliding_window_view(logs, BEFORE)[:-1]
     middle = np.median(before, axis=1)
     spread = NORMAL_MAD * np.median(np.abs(before - middle[:, None]), axis=1)

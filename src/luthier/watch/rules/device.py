@@ -16,6 +16,8 @@ FIRST_STEPS = 5
 DATA_SHARE = 0.1
 IDLE_GPU, IDLE_CPU = 0.5, 0.3
 """Median utilization: a processor's threads also wait for each other, which is not idle."""
+SHORT_SECONDS = 0.1
+"""Of a processor's steps, shorter ones are mostly what threads take to begin and end."""
 UNUSED_MEMORY = 0.2
 SLOW_RANK, SLOW_OFTEN, ENOUGH_TOLD = 1.2, 0.8, 3
 SLOWER = 1.25
@@ -60,7 +62,8 @@ def device_idle(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     The median of `device_utilization` over all steps but the first five is below 50 % on a GPU (the share of the time in which a kernel
-    ran), below 30 % on a processor (the share of its threads that ran). Where steps wait for their rows, that is told instead.
+    ran), below 30 % on a processor (the share of its threads that ran; steps under 0.1 s do not count). Where steps wait for their rows,
+    that is told instead.
 
     Arithmetic: a step of 0.3 s in which kernels run for 0.1 s is 33 %.
 
@@ -69,8 +72,8 @@ def device_idle(case: Case) -> Iterator[Finding]:
 
     Source: seed 003, "Low GPU Utilization" (docs/notes/seeds.md).
     """
-    used = _steady(case)["device_utilization"]
-    used = used[np.isfinite(used)]
+    used, seconds = _steady(case)["device_utilization"], _steady(case)["seconds"]
+    used = used[np.isfinite(used) & (_on_gpu(case) | (seconds > SHORT_SECONDS))]
     least = IDLE_GPU if _on_gpu(case) else IDLE_CPU
     if len(used) < ENOUGH_STEPS or float(np.median(used)) >= least or any(data_bound(case)):
         return
@@ -190,7 +193,9 @@ RULES: tuple[Rule, ...] = (data_bound, device_idle, device_memory_unused, rank_s
 
 
 def _steady(case: Case) -> Lines:
-    return Lines(case.series.train.values[:, FIRST_STEPS:])
+    """Steps that were timed, but for the first."""
+    later = Lines(case.series.train.values[:, FIRST_STEPS:])
+    return Lines(later.values[:, np.isfinite(later["seconds"])])
 
 
 def _on_gpu(case: Case) -> bool:

@@ -104,9 +104,9 @@ def learning_rate_high(case: Case) -> Iterator[Finding]:
 
     Source: the open sweep of Tinker's cookbook (`sft_sweep.md`), 35 models; seed 003, "Unstable Training".
     """
-    if case.recipe.training.lr_cycles > 1 or _is_diverged(case):
-        return
     found = _blocks(case)
+    if len(found.y) < ENOUGH_BLOCKS or case.recipe.training.lr_cycles > 1 or _is_diverged(case):
+        return
     rates = np.interp(found.x, case.series.train["step"], case.series.train["learning_rate"])
     for high in range(1, len(found.y) - 2):
         low = int(found.y[:high].argmin())
@@ -152,7 +152,8 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
     if not (straight and surely) or -whole.value < max(FALLS * abs(found.y[0]), SIGMAS * whole.error):
         return
     rate, training = case.recipe.training.learning_rate, case.recipe.training
-    changes = [Change(path="training.epochs", value=2 * training.epochs, why="goes on as far again")] if training.epochs else []
+    longer = ("epochs", training.epochs) if training.max_steps is None else ("max_steps", training.max_steps)
+    changes = [Change(path=f"training.{longer[0]}", value=2 * (longer[1] or 0), why="goes on as far again")]
     if rate < MOST_RATE:
         changes.insert(
             0, Change(path="training.learning_rate", value=float(f"{min(MOST_RATE, 3 * rate):.2g}"), why="as far in a third of it")
