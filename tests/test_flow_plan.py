@@ -1,6 +1,7 @@
 """`flow.plan`, `flow.offers`, `flow.init` and what `flow.train` refuses: from a recipe's file to what the user is told."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -17,9 +18,10 @@ from luthier.flow.planning import facts_of
 from luthier.plan import plan as plan_module
 from luthier.plan.setup import Setup
 from luthier.recipe.load import LoadedRecipe
-from luthier.runs import rates
+from luthier.runs import rates, store
 from luthier.runs.rates import Measured
 from luthier.runs.workload import Survey
+from luthier.watch.series import KEYS
 
 RECIPE = """\
 name: animals
@@ -222,3 +224,21 @@ def test_init_writes_a_recipe_that_plans(home: Path) -> None:
     assert "learning-rate" not in {finding.code for finding in plan.findings}
     with pytest.raises(UsageError, match="there is a recipe already"):
         flow.init(home / "mine.yaml", "demo", home / "rows.jsonl")
+
+
+def test_a_finding_about_the_recipes_own_run_is_applied_by_its_first_lever(home: Path) -> None:
+    know_the_rate(home)
+    recipe = home / "recipe.yaml"
+    loaded = flow.load(recipe)
+    run = store.open_or_create("animals", loaded.text, recipe)
+    for step in range(1, 121):
+        loss = (1.0 + math.exp(-step / 4)) * (1 + 0.001 * (step % 3))
+        run.metric({**dict.fromkeys(KEYS), "step": step, "epoch": step / 6, "kind": "train", "loss": loss, "learning_rate": 3e-4})
+    with pytest.raises(UsageError, match="overfitting is not among the findings") as known:
+        flow.apply(loaded, flow.plan(loaded), ["overfitting"])
+    assert "plateau" in known.value.change
+    assert flow.apply(loaded, flow.plan(loaded), ["plateau"]) == ["training.max_steps: 120 → 91"]
+    assert "max_steps: 91" in recipe.read_text() and "# the tiny one" in recipe.read_text()
+    changed = flow.load(recipe)
+    with pytest.raises(UsageError):  # the changed recipe has a run of its own, of which nothing is known yet
+        flow.apply(changed, flow.plan(changed), ["plateau"])

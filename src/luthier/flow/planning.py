@@ -76,8 +76,9 @@ def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str
     from luthier.recipe.edit import apply_changes
     from luthier.watch.rules import CODES, diagnosed
 
-    run, changes = planned.facts.run, list[Change]()
+    run = planned.facts.run
     findings = planned.findings + (diagnosed(run) if run != "none" else ())
+    changes: list[Change] = []
     for code in codes:
         found = [finding for finding in findings if finding.code == code]
         if not any(finding.changes for finding in found):
