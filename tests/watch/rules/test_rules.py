@@ -272,6 +272,15 @@ def test_a_perfect_score_on_few_rows_is_told_with_its_interval() -> None:
     assert not of(scored(183, 183))
 
 
+@pytest.mark.parametrize("lost", [slice(0, 1), slice(100, 160), slice(0, None, 3)])
+def test_lines_that_are_lost_change_nothing_of_what_is_found(lost: slice) -> None:
+    flat = (1.0 + np.exp(-30 * STEPS / TOTAL)) * NOISE**0.05
+    whole = case(validated(0.9, 0.8, 0.8, 0.8, 0.8, 0.8), loss=flat)
+    left = type(whole.series.train)(np.delete(whole.series.train.values, lost, axis=1))
+    cut = Case(recipe=whole.recipe, series=Series(train=left, validation=whole.series.validation), planned=PLANNED, rows=whole.rows)
+    assert [finding.code for finding in found_in(cut)] == [finding.code for finding in found_in(whole)] == ["plateau"]
+
+
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 6, 7, 19, 21, 33, 34, 40])
 def test_no_run_is_too_short_for_the_rules_nor_one_that_measured_nothing(num_steps: int) -> None:
     for broken in ({}, {"loss": math.nan}, {"learning_rate": 0.0}, {"loss": 0.0}, {"seconds": math.nan, "tokens": math.nan}):

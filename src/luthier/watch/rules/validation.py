@@ -106,8 +106,7 @@ def plateau(case: Case) -> Iterator[Finding]:
 
     Source: seed 002's tuning guide, in its order (docs/notes/seeds.md); learning curves as sums of decays: Domhan et al. 2015 (IJCAI).
     """
-    way = _way(case)
-    if not len(finite(case)[0]) or way[case.last_step - 1] < SHARE_SEEN:
+    if not len(finite(case)[0]) or (way := _way(case))[case.last_step - 1] < SHARE_SEEN:
         return
     validations, steps = case.series.validation, finite(case)
     of_steps = blocks(*steps)
@@ -168,7 +167,8 @@ def finite(case: Case) -> tuple[Floats, Floats]:
 
 def _way(case: Case) -> Floats:
     """How far the weights may have gone after each step of the whole run, in 0…1: the rates summed, those to come by the schedule."""
-    training, rates = case.recipe.training, np.nan_to_num(case.series.train["learning_rate"])
+    training, train = case.recipe.training, case.series.train
+    rates = np.interp(np.arange(1, case.last_step + 1), train["step"], np.nan_to_num(train["learning_rate"]))  # lines may be lost
     ahead = np.arange(case.last_step + 1, case.total + 1) / max(1, case.total)
     falling = {
         "constant": np.ones_like(ahead),
