@@ -177,8 +177,9 @@ checkpoints: {{eval_steps: 3, save_steps: 2, keep: 1, early_stopping_patience: "
 
 
 def outcome(run: RunFolder, step: int) -> dict[str, bytes]:
-    """All that a run must leave the same, however often it was killed: adapter, last checkpoint, pointers, metrics without times."""
-    folders = (run.adapter, run.checkpoint(step))
+    """All that a run must leave the same, however often it was killed: adapter, last checkpoint, pointers, metrics without times, what each
+    row lost at each validation."""
+    folders = (run.adapter, run.checkpoint(step), run.validations)
     found = {f"{folder.name}/{path.name}": path.read_bytes() for folder in folders for path in sorted(folder.iterdir())}
     found |= {path.name: path.read_bytes() for path in (run.pointer("latest"), run.pointer("best"))}
     lines = metrics(run)

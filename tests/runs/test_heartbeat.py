@@ -192,6 +192,17 @@ def test_what_a_rank_does_goes_on_when_it_has_waited(run: RunFolder) -> None:
         assert (beats(run)[0].phase, beats(run)[0].step) == ("validating", 4)
 
 
+def test_what_a_rank_has_waited_for_others_adds_up(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Heartbeat(run, 0) as heart:
+        for seconds in (0.5, 2.0):
+            with heart.waiting():
+                now[0] += seconds
+            now[0] += 7.0  # of its own work
+        assert heart.waited_seconds == 2.5
+
+
 def test_a_rank_that_fails_while_it_waits_says_so(run: RunFolder) -> None:
     with pytest.raises(RuntimeError), Heartbeat(run, 0) as heart, heart.waiting():
         raise RuntimeError

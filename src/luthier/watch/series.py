@@ -5,7 +5,8 @@
     series = read_on(run.metrics, series)            # a moment later: only what was appended is read
     drawn = series.train.thinned("loss", points=1000)
 
-A number that is not there (null: not finite, or not measured) is NaN. 200,000 lines, 67 MB, take 0.6 s (2026-11-29, 2 shared cores of a Xeon).
+A number that is not there (null: not finite, or not measured) is NaN. 200,000 lines, 67 MB, take 0.6 s (2026-11-29, two shared cores of
+a Xeon).
 """
 
 import functools
@@ -74,6 +75,11 @@ class Lines:
     def __getitem__(self, column: Column) -> Floats:
         found: Floats = self.values[COLUMNS.index(column)]
         return found
+
+    @property
+    def finite(self) -> "Lines":
+        """Those whose loss is a number."""
+        return Lines(self.values[:, np.isfinite(self["loss"])])
 
     def thinned(self, column: Column, points: int, *, against: Column = "step") -> Points:
         """At most so many points of a column: the least and the largest of each run of lines, so that no spike is lost.

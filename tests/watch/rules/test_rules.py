@@ -74,6 +74,14 @@ def test_one_noisy_point_is_no_overfitting_nor_is_what_the_rows_cannot_tell_from
     assert not found(validation.overfitting, case(validated(0.80, 0.74, 0.743, 0.744, scatter=0.0001)))  # sure, and less than 1 %
 
 
+def test_a_validation_that_was_no_number_is_neither_best_nor_newest() -> None:
+    overfit = validated(0.80, 0.76, 0.74, 0.78, 0.85)
+    gone = {**overfit, TOTAL + 10: Rows(losses=np.full(100, math.nan), tokens=np.full(100, 40))}
+    finding = found(validation.overfitting, case(gone))
+    assert finding is not None and (finding.evidence["best_step"], finding.evidence["step"]) == (240, 400)
+    assert not found(validation.overfitting, case({400: gone[TOTAL + 10]}))
+
+
 def test_a_validation_that_rises_with_the_training_loss_is_no_overfitting() -> None:
     rising = case(validated(0.80, 0.76, 0.74, 0.78, 0.85), loss=np.maximum(LEARNED, 1 + STEPS / 500) * NOISE)
     assert not found(validation.overfitting, rising)

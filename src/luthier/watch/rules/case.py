@@ -112,7 +112,7 @@ def look(run: RunFolder, recipe: Recipe, known: Series | Literal["none"] = "none
 
 
 def _compared(measured: Series) -> set[int]:
-    validations = measured.validation
+    validations = measured.validation.finite
     if not len(validations):
         return set()
     best = validations["loss"].argmin()

@@ -55,7 +55,7 @@ def overfitting(case: Case) -> Iterator[Finding]:
 
     Source: seeds 002 and 003 (docs/notes/seeds.md); pairing: Miller 2024, arXiv:2411.00640; against it: arXiv:2602.11149.
     """
-    validations = case.series.validation
+    validations = case.series.validation.finite
     if len(validations) < 3:
         return
     losses, steps = validations["loss"], validations["step"]
@@ -108,7 +108,7 @@ def plateau(case: Case) -> Iterator[Finding]:
     """
     if not len(finite(case)[0]) or (way := _way(case))[case.last_step - 1] < SHARE_SEEN:
         return
-    validations, steps = case.series.validation, finite(case)
+    validations, steps = case.series.validation.finite, finite(case)
     of_steps = blocks(*steps)
     begin = 1 + int(np.searchsorted(way, SHARE_SEEN))
     for x, y in ((validations["step"], validations["loss"]), (np.maximum(1, of_steps.x.round()), of_steps.y)):
@@ -160,9 +160,8 @@ def _training_fell(case: Case, since: float) -> bool:
 
 def finite(case: Case) -> tuple[Floats, Floats]:
     """Steps and training losses that are numbers."""
-    steps, losses = case.series.train["step"], case.series.train["loss"]
-    there = np.isfinite(losses)
-    return steps[there], losses[there]
+    lines = case.series.train.finite
+    return lines["step"], lines["loss"]
 
 
 def _way(case: Case) -> Floats:
