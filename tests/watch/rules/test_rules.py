@@ -174,7 +174,7 @@ def test_a_hump_at_the_peak_of_the_rate_is_a_rate_too_high_and_one_after_a_resta
 def test_a_straight_line_is_a_rate_too_low_and_a_staircase_of_epochs_is_none() -> None:
     finding = found(training.learning_rate_low, case(loss=(2 - 0.4 * STEPS / TOTAL) * NOISE**0.3))
     assert finding is not None
-    assert [(change.path, change.value) for change in finding.changes] == [("training.learning_rate", 9e-4), ("training.epochs", 6.0)]
+    assert [(change.path, change.value) for change in finding.changes] == [("training.learning_rate", 9e-4), ("training.epochs", 4.0)]
     assert not found(training.learning_rate_low, case(loss=LEARNED * NOISE**0.3))
     assert not found(training.learning_rate_low, case(loss=(2 - 0.4 * (STEPS > 200)) * NOISE**0.3))  # what the second epoch knew already
     half = Planned(total=800, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="L4", device_bytes=24 * 10**9)

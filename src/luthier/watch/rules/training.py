@@ -151,20 +151,16 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
     surely = LEARNED * first.value - second.value > SURE_SIGMAS * math.hypot(LEARNED * first.error, second.error)
     if not (straight and surely) or -whole.value < max(FALLS * abs(found.y[0]), SIGMAS * whole.error):
         return
-    rate, training = case.recipe.training.learning_rate, case.recipe.training
-    longer = ("epochs", training.epochs) if training.max_steps is None else ("max_steps", training.max_steps)
-    changes = [Change(path=f"training.{longer[0]}", value=2 * (longer[1] or 0), why="goes on as far again")]
-    if rate < MOST_RATE:
-        changes.insert(
-            0, Change(path="training.learning_rate", value=float(f"{min(MOST_RATE, 3 * rate):.2g}"), why="as far in a third of it")
-        )
+    rate, epochs_in_all = case.recipe.training.learning_rate, float(case.series.train["epoch"][-1]) * case.total / case.last_step
+    longer, higher = case.epochs_until(2 * epochs_in_all, "goes on as far again"), float(f"{min(MOST_RATE, 3 * rate):.2g}")
+    faster = Change(path="training.learning_rate", value=higher, why="as far in a third of it")
     yield Finding(
         code="learning-rate-low",
         severity="warn",
         message=f"The training loss fell in a straight line to the end ({found.y[0]:.3g} → {found.y[-1]:.3g}): "
         f"at a learning rate of {rate:.2g} the run has only begun to learn",
         evidence={"first_half": round(-first.value, 6), "second_half": round(-second.value, 6), "learning_rate": rate},
-        changes=tuple(changes),
+        changes=(faster, longer) if rate < MOST_RATE else (longer,),
     )
 
 
@@ -225,7 +221,7 @@ def not_finite(case: Case) -> Iterator[Finding]:
     yield Finding(
         code="not-finite",
         severity="warn",
-        message=f"{count(len(found), 'loss or gradient')} not a number, last at step {last.get('step')} ({last.get('of')}){rows}",
+        message=f"Loss or gradient was not a number {count(len(found), 'time')}, last at step {last.get('step')} ({last.get('of')}){rows}",
         evidence={"times": len(found), "step": int(last.get("step", 0)), "of": str(last.get("of", ""))},
         changes=tuple(changes),
     )
