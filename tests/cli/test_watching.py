@@ -57,6 +57,17 @@ def said(*words: str) -> str:
     return done.stdout
 
 
+def test_status_tells_what_the_curves_show_now(running: RunFolder) -> None:
+    recorded(running, [line(step, 3.0 - step / 20, grad_norm=50.0) for step in range(1, 41)])
+    assert "gradient-large" in said("status", "animals")
+    assert [found["code"] for found in json.loads(said("status", "animals", "--json"))["findings"]] == ["learning-rate-low", "gradient-large"]
+
+
+def test_a_damaged_recipe_hides_nothing_else_of_a_status(running: RunFolder) -> None:
+    running.recipe.write_text("name: [")
+    assert "running" in said("status", "animals")
+
+
 def test_status_shows_one_run_in_detail_and_all_in_a_table(running: RunFolder) -> None:
     detail = said("status", "animals")
     for part in ("running on ", "40 of 100, epoch 0.50", "1.0000, validation 1.2500, gap -0.2250", "500 tokens/s, 7 MB, 90% busy"):

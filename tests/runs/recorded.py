@@ -30,7 +30,7 @@ def run_in(path: Path) -> RunFolder:
     """A folder with a recipe and its first event."""
     run = RunFolder(path)
     path.mkdir(parents=True)
-    run.recipe.write_text("name: animals\n")
+    run.recipe.write_text("name: animals\nmodel: {base: demo}\ndata: {sources: [{path: rows.jsonl}]}\n")
     run.begin()
     return run
 

@@ -82,7 +82,8 @@ def _on_screen(name: str, console: Console) -> None:
     series = flow.series(name)
     with _left_by_ctrl_c(), _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            found, series = flow.status(name), flow.series(name, series)
+            series = flow.series(name, series)
+            found = flow.status(name, series)
             size = console.size
             live.update(page(found, series, flow.events(name), width=size.width, height=size.height), refresh=True)
             if pressed(SECONDS_BETWEEN_LOOKS):
@@ -91,9 +92,10 @@ def _on_screen(name: str, console: Console) -> None:
 
 def _as_lines(name: str, console: Console) -> None:
     """A line whenever the run has moved on, and one for each event, until it is over."""
-    told, before = 0, ("", -1)
+    told, before, series = 0, ("", -1), flow.series(name)
     while True:
-        found = flow.status(name)
+        series = flow.series(name, series)
+        found = flow.status(name, series)
         events = flow.events(name)
         for event in events[told:]:
             console.print(_event(event), soft_wrap=True, markup=False)

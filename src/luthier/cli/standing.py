@@ -10,6 +10,7 @@ from luthier.cli.show import table
 from luthier.core.words import duration, gigabytes
 from luthier.runs.state import State
 from luthier.runs.status import Status
+from luthier.watch.rules import CODES as OF_RUNS
 
 STYLES: dict[State, str] = {
     "running": "bold green",
@@ -66,10 +67,10 @@ def lines(found: Status) -> Iterator[tuple[str, Text]]:
     if found.phase != "none":
         yield "ranks", Text(ranks(found))
     for finding in found.findings:
-        if finding.severity != "note":
+        if finding.severity != "note" or finding.code in OF_RUNS:
             yield finding.severity, Text(f"{finding.message} [{finding.code}]")
-    if notes := sum(finding.severity == "note" for finding in found.findings):
-        yield "notes", Text(f"{notes}; luthier plan shows them")
+    if notes := sum(finding.severity == "note" and finding.code not in OF_RUNS for finding in found.findings):
+        yield "notes", Text(f"{notes} of the plan; luthier plan shows them")
 
 
 def state(found: Status) -> Text:

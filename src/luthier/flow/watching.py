@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from luthier.core.errors import LuthierError, UsageError
 from luthier.flow.planning import HERE
 
 if TYPE_CHECKING:
+    from luthier.core.finding import Finding
     from luthier.runs.state import State
     from luthier.runs.status import Status
     from luthier.runs.store import RunFolder
@@ -23,11 +24,16 @@ MOVING: tuple[State, ...] = ("queued", "running", "silent")
 """States from which something may still come by itself."""
 
 
-def status(name: str) -> Status:
-    """Where the run of this name, or in this folder, stands; its host is asked where the folder cannot tell."""
+def status(name: str, known: Series | Literal["none"] = "none") -> Status:
+    """Where the run of this name, or in this folder, stands, with what its curves, machine and scores tell now.
+
+    Its host is asked where the folder cannot tell; what is `known` of its metrics is read on from.
+    """
     from luthier.runs.store import find
 
-    return status_of(find(name))
+    run = find(name)
+    found = status_of(run)
+    return replace(found, findings=_with_diagnosis(run, found.findings, known))
 
 
 def statuses() -> list[Status]:
@@ -82,6 +88,17 @@ def logs(name: str, *, follow: bool = False) -> Iterator[str]:
         if last:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
+
+
+def _with_diagnosis(run: RunFolder, told: tuple[Finding, ...], known: Series | Literal["none"]) -> tuple[Finding, ...]:
+    """What was told of the run, with what its folder shows now in place of what it showed at the last end of training."""
+    from luthier.watch.rules import CODES, diagnosed
+
+    try:
+        found = diagnosed(run, known)
+    except LuthierError:  # a damaged recipe: then what was told is all there is
+        return told
+    return (*(finding for finding in told if finding.code not in CODES), *found)
 
 
 def _log_files(run: RunFolder) -> tuple[Path, ...]:
