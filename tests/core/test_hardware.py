@@ -51,6 +51,15 @@ def test_flags_are_the_first_processors_on_x86_and_on_arm() -> None:
     assert processor_flags("") == frozenset()
 
 
+@pytest.mark.parametrize(("flags", "library"), [("avx512_bf16 amx_bf16", "MKL"), ("avx512_bf16", "oneDNN"), ("", "oneDNN")])
+def test_float32_is_left_to_mkl_where_onednn_would_round_it(
+    flags: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "PROCESSOR", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(f"model name\t: one\nflags\t\t: fpu {flags}\n")
+    assert this_machine().float32_by == library
+
+
 def test_available_memory_is_what_the_kernel_calls_so() -> None:
     assert available_bytes("MemTotal: 24684092 kB\nMemFree: 19619564 kB\nMemAvailable:   24069876 kB\n") == 24069876 * 1024
 

@@ -201,6 +201,15 @@ def test_what_an_allocator_keeps_is_its_own_and_a_gpu_has_another() -> None:
     assert memory(allocator="jemalloc") == memory(allocator="glibc")
 
 
+def test_float32_that_mkl_multiplies_has_no_compiled_products() -> None:
+    one_dnn, mkl = (memory(device="cpu", dtype="float32", allocator="jemalloc", float32_by=name) for name in ("oneDNN", "MKL"))
+    assert line(one_dnn, "libraries").formula.endswith("shapes of products × 0.57 MB")
+    assert line(mkl, "libraries").formula.endswith("MKL 13 MB")
+    assert mkl.peak_bytes < one_dnn.peak_bytes
+    kinds = [memory(device="cpu", allocator="jemalloc", float32_by=name) for name in ("oneDNN", "MKL")]
+    assert kinds[0] == kinds[1]  # bfloat16 is oneDNN's on every processor
+
+
 def test_it_fits_where_the_device_has_the_peak() -> None:
     found = memory()
     assert replace(found, device_bytes=found.peak_bytes).fits

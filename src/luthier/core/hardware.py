@@ -7,12 +7,18 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from luthier.core.environment import Allocator, allocator
+
+Float32Products = Literal["oneDNN", "MKL"]
+"""The library that multiplies float32 in training (`luthier.train.host`)."""
 
 PROCESSOR, MEMORY, CGROUPS = Path("/proc/cpuinfo"), Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}
 """The kernel's names of instructions that multiply bfloat16, on x86 and on ARM. AVX-NE-CONVERT and the like only convert it."""
+ROUNDING = {"amx_bf16"}
+"""Instructions with which oneDNN rounds float32 to bfloat16 where it may: training leaves float32 products to MKL there."""
 GPU_FIELDS = ("name", "memory.total", "memory.reserved", "memory.free", "compute_cap", "display_active", "persistence_mode")
 """What nvidia-smi is asked; drivers know them all since 510 (2022), and PyTorch 2.6 needs a later one."""
 
@@ -45,6 +51,7 @@ class Hardware:
     gpus: tuple[Gpu, ...]
     allocator: Allocator = "glibc"
     """Of processes that train here."""
+    float32_by: Float32Products = "oneDNN"
 
 
 def this_machine() -> Hardware:
@@ -58,6 +65,7 @@ def this_machine() -> Hardware:
         bfloat16=bool(BFLOAT16 & processor_flags(information)),
         gpus=_gpus(),
         allocator=allocator(),
+        float32_by="MKL" if ROUNDING & processor_flags(information) else "oneDNN",
     )
 
 

@@ -34,6 +34,8 @@ place of the last ones."""
 CUDA_SHARE = 0.05
 """Of the live bytes: holes between tensors, which the allocators of CPUs keep (`luthier.train.host`); torch's GPU allocator keeps blocks of
 2 MiB and more."""
+MKL_BYTES = 13_000_000
+"""Its workspace, where it multiplies float32: it compiles nothing (Xeon with AMX, 2026-11-29)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (38, 14, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
 SHAPES_FLOAT32 = 9
@@ -51,8 +53,12 @@ def libraries(setup: Setup, survey: Survey) -> Line:
     size = LIBRARY_BYTES[setup.allocator][setup.engine] if setup.device == "cpu" else CUDA_LIBRARY_BYTES
     formula = f"{size / 1e6:.0f} MB"
     if setup.device == "cpu":
-        shapes = product_shapes(setup, survey)
-        size, formula = size + shapes * PRODUCT_BYTES, f"{formula} + {shapes} shapes of products × {PRODUCT_BYTES / 1e6:.2f} MB"
+        if setup.dtype == "float32" and setup.float32_by == "MKL":
+            products, told = MKL_BYTES, f"MKL {MKL_BYTES / 1e6:.0f} MB"
+        else:
+            shapes = product_shapes(setup, survey)
+            products, told = shapes * PRODUCT_BYTES, f"{shapes} shapes of products × {PRODUCT_BYTES / 1e6:.2f} MB"
+        size, formula = size + products, f"{formula} + {told}"
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 
 

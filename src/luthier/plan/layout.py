@@ -8,7 +8,7 @@ from typing import Literal
 from luthier.core.environment import Allocator
 from luthier.core.errors import PlanRefused
 from luthier.core.finding import Change
-from luthier.core.hardware import Hardware, free_memory_bytes
+from luthier.core.hardware import Float32Products, Hardware, free_memory_bytes
 from luthier.plan.hardware import Device, device_of, here, table
 from luthier.plan.memory import Memory, ledger
 from luthier.plan.setup import SAID, Dtype, Engine, Layout, Resolved, Setup, Sizes
@@ -47,6 +47,7 @@ class Place:
     count: int
     free_bytes: int
     allocator: Allocator = "glibc"
+    float32_by: Float32Products = "oneDNN"
 
 
 def place_of(gpu: str, host: Hardware, ranks: int = 1, nodes: int = 1) -> Place:
@@ -61,7 +62,13 @@ def place_of(gpu: str, host: Hardware, ranks: int = 1, nodes: int = 1) -> Place:
         return Place(device=device, count=nodes * count, free_bytes=host.gpus[0].free_bytes, allocator=host.allocator)
     each = -(-ranks // nodes)
     part = replace(device, memory_bytes=device.memory_bytes // each)
-    return Place(device=part, count=nodes * min(each, host.cores), free_bytes=free_memory_bytes() // each, allocator=host.allocator)
+    return Place(
+        device=part,
+        count=nodes * min(each, host.cores),
+        free_bytes=free_memory_bytes() // each,
+        allocator=host.allocator,
+        float32_by=host.float32_by,
+    )
 
 
 def rented(gpu: str, nodes: int = 1) -> Place:
@@ -146,6 +153,7 @@ def choose(task: Task) -> Chosen:
         checkpoint_activations=False,
         layout=Layout(data=replicas, shard=recipe.parallel.shard, tensor=recipe.parallel.tensor, pipeline=recipe.parallel.pipeline),
         allocator=task.place.allocator,
+        float32_by=task.place.float32_by,
     )
     fitted = _fitted(task, setup)
     attention = recipe.model.attention if recipe.model.attention != "auto" else "sdpa" if engine == "plain" else "luthier"
@@ -346,7 +354,7 @@ def _changes(task: Task) -> Iterator[tuple[Change, Task]]:
     fresh = replace(task, begun="none", failed=(), failed_bytes=math.inf)
     if task.place.device.kind == "cpu" and recipe.parallel.nodes == 1 and (ranks := layout_of(recipe).devices) > 1:
         undivided = replace(task.place.device, memory_bytes=ranks * task.place.device.memory_bytes)
-        whole = Place(device=undivided, count=1, free_bytes=ranks * task.place.free_bytes)
+        whole = replace(task.place, device=undivided, count=1, free_bytes=ranks * task.place.free_bytes)
         change = Change(path="parallel.data", value=1, why="one process has all of the memory, and all threads")
         yield change, replace(fresh, recipe=_with(recipe, "parallel.data", 1), place=whole)
     for possible, path, value, why in wishes:

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 
 from luthier.core import jsonl
 from luthier.core.environment import Allocator
+from luthier.core.hardware import Float32Products
 from luthier.recipe.schema import Lora, Scalar
 from luthier.runs.workload import MicroBatchSize
 
@@ -90,6 +91,8 @@ class Setup:
     layout: Layout = Layout()
     allocator: Allocator = "glibc"
     """Of memory on the CPU."""
+    float32_by: Float32Products = "oneDNN"
+    """On the CPU."""
 
     @property
     def sizes(self) -> Sizes:
