@@ -39,7 +39,7 @@ def kept(run: RunFolder, steps: set[int]) -> dict[int, Rows]:
 
 def _read(run: RunFolder, step: int) -> Rows | None:
     try:
-        losses, tokens = np.load(run.validation(step))
+        losses, tokens = np.load(run.validation(step), allow_pickle=False)
     except (OSError, ValueError, EOFError):  # it is gone meanwhile, or damaged: the comparison is left out
         return None
     return Rows(losses=losses, tokens=tokens.astype(np.int64))
