@@ -20,24 +20,29 @@ def imported(path: Path) -> set[str]:
     return found - sys.stdlib_module_names - {"luthier"}
 
 
-TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-EXTRAS = {"ray": "launch/ray.py", "modal": "launch/modal.py", **dict.fromkeys(TRACKERS, "watch/trackers.py")}
-"""Libraries of an extra of the same name, or of `track`, each behind one file."""
+EXTRAS = {"track": ("tensorboard", "wandb", "mlflow", "trackio"), "web": ("fastapi", "uvicorn"), "ray": ("ray",), "modal": ("modal",)}
+"""Libraries of an extra."""
+TRACKERS = dict.fromkeys(EXTRAS["track"], "watch/trackers.py")
+FILES = {"ray": "launch/ray.py", "modal": "launch/modal.py", **TRACKERS, "fastapi": "web/app.py", "uvicorn": "web/serve.py"}
+"""The one file behind which each is."""
+REACHED_FROM = {"web/app.py": "web/serve.py"}
+"""A file that is its extra's as a whole, and the one that imports it, inside a function."""
 
 
 def test_every_library_that_is_imported_is_a_dependency() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = {re.split(r"[<>=.\[]", line)[0].replace("-", "_") for line in project["dependencies"]}
     used = set().union(*map(imported, (ROOT / "src").rglob("*.py")))
-    assert used and used <= declared | EXTRAS.keys()
-    assert EXTRAS.keys() - set(TRACKERS) <= project["optional-dependencies"].keys()
-    assert {re.split("[<>=-]", line)[0] for line in project["optional-dependencies"]["track"]} == set(TRACKERS)
+    assert used and used <= declared | FILES.keys()
+    for extra, libraries in EXTRAS.items():
+        assert {re.split(r"[<>=\[-]", line)[0] for line in project["optional-dependencies"][extra]} == set(libraries)
 
 
 def test_a_library_of_an_extra_is_imported_in_one_file_and_inside_functions() -> None:
     source = ROOT / "src" / "luthier"
-    found = {(name, path.relative_to(source).as_posix()) for path in source.rglob("*.py") for name in imported(path) & EXTRAS.keys()}
-    assert found == set(EXTRAS.items())
-    for name, file in EXTRAS.items():
-        code = f"import sys, luthier.{file[:-3].replace('/', '.')}; sys.exit({name!r} in sys.modules)"
+    found = {(name, path.relative_to(source).as_posix()) for path in source.rglob("*.py") for name in imported(path) & FILES.keys()}
+    assert found == set(FILES.items())
+    for name, file in FILES.items():
+        module = REACHED_FROM.get(file, file)[:-3].replace("/", ".")
+        code = f"import sys, luthier.{module}; sys.exit({name!r} in sys.modules)"
         subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

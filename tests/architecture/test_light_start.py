@@ -31,6 +31,8 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "watch.rules",
         "plan.steps",
         "evaluate.gate",
+        "report.page",
+        "web.app",
         "score.scorers",
     )
     modules = ", ".join(f"luthier.{name}" for name in light)

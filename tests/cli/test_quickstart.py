@@ -101,3 +101,8 @@ def test_decide_reads_what_was_evaluated_and_ends_in_the_verdicts_code(folder: P
     assert done.returncode == 0
     assert json.loads(done.stdout)["decision"] == "deploy"
     assert "evaluating" not in done.stderr
+
+
+def test_all_of_it_is_kept_as_one_page(run: RunFolder) -> None:
+    text = run.report.read_text()
+    assert "<svg" in text and "deploy" in text and "answers.exact" in text

@@ -2,7 +2,6 @@
 
 import os
 import select
-import signal
 import sys
 import termios
 import time
@@ -21,10 +20,10 @@ from rich.text import Text
 
 from luthier import flow
 from luthier.cli.curves import plot
-from luthier.cli.standing import device, joined, lines, number, pace, ranks, state
+from luthier.cli.standing import device, joined, lines, pace, ranks, state
 from luthier.core.redact import redact
-from luthier.core.signals import Interrupted
-from luthier.core.words import duration
+from luthier.core.signals import left_by_ctrl_c
+from luthier.core.words import duration, loss, small
 from luthier.flow.watching import MOVING
 from luthier.runs.status import Status
 from luthier.watch.series import Column, Series
@@ -80,7 +79,7 @@ def _losses(series: Series, width: int, height: int) -> Text:
 
 def _on_screen(name: str, console: Console) -> None:
     series = flow.series(name)
-    with _left_by_ctrl_c(), _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
+    with left_by_ctrl_c(), _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             series = flow.series(name, series)
             found = flow.status(name, series)
@@ -110,7 +109,7 @@ def _as_lines(name: str, console: Console) -> None:
 
 def _line(found: Status) -> str:
     left = f"{duration(found.seconds_left)} left" if found.seconds_left else ""
-    losses = f"loss {number(found.train_loss)}, validation {number(found.validation_loss)}" if found.step else ""
+    losses = f"loss {loss(found.train_loss)}, validation {loss(found.validation_loss)}" if found.step else ""
     paced = f"{pace(found)} tokens/s{device(found)}" if found.tokens_per_second else ""
     doing = ranks(found) if len(found.ranks) > 1 else ""
     return joined((f"{state(found)}, step {found.step} of {found.total}", losses, paced, left, doing, found.why))
@@ -124,18 +123,7 @@ def _event(event: Mapping[str, Any]) -> str:
     """`12:31:09 saved step 40`: time, kind, and the small things that it says."""
     at = event.get("time")
     clock = datetime.fromtimestamp(at).strftime("%H:%M:%S") if isinstance(at, float) else "--:--:--"
-    said = (f"{key} {value}" for key, value in event.items() if key not in ("time", "event") and isinstance(value, str | int | float))
-    return redact(f"{clock} {event.get('event')} {', '.join(said)}")[:LONGEST]
-
-
-@contextmanager
-def _left_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends what stands within, and is no interruption of anything."""
-    try:
-        yield
-    except Interrupted as ended:
-        if ended.signal != signal.SIGINT:
-            raise
+    return redact(f"{clock} {event.get('event')} {small(event)}")[:LONGEST]
 
 
 @contextmanager

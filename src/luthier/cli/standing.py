@@ -1,13 +1,12 @@
 """A run's status for people: a table of all runs, or one run in detail."""
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from luthier.cli.show import table
-from luthier.core.words import duration, gigabytes
+from luthier.core.words import ago, duration, gigabytes, loss
 from luthier.runs.state import State
 from luthier.runs.status import Status
 from luthier.watch.rules import CODES as OF_RUNS
@@ -31,8 +30,8 @@ def print_statuses(console: Console, every: Sequence[Status]) -> None:
     page = table("run", "state", "step", "loss", "validation", "tokens/s", "left", "saved", "moved")
     for each in every:
         left = duration(each.seconds_left) if each.seconds_left and each.state in ("running", "queued") else "–"
-        cells = (f"{each.step:,}/{each.total:,}", number(each.train_loss), number(each.validation_loss), pace(each), left)
-        page.add_row(each.name, state(each), *cells, str(each.checkpoint or "–"), ago(each))
+        cells = (f"{each.step:,}/{each.total:,}", loss(each.train_loss), loss(each.validation_loss), pace(each), left)
+        page.add_row(each.name, state(each), *cells, str(each.checkpoint or "–"), ago(each.moved))
     console.print(page)
 
 
@@ -50,12 +49,12 @@ def lines(found: Status) -> Iterator[tuple[str, Text]]:
     """What is known of a run, by name."""
     where = f" on {found.host}" if found.host else ""
     yield "run", Text.assemble((found.name, "bold"), f"  {found.folder}")
-    yield "state", Text.assemble(state(found), f"{where}, {ago(found)}" + (f": {found.why}" if found.why else ""))
+    yield "state", Text.assemble(state(found), f"{where}, {ago(found.moved)}" + (f": {found.why}" if found.why else ""))
     if found.total or found.step:
         yield "step", Text(f"{found.step:,} of {found.total:,}, epoch {found.epoch:.2f}")
     if found.train_loss is not None or found.validation_loss is not None:
         gap = "" if found.gap is None else f", gap {found.gap:+.4f}"
-        yield "loss", Text(f"{number(found.train_loss)}, validation {number(found.validation_loss)}{gap}")
+        yield "loss", Text(f"{loss(found.train_loss)}, validation {loss(found.validation_loss)}{gap}")
     if found.tokens_per_second:
         yield "pace", Text(f"{pace(found)} tokens/s{device(found)}")
     if found.seconds_left:
@@ -97,16 +96,6 @@ def device(found: Status) -> str:
 def pace(found: Status) -> str:
     """Tokens a second."""
     return "–" if found.tokens_per_second is None else f"{found.tokens_per_second:,.0f}"
-
-
-def number(value: float | None) -> str:
-    """A loss; a dash where there is none."""
-    return "–" if value is None else f"{value:.4f}"
-
-
-def ago(found: Status) -> str:
-    """How long it has not given a sign of life."""
-    return "–" if found.moved is None else f"{duration(max(0.0, round(time.time() - found.moved)))} ago"
 
 
 def joined(parts: Iterable[str]) -> str:

@@ -128,3 +128,13 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
     finally:
         for number in heard:
             signal.signal(number, before[number])
+
+
+@contextmanager
+def left_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends what stands within, and is no interruption of anything."""
+    try:
+        yield
+    except Interrupted as ended:
+        if ended.signal != signal.SIGINT:
+            raise

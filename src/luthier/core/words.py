@@ -1,4 +1,8 @@
-"""Numbers as people read them."""
+"""Numbers as people read them, and what an event says."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
 
 
 def gigabytes(number: float) -> str:
@@ -22,3 +26,19 @@ def percent(share: float) -> str:
 def count(number: int, what: str) -> str:
     """`1 save`, `1,200 rows`: the noun in the singular."""
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
+def loss(value: float | None) -> str:
+    """`0.2418`; a dash where there is none."""
+    return "–" if value is None else f"{value:.4f}"
+
+
+def ago(moment: float | None) -> str:
+    """`12 s ago`, of a moment in seconds since 1970; a dash where there is none."""
+    return "–" if moment is None else f"{duration(round(max(0.0, time.time() - moment)))} ago"
+
+
+def small(event: Mapping[str, Any]) -> str:
+    """`step 40, seconds 0.0873`: the small things that an event says besides its name and time."""
+    said = {key: value for key, value in event.items() if key not in ("time", "event") and isinstance(value, str | int | float)}
+    return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items())

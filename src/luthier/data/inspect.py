@@ -8,8 +8,8 @@ from operator import attrgetter
 from jinja2 import Environment
 from rich.text import Text
 
+from luthier.data.decode import Decoder
 from luthier.data.store import Prepared, TokenRow
-from luthier.data.tokenizer import ChatTokenizer
 
 TRAINED, MASKED = "bold green", "dim"
 VISIBLE = str.maketrans({"\n": "↵\n", "\t": "→\t", "\r": "␍", "\u00a0": "⍽"})
@@ -51,7 +51,7 @@ class InspectedRow:
         return f"{self.split} row {self.number} ({self.origin}): {self.num_tokens} tokens, {self.num_trained} trained on"
 
 
-def inspect_rows(prepared: Prepared, tokenizer: ChatTokenizer, split: str, numbers: Sequence[int]) -> list[InspectedRow]:
+def inspect_rows(prepared: Prepared, tokenizer: Decoder, split: str, numbers: Sequence[int]) -> list[InspectedRow]:
     """The rows of these numbers; raises IndexError where the split has fewer."""
     rows = prepared.rows(split)
     taken = {int(rows.example_index[number]) for number in numbers}
@@ -64,7 +64,7 @@ def inspect_rows(prepared: Prepared, tokenizer: ChatTokenizer, split: str, numbe
     ]
 
 
-def segments(tokenizer: ChatTokenizer, row: TokenRow) -> tuple[Segment, ...]:
+def segments(tokenizer: Decoder, row: TokenRow) -> tuple[Segment, ...]:
     """The row's tokens in order, special ones included; tokens that are parts of one character stay together where their mask agrees."""
     found: list[Segment] = []
     ids: list[int] = []
@@ -82,17 +82,18 @@ def segments(tokenizer: ChatTokenizer, row: TokenRow) -> tuple[Segment, ...]:
 def to_rich(row: InspectedRow) -> Text:
     """The row for a terminal: bold green is trained on, dim is context; line ends and tabs are shown."""
     runs = groupby(row.segments, key=attrgetter("trained"))
-    return Text.assemble(*((_visible("".join(item.text for item in run)), TRAINED if trained else MASKED) for trained, run in runs))
+    return Text.assemble(*((visible("".join(item.text for item in run)), TRAINED if trained else MASKED) for trained, run in runs))
 
 
 def to_html(rows: Sequence[InspectedRow]) -> str:
     """One page that needs no other file: legend, counts, and each row's tokens with their ids under the pointer."""
     page = Environment(autoescape=True, trim_blocks=True).from_string(PAGE)
     tokens, trained = sum(row.num_tokens for row in rows), sum(row.num_trained for row in rows)
-    return page.render(rows=rows, visible=_visible, tokens=tokens, trained=trained)
+    return page.render(rows=rows, visible=visible, tokens=tokens, trained=trained)
 
 
-def _visible(text: str) -> str:
+def visible(text: str) -> str:
+    """The text with line ends, tabs and other blanks that can be seen."""
     return text.translate(VISIBLE)
 
 

@@ -22,6 +22,7 @@ from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
+from luthier.flow.reporting import record, report, rows
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.watching import events, logs, series, status, statuses
@@ -65,6 +66,9 @@ __all__ = [
     "offers",
     "plan",
     "prepare",
+    "record",
+    "report",
+    "rows",
     "save",
     "series",
     "stated",
@@ -195,13 +199,18 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
     else:
         own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        return _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
+        found = _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
+        report(str(run.path))
+        return found
     folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
     return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
 def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
-    """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made."""
+    """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made.
+
+    It is kept in verdict.json, and shown with all else in report.html.
+    """
     from luthier.evaluate import gate
     from luthier.runs.store import find, own_recipe
 
@@ -212,6 +221,7 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
     with files.told(run.verdict.name, run.path):
         verdict.write(run.verdict)
+    report(str(run.path))
     return verdict
 
 

@@ -33,14 +33,15 @@ def status(name: str, known: Series | Literal["none"] = "none") -> Status:
 
     run = find(name)
     found = status_of(run)
-    return replace(found, findings=_with_diagnosis(run, found.findings, known))
+    return replace(found, findings=with_diagnosis(run, found.findings, known))
 
 
-def statuses() -> list[Status]:
+def statuses(root: Path | Literal["default"] = "default") -> list[Status]:
     """Where all runs stand, those that moved last first. No host is asked but this machine."""
     from luthier.runs.store import RunFolder, runs_root
 
-    found = [status_of(RunFolder(path.parent), ask_far=False) for path in runs_root().glob("*/recipe.yaml")]
+    paths = (runs_root() if root == "default" else root).glob("*/recipe.yaml")
+    found = [status_of(RunFolder(path.parent), ask_far=False) for path in paths]
     return sorted(found, key=lambda each: each.moved or 0.0, reverse=True)
 
 
@@ -50,6 +51,17 @@ def status_of(run: RunFolder, *, ask_far: bool = True) -> Status:
 
     found = by_folder(run)
     return found if found.state in ("new", "running", "finished") else _as_the_host_says(run, found, ask_far=ask_far)
+
+
+def with_diagnosis(run: RunFolder, told: tuple[Finding, ...], known: Series | Literal["none"]) -> tuple[Finding, ...]:
+    """What was told of the run, with what its folder shows now in place of what it showed at the last end of training."""
+    from luthier.watch.rules import CODES, diagnosed
+
+    try:
+        found = diagnosed(run, known)
+    except LuthierError:  # a damaged recipe: then what was told is all there is
+        return told
+    return (*(finding for finding in told if finding.code not in CODES), *found)
 
 
 def series(name: str, before: Series | None = None) -> Series:
@@ -88,17 +100,6 @@ def logs(name: str, *, follow: bool = False) -> Iterator[str]:
         if last:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
-
-
-def _with_diagnosis(run: RunFolder, told: tuple[Finding, ...], known: Series | Literal["none"]) -> tuple[Finding, ...]:
-    """What was told of the run, with what its folder shows now in place of what it showed at the last end of training."""
-    from luthier.watch.rules import CODES, diagnosed
-
-    try:
-        found = diagnosed(run, known)
-    except LuthierError:  # a damaged recipe: then what was told is all there is
-        return told
-    return (*(finding for finding in told if finding.code not in CODES), *found)
 
 
 def _log_files(run: RunFolder) -> tuple[Path, ...]:

@@ -100,12 +100,17 @@ def written(values: Mapping[str, Any]) -> str:
 
 def difference(old: str, new: str) -> list[str]:
     """`dotted.key: old → new` for every value in which the texts of two resolved recipes differ; raises RecipeError for what is no YAML."""
-    before, after = ({dotted(key): jsonl.dumps(value) for key, value in _leaves(_values(text), ())} for text in (old, new))
+    before, after = values_of(old), values_of(new)
     return [
         f"{key}: {before.get(key, 'absent')} → {after.get(key, 'absent')}"
         for key in before | after
         if before.get(key, "absent") != after.get(key, "absent")
     ]
+
+
+def values_of(text: str) -> dict[str, str]:
+    """The values of a resolved recipe's text as JSON, by dotted key; raises RecipeError for what is no YAML."""
+    return {dotted(key): jsonl.dumps(value) for key, value in _leaves(_values(text), ())}
 
 
 def training_text(text: str) -> str:

@@ -92,7 +92,7 @@ def _held(run: RunFolder) -> _Held | None:
 
 def _ended(events: Sequence[Mapping[str, Any]], said: Sequence[Beat]) -> tuple[State, str]:
     """How it ended by its own words, the supervisor's before those of ranks; `new` where there are none, `running` where one is to come."""
-    since = [number for number, event in enumerate(events) if event.get("event") in BEGINNINGS]
+    since = [number for number, event in enumerate(events) if str(event.get("event")) in BEGINNINGS]
     for event in reversed(events[since[-1] + 1 :] if since else events):
         match event:
             case {"event": "dead", "rank": rank, "how": how}:

@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "verdict.json"
 
     @property
+    def report(self) -> Path:
+        """The run as one page, to send to somebody."""
+        return self.path / "report.html"
+
+    @property
     def log(self) -> Path:
         """What the ranks' processes and their libraries print."""
         return self.path / self._own("log.txt")

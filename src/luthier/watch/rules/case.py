@@ -106,9 +106,19 @@ def look(run: RunFolder, recipe: Recipe, known: Series | Literal["none"] = "none
         planned=_planned(run.plan),
         rows=rows.kept(run, _compared(measured)),
         events=jsonl.salvage(run.events).records,
-        ranks=_tail(run.ranks),
+        ranks=newest_ranks(run.ranks),
         scores=tuple(_scores(run)),
     )
+
+
+def newest_ranks(path: Path) -> list[Mapping[str, Any]]:
+    """The newest lines of a ranks.jsonl, in its order; none where there is none."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().split(b"\n")
+    return [record for line in lines[:-1] if (record := jsonl.record(line)) is not None and record.keys() >= OF_A_RANK]
 
 
 def _compared(measured: Series) -> set[int]:
@@ -133,15 +143,6 @@ def _planned(path: Path) -> Planned | Literal["unknown"]:
         )
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError):
         return "unknown"
-
-
-def _tail(path: Path) -> list[Mapping[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().split(b"\n")
-    return [record for line in lines[:-1] if (record := jsonl.record(line)) is not None and record.keys() >= OF_A_RANK]
 
 
 def _scores(run: RunFolder) -> Iterator[Scored]:

@@ -1,0 +1,150 @@
+"""The page in a real browser, over a real run: opened by its link, alive while the run goes on, compared, stopped; dark, narrow, by keys.
+
+Screenshots lie in pytest's temporary folder (`--basetemp`), for a person's eye.
+"""
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from luthier import flow
+from luthier.demo import RECIPE
+from tests.web.workshop import environment_of, recipe_in, runs_in, trained
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path (Debian: apt-get install chromium)"),
+]
+SECONDS = 60_000
+"""Milliseconds: how long a busy machine may take for a step of the demo."""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    """Two runs that are finished, and one that goes on for as long as anybody looks."""
+    with runs_in(tmp_path) as runs:
+        recipe = recipe_in(tmp_path)
+        trained(recipe)
+        trained(recipe, "name=faster", "training.learning_rate=1e-3")
+        flow.launch(flow.load(RECIPE, ("name=live", "training.epochs=400", "checkpoints.eval_steps=50000", "checkpoints.save_steps=50000")))
+        yield runs
+        if flow.status("live").state == "running":
+            flow.stop("live", now=True)
+
+
+@pytest.fixture
+def link(root: Path) -> Iterator[str]:
+    """What `luthier ui` prints."""
+    command = [sys.executable, "-m", "luthier.cli.main", "ui"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_of(root)) as server:
+        assert server.stdout is not None and server.stderr is not None
+        yield server.stdout.readline().strip()
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=20) == 0
+        assert "Traceback" not in server.stderr.read()
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+def looked(page: Page, name: str, folder: Path) -> None:
+    """A screenshot of all of the page, which is no wider than its window."""
+    page.screenshot(path=folder / f"{name}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+
+
+def step(page: Page) -> int:
+    return int(page.locator("#standing dd").first.inner_text().split()[0].replace(",", ""))
+
+
+def moved_on(page: Page, than: int) -> int:
+    """The step, once it is a later one; the page is not loaded again for it."""
+    end = time.monotonic() + SECONDS / 1000
+    while (found := step(page)) <= than:
+        assert time.monotonic() < end, found
+        page.wait_for_timeout(100)
+    return found
+
+
+def test_a_run_is_opened_watched_compared_and_stopped(browser: Browser, link: str, tmp_path: Path) -> None:
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.set_default_timeout(SECONDS)
+    asked: list[str] = []
+    wrong: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("dialog", lambda dialog: dialog.accept())
+
+    page.goto(link)
+    assert "token" not in page.url
+    page.keyboard.press("/")
+    expect(page.locator("#text")).to_be_focused()
+    page.keyboard.type("LIV")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody .running")).to_be_visible(timeout=SECONDS)
+    looked(page, "list", tmp_path)
+
+    page.get_by_role("link", name="live", exact=True).click()
+    expect(page.locator("figure canvas")).to_have_count(6, timeout=SECONDS)
+    before = moved_on(page, 3)
+    curve = page.locator("canvas").first.evaluate("canvas => canvas.toDataURL()")
+    moved_on(page, before + 2)
+    page.wait_for_timeout(200)
+    assert page.locator("canvas").first.evaluate("canvas => canvas.toDataURL()") != curve
+    looked(page, "live", tmp_path)
+
+    page.get_by_role("button", name="save now").click()
+    expect(page.locator("#told")).to_contain_text("saved after step", timeout=SECONDS)
+    page.get_by_role("button", name="save and stop").click()
+    expect(page.locator("#told")).to_contain_text("stopped: saved after step", timeout=SECONDS)
+    expect(page.locator("#standing .stopped")).to_be_visible(timeout=SECONDS)
+    expect(page.locator("#events")).to_contain_text("interrupted")
+    expect(page.locator("#looked-at")).to_contain_text(f"{step(page):,} done")
+    looked(page, "stopped", tmp_path)
+    assert flow.status("live").state == "stopped"
+
+    page.get_by_role("link", name="Luthier").click()
+    for name in ("animals", "faster"):
+        page.get_by_label(f"compare {name}").check()
+    page.get_by_role("button", name="compare those chosen").click()
+    expect(page.locator("figure canvas")).to_have_count(3)
+    expect(page.locator("main")).to_contain_text("training.learning_rate")
+    looked(page, "compare", tmp_path)
+
+    assert {url.split("/")[2] for url in asked} == {link.split("/")[2]}
+    assert wrong == []
+    page.goto(link.partition("?")[0] + "runs/live")  # whose stream is open when the server is ended
+
+
+def test_pages_are_read_in_the_dark_on_a_telephone_and_by_keys(browser: Browser, link: str, tmp_path: Path) -> None:
+    for scheme, width in (("light", 1200), ("dark", 1200), ("light", 340)):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})  # type: ignore[arg-type]
+        page = context.new_page()
+        page.goto(link)
+        here = page.url
+        for name in ("", "runs/animals", "runs/animals/rows", "runs/animals/answers", "compare?run=animals&run=faster"):
+            page.goto(here + name)
+            if "rows" not in name and "answers" not in name and name:
+                expect(page.locator("figure canvas").first).to_be_visible(timeout=SECONDS)
+            looked(page, f"{name.replace('/', '-').partition('?')[0] or 'list'}-{scheme}-{width}", tmp_path)
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(21, 24, 26)"
+        assert dark == (scheme == "dark")
+        page.goto(here)
+        for _ in range(2):
+            page.keyboard.press("Tab")
+        assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+        context.close()
