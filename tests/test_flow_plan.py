@@ -182,7 +182,6 @@ def test_an_optimizer_in_8_bits_is_not_divided_and_the_reason_is_told(home: Path
     loaded = flow.load(home / "recipe.yaml", ["training.optimizer=adamw_8bit", "parallel.data=2", divided])
     with pytest.raises(PlanRefused, match=r"blocks of 256 numbers, which parallel\.(tensor: 2|shard: zero2) would cut"):
         flow.train(loaded)
-    assert flow.plan(loaded, flow.stated(loaded.recipe, "100", "64")).steps.total == 120
 
 
 def test_a_findings_change_is_written_into_the_recipe_with_its_comments(home: Path) -> None:

@@ -183,6 +183,21 @@ def test_ranks_of_which_one_is_killed_are_begun_again_and_end_as_if_nothing_had_
 
 
 @pytest.mark.slow
+def test_divided_stages_validate_more_rows_than_are_computed_at_once(home: Path) -> None:
+    sounds = ({"prompt": f"What does cat number {number} do?", "completion": "meows " * (1 + number % 5)} for number in range(400))
+    (home / "rows.jsonl").write_text("".join(json.dumps(sound) + "\n" for sound in sounds))
+    split = "data.split={train: 0.2, validation: 0.8, test: 0}"
+    layout = ("parallel.data=2", "parallel.pipeline=2", "parallel.shard=zero2", "--force", "more-ranks-than-devices")
+    for name, changes in {"one": (), "four": layout}.items():
+        process = luthier(home, "train", "recipe.yaml", f"name={name}", split, "training.max_steps=2", "checkpoints.eval_steps=2", *changes)
+        _, err = ended(process)
+        assert process.returncode == 0, err
+    runs = [RunFolder(home / "runs" / name) for name in ("one", "four")]
+    one, four = ([line["loss"] for line in jsonl.records(run.metrics) if line["kind"] == "validation"] for run in runs)
+    assert four == pytest.approx(one, rel=1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "to", "layout"),
     [

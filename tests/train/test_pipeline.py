@@ -7,12 +7,16 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from luthier.model.mesh import Axis
-from luthier.train.passes import turns
+from luthier.model.pipeline import Neighbours, Part
+from luthier.plan.weights import Stage
+from luthier.train.passes import _Line, turns
 from tests.train.in_stages import GENERATING, KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +59,24 @@ def test_stages_train_what_one_process_does(left_by: Callable[[str], Found], lay
         assert (together["losses"], together["norms"]) == (ranks[0][kind]["together"]["losses"], ranks[0][kind]["together"]["norms"])
     assert max(rank[kind]["apart"] for rank in ranks) < 1e-5
     assert set().union(*(rank[kind]["names"] for rank in ranks)) == set(ranks[0][kind]["expected"])
+
+
+@pytest.mark.parametrize("divided", [False, True])
+def test_a_stage_without_memory_goes_on_with_zeros_unless_others_wait_for_it_within_a_layer(divided: bool) -> None:
+    def compute(_: object) -> None:
+        torch.empty(2**60, dtype=torch.uint8)
+
+    stage = Stage(start=0, layers=1, num_layers=1, in_flight=1)
+    part = Part(stage=stage, axis=Axis(), width_D=4, dtype=torch.float32, device=torch.device("cpu"), shared=(), elsewhere={})
+    line = _Line(part=part, neighbours=Neighbours(part=part), divided=divided)
+    batch: Any = SimpleNamespace(ids_BT=torch.zeros(1, 2))
+    if divided:
+        with pytest.raises(RuntimeError, match="memory"):
+            line.turn(batch, compute, forward=True)
+    else:
+        line.turn(batch, compute, forward=True)
+        with pytest.raises(RuntimeError, match="memory"):
+            line.end()
 
 
 def test_a_gradient_is_on_one_stage_and_a_tied_matrix_gradient_on_the_first_and_the_last(left_by: Callable[[str], Found]) -> None:

@@ -119,7 +119,7 @@ def _refuse_another(run: RunFolder, recipe: Recipe) -> None:
     if run.finished:
         raise UsageError(f"run {run.name} is finished", where=str(run.path), change="change the recipe to train anew")
     job = Job.read(run)
-    if job and job.on == recipe.launch.on and (state := BACKENDS[job.on].status(run, job)) in ("queued", "running"):
+    if job and (state := BACKENDS[job.on].status(run, job)) in ("queued", "running"):
         raise UsageError(f"run {run.name} is {state} already, as {job.on} {job.id}", where=str(run.path), change="wait, or another name")
 
 

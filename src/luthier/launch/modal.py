@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from luthier.core.envfile import NOTHING, read
-from luthier.core.errors import UsageError
+from luthier.core.errors import RunError, UsageError
 from luthier.launch.backend import Job, Order, State
 from luthier.launch.container import see_to
 from luthier.recipe.load import load
@@ -114,15 +114,18 @@ class Modal:
         """By the function's call. Modal does not tell whether a call has a container yet."""
         _require()
         import modal
+        import modal.exception as known
 
         try:
             modal.FunctionCall.from_id(job.id).get(timeout=0)
         except TimeoutError:
             return "running"
-        except (modal.exception.AuthError, modal.exception.ConnectionError):
-            raise
-        except (modal.exception.Error, RuntimeError):  # it failed, was cancelled, or is forgotten
+        except (known.RemoteError, known.FunctionTimeoutError, known.ExecutionError, known.OutputExpiredError, known.NotFoundError):
             return "over"
+        except RuntimeError:  # the container's own
+            return "over"
+        except known.Error as error:  # of Modal itself, which tells nothing of the run
+            raise RunError(f"Modal does not say how the run stands: {error}", where=str(run.path), change="ask again") from error
         return "over"
 
     def logs(self, run: RunFolder, job: Job) -> tuple[Path, ...]:
@@ -148,7 +151,14 @@ def train_run(folder: str, words: list[str], seconds: float) -> int:
     import modal
 
     volume = modal.Volume.from_name(os.environ[VOLUME])
-    return see_to(RunFolder(Path(folder)), [sys.executable, *words], seconds=seconds, keep=volume.commit)
+
+    def keep() -> None:
+        try:
+            volume.commit()
+        except modal.exception.Error as error:
+            raise RuntimeError(f"the volume was not committed: {error}") from error
+
+    return see_to(RunFolder(Path(folder)), [sys.executable, *words], seconds=seconds, keep=keep)
 
 
 def rental(order: Order) -> Rental:

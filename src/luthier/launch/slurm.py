@@ -26,8 +26,8 @@ SCRIPT = """\
 #!/bin/bash
 {directives}
 
-set -u
-{setup}{environment}
+{setup}set -u
+{environment}
 saved() {{ cat {latest} 2>/dev/null; }}
 before=$(saved)
 {run}

@@ -85,8 +85,10 @@ def whole(module: nn.Module) -> Iterator[None]:
         yield
         return
     module.unshard()
-    yield
-    module.reshard()
+    try:
+        yield
+    finally:
+        module.reshard()
 
 
 @contextmanager

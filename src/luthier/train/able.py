@@ -1,4 +1,4 @@
-"""What a recipe may say and a plan may count with, but training cannot do, or not here."""
+"""What a recipe may say and a plan may count with, but training cannot do here."""
 
 from importlib.util import find_spec
 
@@ -11,15 +11,9 @@ BITSANDBYTES = {"nf4", "fp4", "adamw_8bit", "paged_adamw_8bit"}
 
 
 def refuse_what_cannot_be_trained(recipe: Recipe) -> None:
-    """Raise PlanRefused with every value that wants a library that is not here, or stands beside one that it cannot, and what to take
-    instead."""
-    parallel, optimizer = recipe.parallel, recipe.training.optimizer
-    if optimizer != "adamw" and (parallel.tensor > 1 or parallel.shard != "none"):
-        divided = f"parallel.tensor: {parallel.tensor}" if parallel.tensor > 1 else f"parallel.shard: {parallel.shard}"
-        what = f"training.optimizer: {optimizer} keeps its state in blocks of 256 numbers, which {divided} would cut"
-        raise PlanRefused(what, change="set training.optimizer=adamw, whose state is divided instead")
+    """Raise PlanRefused with every value that wants a library that is not here, and what to take instead."""
     refuse_absent(recipe.tracking)
-    values = (("model.quantization", recipe.model.quantization, "int8"), ("training.optimizer", optimizer, "adamw"))
+    values = (("model.quantization", recipe.model.quantization, "int8"), ("training.optimizer", recipe.training.optimizer, "adamw"))
     wanted = [each for each in values if each[1] in BITSANDBYTES]
     if wanted and find_spec("bitsandbytes") is None:
         what = f"{' and '.join(f'{path}: {value}' for path, value, _ in wanted)} want bitsandbytes, which is not installed"

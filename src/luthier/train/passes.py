@@ -68,7 +68,7 @@ def backward(model: nn.Module, batches: Sequence[MicroBatch], precision: Precisi
     loss = torch.zeros((), device=precision.device)
     precision.scaler.scale(loss)  # which makes the scaler's state, also where no loss is ever seen
     step = _Step(model=model, batches=batches, precision=precision, seeds=seeds, num_targets=num_targets, loss=loss)
-    line = _Line.of(model)
+    line = _Line.of(model, precision)
     for turn in turns(line.axis, len(batches)):
         compute = step.forward if turn.forward else step.backward
         line.turn(batches[turn.batch], functools.partial(compute, turn.batch), forward=turn.forward)
@@ -81,7 +81,7 @@ def backward(model: nn.Module, batches: Sequence[MicroBatch], precision: Precisi
 def forward(model: nn.Module, batches: Iterable[MicroBatch], precision: Precision) -> list[Seen]:
     """Each micro batch's losses, without dropout and gradient, where this stage sees them. Raises as `backward` does."""
     seen: list[Seen] = []
-    line = _Line.of(model)
+    line = _Line.of(model, precision)
     with evaluating(model), precision.autocast():
         for batch in batches:
             line.turn(batch, functools.partial(_evaluated, model, batch, precision, seen), forward=True)
@@ -155,15 +155,17 @@ class _Line:
 
     part: Part | None
     neighbours: Neighbours | None
+    divided: bool
+    """Whether other ranks compute this stage's layers with it, and would wait for it in the middle of one."""
     broken: Exception | None = None
     """Why this stage does not compute any more."""
     _outgoing: tuple[int, Tensor] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module) -> "_Line":
+    def of(cls, model: nn.Module, precision: Precision) -> "_Line":
         """That of a model, divided or whole."""
         part = part_of(model)
-        return cls(part=part, neighbours=Neighbours(part=part) if part else None)
+        return cls(part=part, neighbours=Neighbours(part=part) if part else None, divided=precision.ranks.divided)
 
     @property
     def axis(self) -> Axis:
@@ -184,7 +186,7 @@ class _Line:
             try:
                 result = compute(incoming)
             except (Stopped, MemoryError, OSError, RuntimeError) as error:
-                if not isinstance(error, Stopped) and not is_out_of_memory(error):
+                if not isinstance(error, Stopped) and (self.divided or not is_out_of_memory(error)):
                     raise
                 self.broken = error.with_traceback(None)  # which would hold what was computed
         if ends:

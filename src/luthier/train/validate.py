@@ -3,18 +3,17 @@
 R = rows of the split.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from luthier.data.order import validated_together
+from luthier.data.order import Indices, validated_together
 from luthier.data.store import TokenRows
 from luthier.runs.workload import MicroBatchSize
-from luthier.train.batch import MicroBatch, micro_batches
-from luthier.train.passes import Stopped, forward
+from luthier.train.batch import micro_batches
+from luthier.train.passes import Seen, Stopped, forward
 from luthier.train.precision import Precision
 from luthier.train.step import evened, together
 
@@ -36,16 +35,11 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
 
     Raises Stopped where a rank is to end, and TooLarge where one has too little memory.
     """
-    ranks, losses_R, stopped = precision.ranks, np.zeros(len(rows)), False
-    with together(ranks):
-        try:
-            for seen in forward(model, _batches(rows, size, precision), precision):
-                nll_N = seen.nll_N.double().cpu().numpy()  # after all of them are computed; once per validation, whose loss is logged
-                losses_R += np.bincount(seen.rows_M, weights=nll_N[seen.targets_M], minlength=len(rows))
-        except Stopped:
-            stopped = True
-    if any(ranks.any([stopped])):
-        raise Stopped
+    ranks, losses_R = precision.ranks, np.zeros(len(rows))
+    for part in validated_together(rows):
+        for seen in _forward(model, rows, part, size, precision):
+            nll_N = seen.nll_N.double().cpu().numpy()  # after all of the part are computed; a validation's loss is logged
+            losses_R += np.bincount(seen.rows_M, weights=nll_N[seen.targets_M], minlength=len(rows))
     losses_R = np.array(ranks.sum(losses_R.tolist()))  # a row is on one rank: what is added to it is 0, and its bits stay
     num_targets = int(rows.num_supervised.sum())
     return ValidationRecord(
@@ -57,7 +51,16 @@ def validation_loss(model: nn.Module, rows: TokenRows, size: MicroBatchSize, pre
     )
 
 
-def _batches(rows: TokenRows, size: MicroBatchSize, precision: Precision) -> Iterator[MicroBatch]:
-    """The micro batches of this rank's share."""
-    for part in validated_together(rows):
-        yield from evened(micro_batches(rows, precision.ranks.share(rows, part), size, precision.device), size, precision)
+def _forward(model: nn.Module, rows: TokenRows, part: Indices, size: MicroBatchSize, precision: Precision) -> list[Seen]:
+    """What this rank sees of its share of these rows. Ranks agree on how many micro batches that are before the first, for a stage that
+    asked in between would wait for one that waits for it; and after the last on whether all have computed them."""
+    ranks, seen, stopped = precision.ranks, list[Seen](), False
+    batches = list(evened(micro_batches(rows, ranks.share(rows, part), size, precision.device), size, precision))
+    with together(ranks):
+        try:
+            seen = forward(model, batches, precision)
+        except Stopped:
+            stopped = True
+    if any(ranks.any([stopped])):
+        raise Stopped
+    return seen

@@ -43,6 +43,12 @@ def test_weights_that_fit_plain_need_not_be_quantised(kind: str) -> None:
     assert (finding.severity, finding.changes[0].value) == ("note", "none")
 
 
+@pytest.mark.parametrize("divided", ["parallel.tensor=2", "parallel.shard=zero2"])
+def test_an_optimizer_in_8_bits_is_not_divided(divided: str) -> None:
+    finding = found("launch.gpu=H100x4", "parallel.data=2", divided, "training.optimizer=adamw_8bit")["optimizer-8bit-divided"]
+    assert (finding.severity, [(change.path, change.value) for change in finding.changes]) == ("refuse", [("training.optimizer", "adamw")])
+
+
 def test_a_paged_optimizer_without_a_gpu_is_refused() -> None:
     finding = found(HERE, "training.optimizer=paged_adamw_8bit")["paged-on-cpu"]
     assert (finding.severity, finding.changes[0].value) == ("refuse", "adamw_8bit")
@@ -93,6 +99,7 @@ def test_a_pipeline_of_one_micro_batch_takes_turns() -> None:
         ),
         ("paged-on-cpu", ["training.optimizer=paged_adamw_8bit"]),
         ("paged-on-cpu", [HERE, "training.optimizer=adamw_8bit"]),
+        ("optimizer-8bit-divided", ["launch.gpu=H100x2", "parallel.data=2", "training.optimizer=adamw_8bit"]),
         ("quantization-unplanned", [*DIVIDED]),
         ("more-ranks-than-devices", ["launch.gpu=H100x2", "parallel.data=2"]),
         ("pipeline-bubble", ["launch.gpu=H100x2", "parallel.pipeline=2"]),  # an `auto` micro batch fills it

@@ -209,6 +209,34 @@ def paged_on_cpu(case: Case) -> Iterator[Finding]:
     )
 
 
+def optimizer_8bit_divided(case: Case) -> Iterator[Finding]:
+    """The optimizer's state is in blocks, which ranks that divide weights would cut.
+
+    Severity: refuse.
+
+    bitsandbytes keeps both of Adam's averages in 8 bits, in blocks of 256 numbers with a scale each. Tensor parallelism and shards give
+    each rank pieces of the trained matrices that begin and end within blocks: other numbers would share a scale, and a run that goes on
+    with other ranks could not read its state.
+
+    Arithmetic: adamw has 8 B a trained number, divided among n ranks 8 / n; adamw_8bit has 2 B a number on each.
+
+    What to do: `adamw`, whose state is divided.
+
+    Source: Dettmers et al. 2021 (arXiv:2110.02861), section 2.1; bitsandbytes 0.50.2, `Optimizer8bit.init_state`.
+    """
+    optimizer, layout = case.recipe.training.optimizer, case.setup.layout
+    if optimizer == "adamw" or not layout.divided:
+        return
+    divided = f"parallel.tensor: {layout.tensor}" if layout.tensor > 1 else f"parallel.shard: {layout.shard}"
+    yield Finding(
+        code="optimizer-8bit-divided",
+        severity="refuse",
+        message=f"{optimizer} keeps its state in blocks of 256 numbers, which {divided} would cut",
+        evidence={"optimizer": optimizer, "tensor": layout.tensor, "shard": layout.shard},
+        changes=(Change(path="training.optimizer", value="adamw", why="its state is divided instead"),),
+    )
+
+
 def quantization_unplanned(case: Case) -> Iterator[Finding]:
     """The base is quantised, and yet divided among devices as if it were not.
 
@@ -316,6 +344,7 @@ CHECKS: tuple[Check, ...] = (
     float16_on_cpu,
     optimizer_8bit_pointless,
     paged_on_cpu,
+    optimizer_8bit_divided,
     quantised_needlessly,
     quantization_unplanned,
     more_ranks_than_devices,
