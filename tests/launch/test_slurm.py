@@ -63,7 +63,7 @@ def test_the_script_asks_for_what_the_recipe_says() -> None:
         "--partition=gpu", "--account=lab", "--constraint=h100", "--time=961", "--signal=USR1@600", "--requeue", "--open-mode=append",
         "--output=/runs/animals/log.txt", "--exclusive",
     ]  # fmt: skip
-    assert 'module load cuda\nset -u\nexport A="b c"\nexport LUTHIER_RUNS=/runs\n' in text
+    assert 'module load cuda\nexport A="b c"\nset -u\nexport LUTHIER_RUNS=/runs\n' in text
     assert "export LUTHIER_ENDPOINT=$first:$((29400 + SLURM_JOB_ID % 20000))" in text
     assert "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --kill-on-bad-exit=1 --cpus-per-task=32 " in text
     assert "-m luthier.cli.main train /runs/animals/recipe.yaml\n" in text
