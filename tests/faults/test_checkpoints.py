@@ -15,8 +15,9 @@ from luthier.model.place import trained_of
 from luthier.recipe.schema import Training
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
+from luthier.train.card import Origin
 from luthier.train.checkpoint import Best, State
-from luthier.train.final import Origin, save_final
+from luthier.train.final import save_final
 from luthier.train.optim import make_optimizer
 from luthier.train.run import TrainingJob, _set_up
 from luthier.train.step import train_step

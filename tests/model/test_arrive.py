@@ -14,12 +14,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import ModelError
-from luthier.model.arrive import Bits, store
+from luthier.model.arrive import Bits, leave_of_few_bits, store
 from luthier.model.experts import forms_of
 from luthier.model.load import load_model
 from luthier.model.quantize import QuantizedLinear
 from luthier.recipe.schema import Model
-from tests.model.zoo import CPU, FAMILIES, MIXTURES, tiny
+from tests.model.zoo import CPU, FAMILIES, MIXTURES, in_numbers, quantized, tiny
 
 MB = 10**6
 WIDE: dict[str, Any] = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 10, "num_attention_heads": 8, "head_dim": 128}
@@ -132,6 +132,17 @@ def test_all_matrices_below_the_head_are_in_few_bits_and_nothing_else(family: st
     assert left <= {"conv1d", "weight"}
     assert all(forms_of(module).keys() == {"gate_up_proj", "down_proj"} for module in model.modules() if "Experts" in type(module).__name__)
     assert {weight.dtype for weight in model.parameters() if weight.is_floating_point()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("family", ["qwen3", "llama", "qwen3_moe", "gpt_oss"])
+def test_what_is_left_of_few_bits_are_the_numbers_that_are_computed_with(family: str, kind: Any, dtype: torch.dtype) -> None:
+    plain, expected = tiny(family, dtype), in_numbers(quantized(tiny(family, dtype), kind))
+    leave_of_few_bits(plain, Bits(kind=kind, double_quant=True, dtype=dtype))
+    found = dict(plain.named_parameters())
+    assert [name for name, weight in expected.named_parameters() if not torch.equal(weight, found[name])] == []
+    assert not torch.equal(plain.model.layers[0].self_attn.q_proj.weight, tiny(family, dtype).model.layers[0].self_attn.q_proj.weight)
 
 
 def test_weights_of_another_shape_are_an_error(tmp_path: Path) -> None:

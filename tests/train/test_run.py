@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from luthier.core import jsonl
 from luthier.core.errors import NonFiniteError, RecipeError, RunError
 from luthier.runs.workload import MicroBatchSize
+from luthier.train.card import Origin
 from luthier.train.checkpoint import State
-from luthier.train.final import Origin, save_final
+from luthier.train.final import save_final
 from luthier.train.run import TrainingJob, _set_up, train
 from luthier.train.validate import validation_loss
 from tests.train.workshop import FLOAT32, Workshop

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import data, health, pages, planning, proof, quickstart, training, watching
+from luthier.cli import data, handing, health, pages, planning, proof, quickstart, training, watching
 from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError, PlanRefused
@@ -43,6 +43,8 @@ for verb in (
     watching.stop,
     proof.evaluate,
     proof.decide,
+    handing.export,
+    handing.verify,
     pages.report,
     pages.ui,
     health.doctor,

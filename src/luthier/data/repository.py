@@ -20,6 +20,8 @@ SHARD = re.compile(r"[\w.-]+\.safetensors")
 INDEX = "model.safetensors.index.json"
 KERNELS = re.compile(r"_?(?:attn|experts)_implementation(?:_internal)?")
 """Keys of config.json that can name a kernel: with a `/` it is a hub repository whose compiled code would be run (CVE-2026-4372)."""
+FRONT, LICENCE = re.compile(r"---\n.*?\n---\n", re.DOTALL), re.compile(r"^license:\s*([\w.-]+)\s*$", re.MULTILINE)
+"""What a model's card begins with, and the line in it that names the licence."""
 HUB_SECONDS = 5
 """How long the hub may take to answer at all; its own client would retry for 23 s a file."""
 TOKENIZER_FILES = (
@@ -39,15 +41,20 @@ class Repository:
 
     def json(self, name: str) -> dict[str, Any]:
         """One of its JSON files; empty where it has none."""
+        path = self.path(name)
+        return read_json(path) if path else {}
+
+    def path(self, name: str) -> Path | None:
+        """One of its files, where it has it; fetched, where it lies on the hub."""
         if self.is_folder:
             path = Path(self.location) / name
-            return read_json(path) if path.exists() else {}
+            return path if path.exists() else None
         from transformers.utils import cached_file  # 0.7 s, which a base in a folder need not pay
 
         found = cached_file(
             self.location, name, revision=self.revision, local_files_only=self.cached_only, _raise_exceptions_for_missing_entries=False
         )
-        return read_json(Path(found)) if found else {}
+        return Path(found) if found else None
 
     def refuse_own_code(self) -> None:
         """Raise ModelError where config.json or tokenizer_config.json name code to run: the repository's own, or a kernel's."""
@@ -90,6 +97,13 @@ class Repository:
                     raise ModelError(f"{name} has eos_token_id {wrong[0]!r:.80}, which is no token id", where=self.location)
                 found += ids
         return tuple(dict.fromkeys(found))
+
+    def licence(self) -> str:
+        """What its README.md names as `license:` in the hub's form; empty where there is none."""
+        card = self.path("README.md")
+        front = FRONT.match(card.read_text(encoding="utf-8", errors="replace")) if card else None
+        named = LICENCE.search(front[0]) if front else None
+        return named[1] if named else ""
 
     def tokenizer_files(self) -> dict[str, str]:
         """Name → sha256 of the files of a folder that decide how text becomes ids."""

@@ -19,6 +19,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluate_rank, evaluated
+from luthier.flow.handing import Exported, VerificationError, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
@@ -44,10 +45,12 @@ if TYPE_CHECKING:
 __all__ = [
     "SILENT",
     "Evaluated",
+    "Exported",
     "Launched",
     "Options",
     "Saved",
     "Trained",
+    "VerificationError",
     "apply",
     "decide",
     "demo",
@@ -55,6 +58,7 @@ __all__ = [
     "evaluate",
     "evaluate_rank",
     "events",
+    "export",
     "init",
     "inspect",
     "keep_plan",
@@ -78,6 +82,7 @@ __all__ = [
     "stop",
     "train",
     "train_rank",
+    "verify",
     "write_splits",
     "write_unit",
 ]

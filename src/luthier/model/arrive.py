@@ -73,6 +73,20 @@ def store(model: PreTrainedModel, bits: Bits) -> dict[str, Form]:
     return forms
 
 
+def leave_of_few_bits(model: PreTrainedModel, bits: Bits) -> None:
+    """Round a plain model's matrices to what `store` would leave of them in the compute type: the base that QLoRA trains over."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        names = (
+            ("weight",) if type(module) is nn.Linear and module is not head else experts.PROJECTIONS if experts.is_mixture(module) else ()
+        )
+        for name in names:
+            stack = _matrix(module, getattr(module, name).data)
+            form = bits.form(*stack.shape[-2:])
+            for matrix in stack if stack.ndim == 3 else stack[None]:
+                matrix.copy_(form.matrix(form.quantize(matrix)))
+
+
 @register_quantizer(NAME)
 class Quantizer(HfQuantizer):  # type: ignore[misc]
     """Cuts and stores the matrices of a base as they are read."""

@@ -1,10 +1,9 @@
 """The final adapter, or the whole model after full fine-tuning: in the formats of PEFT and transformers, with its provenance."""
 
 import json
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import PeftModel
 from torch import Tensor
@@ -17,8 +16,8 @@ from luthier.model.adapt import bits_of
 from luthier.model.load import no_progress_bars
 from luthier.model.pipeline import in_form
 from luthier.model.place import Placed
-from luthier.recipe.schema import Recipe
 from luthier.runs.store import RunFolder
+from luthier.train.card import Known, Origin, card
 from luthier.train.checkpoint import UNSOUND, check_finite, writing
 from luthier.train.gather import gathered
 from luthier.train.ranks import ALONE, Ranks
@@ -26,16 +25,6 @@ from luthier.train.ranks import ALONE, Ranks
 PROVENANCE = "provenance.json"
 SETS = ("target_modules", "exclude_modules")
 PACKAGES = ("luthier", "torch", "transformers", "peft")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """What the weights came from."""
-
-    recipe: Recipe
-    step: int
-    final: Literal["best", "last"]
-    data_hash: str
 
 
 def save_final(placed: Placed, tokenizer: ChatTokenizer, run: RunFolder, origin: Origin, ranks: Ranks = ALONE) -> None:
@@ -56,7 +45,7 @@ def save_final(placed: Placed, tokenizer: ChatTokenizer, run: RunFolder, origin:
 def _write(
     model: PreTrainedModel | PeftModel, weights: dict[str, Tensor], tokenizer: ChatTokenizer, run: RunFolder, origin: Origin
 ) -> None:
-    with writing("the adapter", run.adapter), in_form(model), files.replacing(run.adapter, check=_check_written) as part:
+    with writing("the adapter", run.adapter), in_form(model), files.replacing(run.adapter, check=check_written) as part:
         if isinstance(model, PeftModel):  # whose "auto" for embeddings would ask the hub whether the vocabulary has grown
             model.save_pretrained(str(part), state_dict=weights, save_embedding_layers=False)
             _sort_names(part / "adapter_config.json")
@@ -64,7 +53,9 @@ def _write(
             rest = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not tensor.requires_grad}
             with no_progress_bars():
                 model.save_pretrained(str(part), state_dict=weights | rest)
-        files.write(part / "README.md", _card(origin, is_adapter=isinstance(model, PeftModel)))  # in place of PEFT's empty form
+        files.write(
+            part / "README.md", card(origin, "adapter" if isinstance(model, PeftModel) else "model", Known())
+        )  # in place of PEFT's empty form
         tokenizer.save(part)
         files.write_json(part / PROVENANCE, _provenance(origin, tokenizer) | {"files": files.digests(part)})
 
@@ -91,27 +82,9 @@ def _provenance(origin: Origin, tokenizer: ChatTokenizer) -> dict[str, Any]:
     }
 
 
-def _check_written(folder: Path) -> None:
+def check_written(folder: Path) -> None:
     """Raise DiskError unless every file is what provenance.json says."""
     written = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))["files"]
     found = files.digests(folder)
     if other := [name for name, digest in found.items() if name != PROVENANCE and digest != written.get(name)]:
-        raise DiskError(f"the adapter was written, and reads back otherwise: {', '.join(other)}", where=str(folder), change=UNSOUND)
-
-
-def _card(origin: Origin, *, is_adapter: bool) -> str:
-    """A model card in the hub's form: what this is and where it came from, no more than is known."""
-    model = origin.recipe.model
-    which = "best by validation" if origin.final == "best" else "last"
-    bits = "" if model.quantization == "none" else f", over weights in {model.quantization}"
-    return f"""---
-base_model: {model.base}
-library_name: {"peft" if is_adapter else "transformers"}
-tags: [luthier{", lora" if is_adapter else ""}]
----
-# {origin.recipe.name}
-
-{"A LoRA adapter for" if is_adapter else "Fine-tuned from"} `{model.base}` (revision {model.revision}), trained by Luthier{bits}:
-weights after step {origin.step}, the {which}; data {origin.data_hash}, seed {origin.recipe.seed}.
-Recipe, metrics and evaluations are in the run folder; provenance.json has versions and hashes.
-"""
+        raise DiskError(f"it was written, and reads back otherwise: {', '.join(other)}", where=str(folder), change=UNSOUND)

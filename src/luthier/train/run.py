@@ -38,10 +38,11 @@ from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.ahead import Ahead
 from luthier.train.batch import MicroBatch, micro_batches
+from luthier.train.card import Origin
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.contents import load_weights
-from luthier.train.final import Origin, save_final
+from luthier.train.final import save_final
 from luthier.train.forecast import schedule_of
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.loop import Loop, fit
