@@ -72,6 +72,12 @@ def test_before_the_time_limit_the_run_saves_what_is_kept_and_is_to_be_begun_aga
     assert kept.saves[-1] == run.events.read_text().count('"saved"')
 
 
+def test_a_run_that_saves_nothing_in_its_time_is_not_paid_for_again(run: RunFolder, capfd: pytest.CaptureFixture[str]) -> None:
+    stuck = "import signal, sys, time; signal.signal(signal.SIGUSR1, lambda *_: sys.exit(138)); time.sleep(60)"
+    assert see_to(run, [sys.executable, "-c", stuck], seconds=2, keep=lambda: None) == 138
+    assert "raise launch.timeout" in capfd.readouterr().err
+
+
 def test_a_run_that_fails_is_not_begun_again_by_the_host(run: RunFolder) -> None:
     kept = Kept(run)
     assert see_to(run, [sys.executable, "-c", "import sys; sys.exit('no')"], seconds=60, keep=lambda: kept.saves.append(0)) == 1

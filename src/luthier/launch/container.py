@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
-from luthier.launch.saves import told_of_saves
+from luthier.launch.saves import num_saves, told_of_saves
 from luthier.runs.store import RunFolder
 
 SECONDS_TO_END = 25.0
@@ -23,9 +23,11 @@ class TimeIsOver(RuntimeError):
 def see_to(run: RunFolder, command: Sequence[str], *, seconds: float, keep: Callable[[], None]) -> int:
     """The command's exit code; `keep` is called after each checkpoint, and at the end whatever it is.
 
-    After `seconds` the command is asked to save and end, which raises TimeIsOver. An exception that ends the wait (a cancelled call, a
+    After `seconds` the command is asked to save and end, which raises TimeIsOver, unless nothing was saved in all that time: begun again,
+    it would get no further. An exception that ends the wait (a cancelled call, a
     container that is taken away) gives it the time to save.
     """
+    before = num_saves(run)
     with told_of_saves(run, keep), run.log.open("ab") as log, _started(command) as training:
         copying = threading.Thread(target=_copy, args=[training, log], name="log", daemon=True)
         copying.start()
@@ -34,8 +36,11 @@ def see_to(run: RunFolder, command: Sequence[str], *, seconds: float, keep: Call
         finally:
             _end(training)
             copying.join()
-    if code == TIME_IS_OVER:
+    if code != TIME_IS_OVER:
+        return code
+    if num_saves(run) > before:
         raise TimeIsOver(f"run {run.name} has saved, its time here is over")
+    print("luthier: no checkpoint in this container's time, so it is not begun again: raise launch.timeout", file=sys.stderr)
     return code
 
 

@@ -18,11 +18,11 @@ def told_of_saves(run: RunFolder, tell: Callable[[], None], seconds_between_look
     Where it fails it is called again with the next save; the last failure is raised. Training does not wait for it.
     """
     over = threading.Event()
-    known = _num_saves(run)
+    known = num_saves(run)
 
     def follow(known: int) -> None:
         while not over.wait(seconds_between_looks):
-            if (found := _num_saves(run)) > known and _went_well(tell):
+            if (found := num_saves(run)) > known and _went_well(tell):
                 known = found
 
     following = threading.Thread(target=follow, args=[known], name="told of saves", daemon=True)
@@ -44,5 +44,6 @@ def _went_well(tell: Callable[[], None]) -> bool:
     return True
 
 
-def _num_saves(run: RunFolder) -> int:
+def num_saves(run: RunFolder) -> int:
+    """How often the run has left something worth keeping."""
     return sum(record.get("event") in SAVED for record in jsonl.salvage(run.events).records)
