@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from luthier import flow
-from luthier.core.errors import UsageError
+from luthier.core.errors import RunError, UsageError
 from luthier.flow.launching import _order
-from luthier.launch.backend import Order
-from luthier.launch.modal import Modal, bring, build, rental, train_run
+from luthier.launch.backend import Job, Order
+from luthier.launch.modal import VOLUME, Modal, bring, build, rental, train_run
 from luthier.launch.nodes import Node
 from luthier.runs.store import RunFolder
 from tests.launch.orders import order
@@ -94,6 +94,46 @@ def test_options_are_asked_for(tmp_path: Path) -> None:
 def test_what_modal_does_not_have_is_an_error(tmp_path: Path, launch: dict[str, Any], told: str) -> None:
     with pytest.raises(UsageError, match=told):
         rental(order(tmp_path, on="modal", **launch))
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function's call of which Modal tells what it raises, and a volume that does so too."""
+
+    raised: Exception
+
+    def get(self, timeout: float) -> int:
+        raise self.raised
+
+    def commit(self) -> None:
+        raise self.raised
+
+
+@pytest.mark.parametrize(
+    ("raised", "state"),
+    [
+        (TimeoutError(), "running"),
+        (modal.exception.RemoteError("exit 1"), "over"),
+        (modal.exception.NotFoundError("no such call"), "over"),
+        (RuntimeError("run animals has saved"), "over"),
+    ],
+)
+def test_a_call_is_over_when_modal_says_so(raised: Exception, state: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modal.FunctionCall, "from_id", lambda _: Call(raised))
+    assert Modal().status(RunFolder(tmp_path), Job(on="modal", id="fc-1", host="here", started=0.0)) == state
+
+
+def test_a_service_that_fails_says_nothing_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modal.FunctionCall, "from_id", lambda _: Call(modal.exception.ServiceError("try later")))
+    with pytest.raises(RunError, match="does not say how the run stands: try later"):
+        Modal().status(RunFolder(tmp_path), Job(on="modal", id="fc-1", host="here", started=0.0))
+
+
+def test_a_volume_that_cannot_be_committed_raises_what_the_next_save_tries_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VOLUME, "luthier")
+    monkeypatch.setattr(modal.Volume, "from_name", lambda _: Call(modal.exception.ConnectionError("gone")))
+    with pytest.raises(RuntimeError, match="the volume was not committed: gone"):
+        train_run(str(tmp_path), ["-c", ""], 60.0)
 
 
 def test_without_modals_library_the_error_names_the_extra(seed_002: Order, monkeypatch: pytest.MonkeyPatch) -> None:
