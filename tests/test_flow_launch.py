@@ -81,8 +81,10 @@ def test_a_run_that_is_under_way_or_finished_is_not_submitted_again(home: Path) 
     with subprocess.Popen(["sleep", "60"]) as process:
         named = Named.of(process.pid)
         Job(on="local", id=str(process.pid), host=named.host, started=named.started).write(run)
-        with pytest.raises(UsageError, match=f"run animals is running already, as local {process.pid}"):
-            flow.launch(loaded)
+        elsewhere = flow.load(home / "recipe.yaml", ["launch.on=slurm", *EACH["slurm"]])
+        for again in (loaded, elsewhere):
+            with pytest.raises(UsageError, match=f"run animals is running already, as local {process.pid}"):
+                flow.launch(again)
         process.kill()
     run.adapter.mkdir()
     run.event("finished", step=6)
