@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -19,6 +20,15 @@ from luthier.launch.backend import Job
 from luthier.runs.status import Status
 from luthier.runs.store import RunFolder, alone
 from tests.runs.recorded import line, planned, recorded, run_in
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from luthier.runs.store import RunFolder, alone
+with alone(RunFolder(Path(sys.argv[1]))):
+    print("holds", flush=True)
+    time.sleep(60)
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +56,12 @@ def luthier(*words: str) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, stdin=subprocess.DEVNULL, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def wait_for_wish(run: RunFolder) -> None:
+    end = time.monotonic() + 20
+    while not run.control.exists() and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 def until(name: str, holds: Callable[[Status], bool], seconds: float = 90) -> Status:
@@ -136,6 +152,26 @@ def test_a_run_that_does_not_answer_is_not_waited_for_without_end(runs: Path) ->
             flow.save("animals", patience=0.3)
         assert flow.stop("animals", patience=0.3).state == "running"
         assert run.control.read_text() == "stop\n"
+
+
+def test_a_run_that_is_killed_before_it_saves_has_not_saved(runs: Path) -> None:
+    from luthier.core.errors import RunError
+
+    run = run_in(runs / "animals")
+    run.checkpoint(10).mkdir(parents=True)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout and holder.stdout.readline() == b"holds\n"
+        Thread(target=lambda: (wait_for_wish(run), holder.kill())).start()
+        with pytest.raises(RunError, match="run animals ended before it saved: killed"):
+            flow.save("animals", patience=20)
+
+
+def test_a_host_that_cannot_be_asked_from_here_leaves_the_control_file(runs: Path) -> None:
+    run = run_in(runs / "animals")
+    Job(on="slurm", id="7", host="login", started=time.time()).write(run)
+    with alone(run):
+        flow.stop("animals", patience=0.3)
+    assert run.control.read_text() == "stop\n"
 
 
 def test_logs_are_followed_until_the_run_is_over(runs: Path) -> None:

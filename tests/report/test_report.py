@@ -73,7 +73,7 @@ def test_html_in_a_run_is_text_and_secrets_are_hidden(tmp_path: Path) -> None:
     assert SCRIPT not in text and "&lt;b&gt;[redacted]&lt;/b&gt;" in text
 
 
-@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.0, 0.0], [-1e-9, 2e9], [1e-30, 2e-30]])
+@pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.0, 0.0], [-1e-9, 2e9], [1e-30, 2e-30], [1.5e-3], [0.0, 3e-4]])
 def test_a_curve_lies_within_its_chart_whatever_its_numbers_are(values: list[float]) -> None:
     points = Points(x=np.arange(1.0, len(values) + 1), y=np.array(values))
     drawing = svg(Drawn(chart=CHARTS[0], curves={"train": points}))

@@ -12,9 +12,17 @@ def test_a_wish_stays_until_it_is_obeyed(tmp_path: Path) -> None:
     assert control.wished(run) == "nothing"
     control.ask(run, "save")
     assert control.wished(run) == "save"
-    control.obeyed(run)
-    control.obeyed(run)
+    control.obeyed(run, "save")
+    control.obeyed(run, "save")
     assert control.wished(run) == "nothing"
+
+
+def test_what_is_asked_while_an_earlier_wish_is_obeyed_stays(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    control.ask(run, "save")
+    control.ask(run, "stop")
+    control.obeyed(run, "save")
+    assert control.wished(run) == "stop"
 
 
 def test_to_stop_includes_to_save(tmp_path: Path) -> None:

@@ -38,6 +38,15 @@ def test_the_link_gives_a_cookie_and_leaves_the_token_out_of_the_address(root: P
     assert client.get("/runs/animals").status_code == 200
 
 
+@pytest.mark.parametrize("other", ['prefs={"a": 1}', "last=Sat Nov 29", "foo[]=1", "="])
+def test_another_programs_cookie_locks_nobody_out(root: Path, other: str) -> None:
+    client = stranger(root)
+    own = client.get("/", params={"token": TOKEN}).headers["set-cookie"].partition(";")[0]
+    client.cookies.clear()
+    assert client.get("/", headers={"cookie": f"{other}; {own}"}).status_code == 200
+    assert client.get("/", headers={"cookie": other}).status_code == 403
+
+
 @pytest.mark.parametrize("token", ["", "another", TOKEN[:-1], TOKEN + "x", "é"])
 def test_a_wrong_token_is_none(root: Path, token: str) -> None:
     client = stranger(root)

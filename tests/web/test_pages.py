@@ -134,7 +134,7 @@ def test_a_button_asks_the_run_and_says_what_it_has_saved(tmp_path: Path) -> Non
         while control.wished(run) != "save":
             time.sleep(0.01)
         run.checkpoint(7).mkdir(parents=True)
-        control.obeyed(run)
+        control.obeyed(run, control.wished(run))
 
     with alone(run), ThreadPoolExecutor() as trainer:
         trainer.submit(trains_a_step)

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from luthier.core.errors import RunError, UsageError
+from luthier.core.errors import LuthierError, RunError, UsageError
 from luthier.flow.watching import MOVING, status_of
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ def save(name: str, *, patience: float = PATIENCE_SECONDS) -> Saved:
         found = status_of(run)
     if why := _save_failed(run, asked):
         raise RunError(why, where=str(run.path))
-    if control.wished(run) != "nothing" and found.state in MOVING:
+    step = max(run.saved_steps, default=0)
+    if found.state not in MOVING and (control.wished(run) != "nothing" or not step):
+        raise RunError(f"run {run.name} ended before it saved: {found.state} {found.why}".strip(), where=str(run.path))
+    if control.wished(run) != "nothing":
         what = f"run {run.name} has not saved in {patience:.0f} s; it is in step {found.step + 1}, {found.phase}, and will after it"
         raise RunError(what, where=str(run.path), change=f"luthier status {run.name} tells its newest checkpoint")
-    step = max(run.saved_steps, default=0)
-    if not step:
-        raise RunError(f"run {run.name} ended before it saved: {found.state} {found.why}".strip(), where=str(run.path))
     return Saved(run=run.name, step=step, checkpoint=str(run.checkpoint(step)))
 
 
@@ -106,7 +106,10 @@ def _living_job(run: RunFolder) -> Job | None:
     from luthier.launch.backends import BACKENDS
 
     job = _job(run)
-    return job if job and BACKENDS[job.on].status(run, job) in ("queued", "running") else None
+    try:
+        return job if job and BACKENDS[job.on].status(run, job) in ("queued", "running") else None
+    except LuthierError:  # of a host that cannot be asked from here; then its folder can
+        return None
 
 
 def _holder(run: RunFolder, found: Status) -> Job:

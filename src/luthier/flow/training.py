@@ -35,9 +35,11 @@ SECONDS_BETWEEN_LOOKS = 0.1
 
 def train_here(run: RunFolder, planned: Plan, prepared: Prepared, progress: Progress) -> None:
     """Train a run in this process alone."""
+    from luthier.launch.attempt import forget
     from luthier.runs.heartbeat import Heartbeat
     from luthier.train.ranks import ALONE
 
+    forget(run)  # of ranks that an earlier start had
     with Heartbeat(run, 0) as heart:
         _train(run, planned, prepared, ALONE, heart, progress)
 

@@ -62,7 +62,7 @@ class Slurm:
     def status(self, run: RunFolder, job: Job) -> State:
         """By squeue, which forgets a job some minutes after its end."""
         command = ["squeue", "--noheader", "--format=%T", "--states=all", f"--jobs={job.id}"]
-        ended = subprocess.run(_there(command), capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+        ended = _asked(command)
         if ended.returncode and "Invalid job id" not in ended.stderr:
             raise RunError(f"squeue: {ended.stderr.strip()}", where=str(run.path))
         word = ended.stdout.strip().partition("\n")[0]
@@ -136,7 +136,16 @@ def _there(command: Sequence[str]) -> list[str]:
 
 def _told(command: Sequence[str], standard_input: str = "") -> str:
     """What a command of Slurm's answers; raises RunError with what it complains of."""
-    ended = subprocess.run(_there(command), input=standard_input, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+    ended = _asked(command, standard_input)
     if ended.returncode:
         raise RunError(f"{command[0]}: {ended.stderr.strip() or ended.stdout.strip()}", where="launch.on: slurm")
     return ended.stdout
+
+
+def _asked(command: Sequence[str], standard_input: str = "") -> "subprocess.CompletedProcess[str]":
+    """A command of Slurm's, ended; raises RunError where it does not answer."""
+    try:
+        return subprocess.run(_there(command), input=standard_input, capture_output=True, text=True, timeout=SECONDS_TO_ANSWER, check=False)
+    except subprocess.TimeoutExpired as error:
+        what = f"{command[0]} has not answered in {SECONDS_TO_ANSWER:.0f} s"
+        raise RunError(what, where="launch.on: slurm", change="ask again") from error

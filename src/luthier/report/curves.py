@@ -118,6 +118,6 @@ def _span(values: Any) -> tuple[float, float]:
 def _ticks(low: float, high: float) -> Sequence[float]:
     """Three to seven round numbers between two."""
     size = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step = max(times * size for times in (1, 2, 5) if times * size <= (high - low) / 3)
+    step = max((times * size for times in (1, 2, 5) if times * size <= (high - low) / 3), default=size)  # rounding may leave none
     first = math.ceil(low / step)
     return [number * step for number in range(first, math.floor(high / step) + 1)]

@@ -29,13 +29,14 @@ def wished(run: RunFolder) -> Wish:
     return next((wish for wish in WISHES if wish == word), "nothing")
 
 
-def obeyed(run: RunFolder) -> None:
-    """Take the wish away."""
-    run.control.unlink(missing_ok=True)
+def obeyed(run: RunFolder, wish: Wish) -> None:
+    """Take the wish away, unless more was asked meanwhile."""
+    if wished(run) == wish:
+        run.control.unlink(missing_ok=True)
 
 
 def forget(run: RunFolder) -> None:
     """Take away what was asked before this process began: of one that was killed before it could obey. What was asked since is for it."""
     with suppress(FileNotFoundError):
         if run.control.stat().st_mtime < psutil.Process().create_time():
-            obeyed(run)
+            run.control.unlink()

@@ -104,7 +104,7 @@ def fit(loop: Loop, state: State) -> State:
                     saved = _save(loop, state, saved)
                 later = wish == "save" and (not state.step or state.skipped)  # there is nothing to save yet
                 if wish != "nothing" and loop.ranks.first and not later:
-                    control.obeyed(loop.folder)
+                    control.obeyed(loop.folder, wish)
                 if state.step >= loop.steps.total or state.stopped_early:
                     return state
                 if wish == "stop":

@@ -155,7 +155,7 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
 
     Severity: note.
 
-    The mean of all steps but the first five against the plan's, whose tolerance is its own (high over middle), and at least 25 %. Why, as
+    The median of all steps but the first five against the plan's, whose tolerance is its own (high over middle), and at least 25 %. Why, as
     far as is measured: steps have more tokens than planned; they wait for rows; the processor is shared; or none of these, and the device
     itself is slower than its table or its probe said.
 
@@ -168,7 +168,7 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
     steps = _steady(case)
     if case.planned == "unknown" or len(steps) < ENOUGH_STEPS:
         return
-    planned, found = case.planned, float(np.nanmean(steps["seconds"]))
+    planned, found = case.planned, float(np.nanmedian(steps["seconds"]))  # what begins again takes long once
     ratio = found / planned.step_seconds
     if ratio < max(SLOWER, planned.high):
         return
