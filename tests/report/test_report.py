@@ -1,5 +1,6 @@
 """report.html: a run in one file, for somebody who has nothing else of it."""
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_html_in_a_run_is_text_and_secrets_are_hidden(tmp_path: Path) -> None:
         run.verdict.write_text('{"decision": "iterate", "reasons": ["<b>hf_' + "a1" * 12 + '</b>"]}')
         text = flow.report("animals").read_text()
     assert SCRIPT not in text and "&lt;b&gt;[redacted]&lt;/b&gt;" in text
+
+
+def test_a_secret_is_hidden_whatever_html_makes_of_its_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_PASSWORD", 'ab&cd"12345<xyz')
+    with runs_in(tmp_path) as runs:
+        run = run_in(runs / "animals")
+        run.verdict.write_text(json.dumps({"decision": "iterate", "reasons": ['with ab&cd"12345<xyz']}))
+        text = flow.report("animals").read_text()
+    assert "with [redacted]" in text and "12345" not in text
 
 
 @pytest.mark.parametrize("values", [[3.0], [3.0, 3.0], [0.0, 0.0], [-1e-9, 2e9], [1e-30, 2e-30], [1.5e-3], [0.0, 3e-4]])

@@ -49,6 +49,11 @@ GENERATING: dict[str, dict[str, Any]] = {
 Model = PreTrainedModel | PeftModel
 
 
+def kinds(data: int) -> tuple[str, ...]:
+    """Those that a layout of so many replicas compares: several do the first two, or they would take long."""
+    return KINDS if data == 1 else KINDS[:2]
+
+
 def stage_of(ranks: Ranks) -> Stage:
     """This rank's."""
     axis = ranks.mesh.pipeline
@@ -204,7 +209,7 @@ def main() -> None:
     """All scenes, in one group."""
     folder, pipeline, data = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     ranks = join(Layout(pipeline=pipeline, data=data))
-    found = {kind: compared(kind, ranks) for kind in (KINDS if data == 1 else KINDS[:2])}
+    found = {kind: compared(kind, ranks) for kind in kinds(data)}
     told = {"compared": found, **{scene.__name__: scene(ranks) for scene in (answers, evaluated, broken_off, overflowed) if data == 1}}
     (folder / f"rank-{ranks.rank}.json").write_text(json.dumps(told))
     part(ranks)

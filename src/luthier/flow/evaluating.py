@@ -26,7 +26,7 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
     from luthier.evaluate.run import evaluate
 
-    replicas = _replicas(recipe)
+    replicas = _replicas(recipe, progress)
     if replicas <= 1:
         return evaluate(subject, recipe, prepared, progress)
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
@@ -62,13 +62,18 @@ def evaluate_rank(folder: Path) -> None:
         part(ranks)
 
 
-def _replicas(recipe: Recipe) -> int:
+def _replicas(recipe: Recipe, progress: Progress) -> int:
     """Those that the recipe has on one machine, and that have a device here, a core or a GPU, with the whole model each."""
     from luthier.core.hardware import this_machine
 
-    here = this_machine()
     wanted = 1 if recipe.parallel.data == "auto" else recipe.parallel.data // recipe.parallel.nodes
-    return min(wanted, len(here.gpus) or here.cores)
+    if wanted <= 1:
+        return 1
+    here = this_machine()
+    devices = len(here.gpus) or here.cores
+    if devices < wanted:
+        progress.say(f"answered by {devices} of the recipe's {wanted} replicas: there are no more devices here")
+    return min(wanted, devices)
 
 
 def _request(subject: Subject, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:

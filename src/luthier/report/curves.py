@@ -59,9 +59,9 @@ def drawn(series: Series, points: int = POINTS) -> list[Drawn]:
 def overlaid(runs: dict[str, Series], points: int = POINTS) -> list[Drawn]:
     """Training and validation loss, and tokens a second, of several runs in one chart each."""
     loss, pace = CHARTS[0], CHARTS[3]
-    train = {name: _scaled(series.train.thinned("loss", points), loss) for name, series in runs.items()}
-    validation = {name: _scaled(series.validation.thinned("loss", points), loss) for name, series in runs.items()}
-    paces = {name: _scaled(series.train.thinned(pace.column, points), pace) for name, series in runs.items()}
+    train = {name: series.train.thinned("loss", points) for name, series in runs.items()}
+    validation = {name: series.validation.thinned("loss", points) for name, series in runs.items()}
+    paces = {name: series.train.thinned("tokens_per_second", points) for name, series in runs.items()}
     titled = (replace(loss, title="Validation loss"), replace(loss, title="Training loss"), pace)
     return [Drawn(chart=chart, curves=curves) for chart, curves in zip(titled, (validation, train, paces), strict=True)]
 

@@ -19,11 +19,13 @@ STYLE = HERE / "style.css"
 DASH = "–"
 
 
-def templates(*folders: Path) -> Environment:
-    """Templates of these folders, and the parts of a run that all pages share."""
+def templates(*folders: Path, hides: bool = True) -> Environment:
+    """Templates of these folders, and the parts of a run that all pages share; it `hides` secrets in what it is given, before HTML writes
+    their letters in another way."""
     found = Environment(
         loader=FileSystemLoader([*folders, HERE / "templates"]),
         autoescape=True,
+        finalize=_without_secrets if hides else None,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -37,6 +39,10 @@ def report(record: Record) -> str:
     charts = [(found.chart.title, svg(found)) for found in drawn(record.series)]
     given = {"style": STYLE.read_text(encoding="utf-8"), "charts": charts, "facts": facts(record), "version": __version__}
     return redact(templates().get_template("report.html").render(r=record, now=time.time(), **given))
+
+
+def _without_secrets(value: object) -> object:
+    return redact(value) if type(value) is str else value  # what is markup was made of such values
 
 
 def whole(value: float | None) -> str:

@@ -81,7 +81,7 @@ class Status:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {**asdict(self), "ranks": [asdict(rank) for rank in self.ranks], "findings": [each.to_json() for each in self.findings]}
+        return {**asdict(self), "findings": [each.to_json() for each in self.findings]}
 
 
 class _Part(BaseModel):

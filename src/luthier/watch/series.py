@@ -112,6 +112,11 @@ class Series:
     file: tuple[int, int] | Literal["none"] = "none"
     """Device and inode: a resumed run writes its metrics anew, without what it computes again."""
 
+    @property
+    def behind(self) -> "Series":
+        """The same place in the file, without what was read: for who wants only what is new."""
+        return Series(offset=self.offset, file=self.file)
+
 
 def read(path: Path) -> Series:
     """The series in a metrics.jsonl; an empty one where there is none yet. A torn last line is passed over."""

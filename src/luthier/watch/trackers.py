@@ -7,6 +7,7 @@ and waits for them, so long and no longer, after. What a tracker was told is kep
 """
 
 import json
+import math
 import os
 import secrets
 import select
@@ -19,20 +20,22 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from luthier.core import files, jsonl
+import numpy as np
+
+from luthier.core import files
 from luthier.core.errors import PlanRefused
 from luthier.core.finding import Finding
 from luthier.core.redact import redact
 from luthier.recipe.load import load
 from luthier.recipe.tracking import Tracker, Tracking
 from luthier.runs.store import RunFolder
+from luthier.watch.series import Column, Series, read, read_on
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_TO_END = 10.0
 """For what is still to be told when training is over; for all trackers together."""
-NUMBERS = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "device_utilization", "epoch")
+NUMBERS: tuple[Column, ...] = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "device_utilization", "epoch")
 """What is told of a line, as `train/loss`."""
 
 Tell = Callable[[int, Mapping[str, float]], None]
@@ -40,14 +43,13 @@ Tell = Callable[[int, Mapping[str, float]], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """In a file: which one, and how many of its bytes are read."""
+class Untold:
+    """A line of the metrics that a library was not told of yet."""
 
-    inode: int
-    offset: int
-
-
-START = Place(inode=0, offset=0)
+    step: int
+    kind: str
+    numbers: Mapping[str, float]
+    """Those of NUMBERS that are numbers."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -105,13 +107,14 @@ def follow(run: RunFolder, name: Tracker, over: Callable[[], bool]) -> None:
     told.failed = ""
     try:
         with LIBRARIES[name](run, told) as tell:
-            place, last = START, False
+            found, last = Series(), False
             while not last:
                 last = over()  # before the last look
-                lines, place = _lines_from(run, place)
-                for line in _new(lines, told):
-                    _tell(line, told, tell)
-                if lines:
+                found = read_on(run.metrics, found.behind)
+                for line in _new(found, told):
+                    tell(line.step, line.numbers)
+                    told.steps[line.kind], told.lines = line.step, told.lines + 1
+                if len(found.train) or len(found.validation):
                     _keep(run, name, told)
     except Exception as error:
         told.failed = redact(f"{type(error).__name__}: {error}".partition("\n")[0])
@@ -213,33 +216,20 @@ LIBRARIES: Mapping[Tracker, Callable[[RunFolder, Told], AbstractContextManager[T
 }
 
 
-def _tell(line: Mapping[str, Any], told: Told, tell: Tell) -> None:
-    kind, step = line["kind"], line["step"]
-    numbers = {f"{kind}/{key}": float(line[key]) for key in NUMBERS if isinstance(line.get(key), int | float)}
-    tell(step, numbers)
-    told.steps[kind], told.lines = step, told.lines + 1
-
-
-def _new(lines: Sequence[Mapping[str, Any]], told: Told) -> Iterator[Mapping[str, Any]]:
-    """Lines that the library has not been told of."""
-    for line in lines:
-        if isinstance(line.get("step"), int) and line.get("kind") in told.steps and line["step"] > told.steps[line["kind"]]:
-            yield line
-
-
-def _lines_from(run: RunFolder, place: Place) -> tuple[list[dict[str, Any]], Place]:
-    """What was added to the metrics since, and the place behind it; all of them where a resumed run has written the file anew."""
-    try:
-        file = run.metrics.open("rb")
-    except FileNotFoundError:
-        return [], START
-    with file:
-        found = os.fstat(file.fileno())
-        offset = place.offset if found.st_ino == place.inode and found.st_size >= place.offset else 0
-        file.seek(offset)
-        text = file.read()
-    end = text.rfind(b"\n") + 1
-    return jsonl.salvaged(text[:end]).records, Place(inode=found.st_ino, offset=offset + end)
+def _new(found: Series, told: Told) -> list[Untold]:
+    """Lines that the library has not been told of, by step, a validation behind its step."""
+    return sorted(
+        (
+            Untold(
+                step=int(lines["step"][at]),
+                kind=kind,
+                numbers={f"{kind}/{name}": value for name in NUMBERS if math.isfinite(value := float(lines[name][at]))},
+            )
+            for kind, lines in (("train", found.train), ("validation", found.validation))
+            for at in np.flatnonzero(lines["step"] > told.steps[kind])
+        ),
+        key=lambda line: (line.step, line.kind),
+    )
 
 
 def _keep(run: RunFolder, name: Tracker, told: Told) -> None:
@@ -278,7 +268,7 @@ def _waited_for(started: Mapping[Tracker, "subprocess.Popen[bytes]"], seconds: f
 def _untold(run: RunFolder, name: Tracker, *, late: bool, seconds: float) -> Finding | None:
     """A tracker that has failed, or was too slow: how many lines it was not told, and why."""
     told = Told.read(told_file(run, name))
-    left = sum(1 for _ in _new(jsonl.salvage(run.metrics).records, told))
+    left = len(_new(read(run.metrics), told))
     if not (left or told.failed or late):
         return None
     why = told.failed or (f"it did not answer within {seconds:.0f} s of the run's end" if late else "its process ended: log.txt says why")

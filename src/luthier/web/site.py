@@ -31,6 +31,7 @@ class Site:
 
     root: Path
     environment: Environment = field(default_factory=lambda: templates(HERE / "templates"))
+    of_rows: Environment = field(default_factory=lambda: templates(HERE / "templates", hides=False))
     _read: OrderedDict[str, Series] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
@@ -57,4 +58,4 @@ class Site:
 
     def row_page(self, template: str, **given: Any) -> str:
         """A page that shows rows as they are, as `luthier inspect` does: that is its purpose."""
-        return self.environment.get_template(template).render(**given)
+        return self.of_rows.get_template(template).render(**given)

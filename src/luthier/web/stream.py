@@ -38,7 +38,7 @@ class Stream:
         told: dict[str, Any] = {"anew": True} if anew else {}
         if not anew and (len(found.train) or len(found.validation)):
             told["charts"] = [each.to_json() for each in drawn(found)]
-        self.at = Series(offset=found.offset, file=found.file)
+        self.at = found.behind
         changed = {name: text for name, part in self.parts.items() if (text := part()) != self._told.get(name)}
         self._told |= changed
         return told | ({"parts": changed} if changed else {})

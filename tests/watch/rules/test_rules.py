@@ -1,6 +1,7 @@
 """Each rule at its edge: a run that it tells of, beside one that is nearly the same and that it leaves alone."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,15 @@ def test_slower_steps_say_why() -> None:
     assert why(data_seconds=0.2) == "steps wait for their rows"
     processor = Planned(total=TOTAL, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="cpu", device_bytes=24 * 10**9)
     assert why(device_utilization=0.5, planned=processor) == "other programs use the processor"
+
+
+def test_a_run_that_was_moved_is_judged_by_its_steps_since() -> None:
+    moved = replace(case(seconds=np.where(STEPS <= 250, 4.0, 0.4)), events=[{"event": "resumed", "step": 250}])
+    assert not found(device.slower_than_planned, moved)
+    assert found(device.slower_than_planned, replace(moved, events=[]))
+    ranks = [*told(2, 1, 1.5), *({**line, "step": 250 + line["step"]} for line in told(2, 1, 1.0))]
+    assert not found(device.rank_slow, replace(moved, ranks=ranks))
+    assert found(device.rank_slow, replace(moved, ranks=told(2, 1, 1.5), events=[]))
 
 
 def told(ranks: int, slow: int, ratio: float, times: int = 5) -> list[dict[str, Any]]:

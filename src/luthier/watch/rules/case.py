@@ -73,6 +73,12 @@ class Case:
         return int(self.series.train["step"][-1]) if len(self.series.train) else 0
 
     @property
+    def resumed_after(self) -> int:
+        """The step that the newest start went on from, on devices that may be others; 0 for a run that was begun once."""
+        steps = (event.get("step") for event in reversed(self.events) if event.get("event") == "resumed")
+        return next((step for step in steps if isinstance(step, int)), 0)
+
+    @property
     def total(self) -> int:
         """Steps that the run is to have."""
         return self.last_step if self.planned == "unknown" else self.planned.total

@@ -31,7 +31,7 @@ def data_bound(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     A step's rows are read and packed in the background while the step before is computed; `data_seconds` is what it had to wait for them
-    all the same. Counted are all steps but the first five.
+    all the same. Counted are all steps since the last start but the first five.
 
     Arithmetic: 0.05 s of a step of 0.4 s are 12 %; told is from 10 % on.
 
@@ -61,9 +61,9 @@ def device_idle(case: Case) -> Iterator[Finding]:
 
     Severity: warn.
 
-    The median of `device_utilization` over all steps but the first five is below 50 % on a GPU (the share of the time in which a kernel
-    ran), below 30 % on a processor (the share of its threads that ran; steps under 0.1 s do not count). Where steps wait for their rows,
-    that is told instead.
+    The median of `device_utilization` over all steps since the last start but the first five is below 50 % on a GPU (the share of the
+    time in which a kernel ran), below 30 % on a processor (the share of its threads that ran; steps under 0.1 s do not count). Where
+    steps wait for their rows, that is told instead.
 
     Arithmetic: a step of 0.3 s in which kernels run for 0.1 s is 33 %.
 
@@ -133,6 +133,8 @@ def rank_slow(case: Case) -> Iterator[Finding]:
     work: dict[int, dict[int, float]] = defaultdict(dict)
     hosts: dict[int, str] = {}
     for told in case.ranks:
+        if told["step"] <= case.resumed_after:  # perhaps of other machines
+            continue
         rank = int(told["rank"])
         work[int(told["step"])][rank] = float(told["seconds"]) - float(told["waiting_seconds"])
         hosts[rank] = str(told["host"])
@@ -155,9 +157,9 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
 
     Severity: note.
 
-    The median of all steps but the first five against the plan's, whose tolerance is its own (high over middle), and at least 25 %. Why, as
-    far as is measured: steps have more tokens than planned; they wait for rows; the processor is shared; or none of these, and the device
-    itself is slower than its table or its probe said.
+    The median of all steps since the last start but the first five against the plan's, whose tolerance is its own (high over middle), and
+    at least 25 %. Why, as far as is measured: steps have more tokens than planned; they wait for rows; the processor is shared; or none of
+    these, and the device itself is slower than its table or its probe said.
 
     Arithmetic: planned 2.0 s (1.6 … 2.5), found 3.1 s: 1.55 ×; with 1.2 × the tokens, that is a part of it.
 
@@ -193,9 +195,9 @@ RULES: tuple[Rule, ...] = (data_bound, device_idle, device_memory_unused, rank_s
 
 
 def _steady(case: Case) -> Lines:
-    """Steps that were timed, but for the first."""
-    later = Lines(case.series.train.values[:, FIRST_STEPS:])
-    return Lines(later.values[:, np.isfinite(later["seconds"])])
+    """Steps that were timed since the run was begun or gone on with, but for the first."""
+    steps = case.series.train
+    return Lines(steps.values[:, (steps["step"] > case.resumed_after + FIRST_STEPS) & np.isfinite(steps["seconds"])])
 
 
 def _on_gpu(case: Case) -> bool:

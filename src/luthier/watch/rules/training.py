@@ -91,7 +91,7 @@ def diverged(case: Case) -> Iterator[Finding]:
 
 
 def learning_rate_high(case: Case) -> Iterator[Finding]:
-    """The loss rose while the learning rate was at its highest, and fell only as the rate did.
+    """The loss rose while the learning rate was at its highest, and came down again later.
 
     Severity: warn.
 
@@ -116,7 +116,7 @@ def learning_rate_high(case: Case) -> Iterator[Finding]:
                 code="learning-rate-high",
                 severity="warn",
                 message=f"The training loss rose by {percent(found.rise(low, high))} at a learning rate of {rates[high]:.2g} (step "
-                f"{int(found.x[high]):,}) and fell only with it",
+                f"{int(found.x[high]):,}) before it fell again",
                 evidence={"lowest": round(float(found.y[low]), 4), "high": round(float(found.y[high]), 4), "step": int(found.x[high])},
                 changes=tuple(_calmer(case, rate_first=True)),
             )
