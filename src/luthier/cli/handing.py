@@ -68,7 +68,9 @@ def print_verification(console: Console, verification: Verification) -> None:
     console.print(f"log-probabilities of {verification.tokens:,} tokens of {verification.rows:,} rows, in nats")
     console.print(page)
     if verification.passed:
-        compared = ", ".join(verification.apart) or "nothing merged: the adapter over its base"
-        console.print(f"trained = {compared}; a mean of {verification.allowed:.3g} is allowed", style="bold green", markup=False)
+        compared = (
+            " = ".join(("trained", *verification.apart)) if verification.apart else "the adapter changes its base; nothing is merged yet"
+        )
+        console.print(f"{compared}; a mean of {verification.allowed:.3g} is allowed", style="bold green", markup=False)
     for failure in verification.failures:
         console.print(f"  {failure}", style="bold red", markup=False, soft_wrap=True)
