@@ -18,6 +18,7 @@ from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.checking import check
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.handing import Exported, VerificationError, export, verify
 from luthier.flow.health import doctor, write_unit
@@ -52,6 +53,7 @@ __all__ = [
     "Trained",
     "VerificationError",
     "apply",
+    "check",
     "decide",
     "demo",
     "doctor",
