@@ -172,6 +172,16 @@ def test_a_hump_at_the_peak_of_the_rate_is_a_rate_too_high_and_one_after_a_resta
     assert not found(training.learning_rate_high, case(loss=hump, learning_rate=rates, recipe=restarts))
 
 
+def test_a_hump_that_goes_by_at_the_same_rate_is_not_the_rates_fault() -> None:
+    hump = np.interp(STEPS, [1, 20, 100, 150, 250, 400], [2.0, 1.5, 1.9, 1.9, 1.4, 1.3]) * NOISE
+    assert not found(training.learning_rate_high, case(loss=hump, learning_rate=3e-3))
+    late = np.where(STEPS > 300, 3e-4, 3e-3)  # the rate falls, but the loss had come back by then
+    assert not found(training.learning_rate_high, case(loss=hump, learning_rate=late))
+    finding = found(training.learning_rate_high, case(loss=hump, learning_rate=np.where(STEPS > 150, 1e-3, 3e-3)))
+    assert finding is not None and finding.evidence["rate"] == 3e-3 and finding.evidence["rate_at_fall"] == 1e-3
+    assert "at a learning rate of 0.003 (step " in finding.message and "came back at 0.001 (step " in finding.message
+
+
 def test_a_straight_line_is_a_rate_too_low_and_a_staircase_of_epochs_is_none() -> None:
     finding = found(training.learning_rate_low, case(loss=(2 - 0.4 * STEPS / TOTAL) * NOISE**0.3))
     assert finding is not None
