@@ -174,7 +174,7 @@ def test_torn_and_damaged_lines_are_passed_over(run: RunFolder) -> None:
 
 def test_findings_are_the_plans_and_the_runs_own_each_once(run: RunFolder) -> None:
     planned_finding = {"code": "few-steps", "severity": "warn", "message": "9 steps", "evidence": {"steps": 9}, "changes": []}
-    run.plan.write_text(json.dumps({"steps": {"total": 9}, "findings": [planned_finding]}))
+    planned(run, 9, findings=[planned_finding])
     run.event("finding", **planned_finding)
     run.event("finding", code="save-failed", severity="warn", message="no room", step=5)
     assert [(finding.code, finding.evidence) for finding in status(run).findings] == [("few-steps", {"steps": 9}), ("save-failed", {})]

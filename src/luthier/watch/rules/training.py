@@ -115,7 +115,10 @@ def learning_rate_high(case: Case) -> Iterator[Finding]:
         low = int(found.y[:high].argmin())
         stays = all(found.rise(low, at) > HUMP and found.sigmas(low, at) > SIGMAS for at in (high, high + 1))
         lower = np.flatnonzero(found.y[high + 2 :] < (found.y[low] + found.y[high]) / 2)
-        if stays and rates[high] >= 0.5 * rates.max() and len(lower) and rates[back := high + 2 + int(lower[0])] <= LOWER_RATE * rates[high]:
+        if not (stays and len(lower) and rates[high] >= 0.5 * rates.max()):
+            continue
+        back = high + 2 + int(lower[0])
+        if rates[back] <= LOWER_RATE * rates[high]:
             yield Finding(
                 code="learning-rate-high",
                 severity="warn",
