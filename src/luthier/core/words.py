@@ -33,6 +33,11 @@ def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def gap(value: float | None) -> str:
+    """`+0.0213`, of one loss over another; a dash where there is none."""
+    return "–" if value is None else f"{value:+.4f}"
+
+
 def ago(moment: float | None) -> str:
     """`12 s ago`, of a moment in seconds since 1970; a dash where there is none."""
     return "–" if moment is None else f"{duration(round(max(0.0, time.time() - moment)))} ago"

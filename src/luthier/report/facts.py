@@ -58,7 +58,7 @@ def _time(record: Record, seconds: float) -> str:
     """What its steps and validations have taken, and what is left."""
     done = seconds + float(np.nansum(record.series.validation["seconds"]))
     left = record.status.seconds_left
-    return duration(done) + (f", {duration(left)} left" if left and record.status.state == "running" else "")
+    return duration(done) + (f", {duration(left)} left" if left else "")
 
 
 def _range(found: Range, said: Callable[[float], str]) -> str:

@@ -4,21 +4,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from luthier.core import jsonl
-from luthier.core.errors import LuthierError
 from luthier.core.finding import Finding
 from luthier.evaluate.gate import Choice
 from luthier.evaluate.report import Scores
 from luthier.runs.planned import Part, Planned
 from luthier.runs.status import Status
-from luthier.runs.store import RunFolder, own_recipe
+from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
 from luthier.watch.rules import GRAVITY
 from luthier.watch.rules.case import newest_ranks
+from luthier.watch.seen import Seen
 from luthier.watch.series import Series
 
 Read = TypeVar("Read", bound=BaseModel)
@@ -67,20 +66,17 @@ class Record:
     """Files that are there and cannot be read."""
 
 
-def record(run: RunFolder, status: Status, series: Series | Literal["unread"] = "unread") -> Record:
-    """What the run's folder tells beside where it stands and what it measured; at once where its metrics are not read."""
-    damaged: list[str] = []
-    if series != "unread":
-        try:
-            own_recipe(run)
-        except LuthierError:  # then nothing was found in the curves
-            damaged.append(run.recipe.name)
+def record(seen: Seen, status: Status, *, measured: bool) -> Record:
+    """What the run's folder tells beside where it stands, with what it has `measured` or, at once, without."""
+    run, damaged = seen.run, list[str]()
+    if measured and not status.diagnosed:  # then nothing was found in the curves
+        damaged.append(run.recipe.name)
     return Record(
         run=run,
         status=status,
-        series=Series() if series == "unread" else series,
+        series=seen.series() if measured else Series(),
         findings=tuple(sorted(status.findings, key=lambda each: GRAVITY.index(each.severity))),
-        events=jsonl.salvage(run.events).records,
+        events=seen.events(),
         ranks=list({line["rank"]: line for line in newest_ranks(run.ranks)}.values()),
         plan=_read(run.plan, Planned, damaged),
         data=_read(run.data, DataSummary, damaged),

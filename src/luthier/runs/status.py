@@ -14,7 +14,7 @@ from luthier.core.finding import Finding
 from luthier.runs.heartbeat import Phase
 from luthier.runs.planned import Part, Planned
 from luthier.runs.recent import Recent, recent
-from luthier.runs.state import State, standing
+from luthier.runs.state import MOVING, State, standing
 from luthier.runs.store import RunFolder
 
 FINDING = TypeAdapter(Finding)
@@ -63,7 +63,7 @@ class Status:
     """Of rank 0's process, or its GPU's peak."""
     device_utilization: float | None
     seconds_left: float | None
-    """Of training: by the last twenty steps, and as planned before there is one."""
+    """Of training, where something may still come by itself: by the last twenty steps, and as planned before there is one."""
     checkpoint: int
     """The newest one's step; 0: none."""
     best_step: int
@@ -74,9 +74,21 @@ class Status:
     """How often its supervisor has begun it again."""
     findings: tuple[Finding, ...]
     """Of the plan and of the run itself, the newest of each."""
+    diagnosed: bool
+    """Whether what its curves show now is among them; else they are those that were told while it was trained."""
     began: float | None
     moved: float | None
     """When it last gave a sign of life."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Codes of the findings that are more than a note, each once."""
+        return tuple(dict.fromkeys(each.code for each in self.findings if each.severity != "note"))
+
+    @property
+    def moves(self) -> bool:
+        """Whether something may still come by itself."""
+        return self.state in MOVING
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -97,9 +109,12 @@ class _Best(Part):
             return cls()
 
 
-def status(run: RunFolder) -> Status:
-    """Where the run stands now. Nothing is touched or locked; a file that is torn, damaged or not there yet tells nothing."""
-    events = [event for event in jsonl.salvage(run.events).records if isinstance(event.get("time"), float)]
+def status(run: RunFolder, told: Sequence[Mapping[str, Any]] | Literal["unread"] = "unread") -> Status:
+    """Where the run stands now; `told` are its events, where somebody has read them.
+
+    Nothing is touched or locked; a file that is torn, damaged or not there yet tells nothing.
+    """
+    events = [event for event in (jsonl.salvage(run.events).records if told == "unread" else told) if isinstance(event.get("time"), float)]
     stands, lines = standing(run, events), recent(run.metrics)
     planned, best = Planned.of(run), _Best.of(run)
     newest = max(lines.all, key=lambda line: line.step, default=None)
@@ -128,12 +143,13 @@ def status(run: RunFolder) -> Status:
         tokens_per_second=lines.tokens_per_second,
         memory_bytes=newest.memory_bytes if newest else None,
         device_utilization=newest.device_utilization if newest else None,
-        seconds_left=0.0 if stands.state == "finished" else _seconds_left(planned, step, lines, events),
+        seconds_left=_seconds_left(planned, step, lines, events) if stands.state in MOVING else None,
         checkpoint=checkpoint,
         best_step=best.step,
         best_value=best.value,
         restarts=sum(event.get("event") == "restarted" for event in events),
         findings=_findings(planned, events),
+        diagnosed=False,
         began=min(times, default=None),
         moved=max(times, default=None),
     )

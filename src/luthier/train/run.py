@@ -55,6 +55,7 @@ from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
 from luthier.watch.rules import found_in
 from luthier.watch.rules.case import look
+from luthier.watch.series import read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,8 +207,9 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
 
 def _tell_findings(job: TrainingJob) -> None:
     """Say what is found of the run, and keep it with its events: each code once, however often the run is ended."""
-    told = {record.get("code") for record in jsonl.salvage(job.folder.events).records if record.get("event") == "finding"}
-    for finding in found_in(look(job.folder, job.recipe)):
+    events = jsonl.salvage(job.folder.events).records
+    told = {event.get("code") for event in events if event.get("event") == "finding"}
+    for finding in found_in(look(job.folder, job.recipe, read(job.folder.metrics), events)):
         job.progress.say(f"{finding.severity}: {finding.message} [{finding.code}]")
         if finding.code not in told:
             job.folder.event("finding", **finding.to_json())

@@ -11,7 +11,7 @@ from luthier.core.finding import Change, Finding
 from luthier.recipe.schema import Recipe
 from luthier.runs.planned import Planned
 from luthier.runs.store import RunFolder
-from luthier.watch import rows, series
+from luthier.watch import rows
 from luthier.watch.rows import Rows
 from luthier.watch.series import Series
 
@@ -85,15 +85,14 @@ class Case:
 Rule = Callable[[Case], Iterator[Finding]]
 
 
-def look(run: RunFolder, recipe: Recipe, known: Series | Literal["none"] = "none") -> Case:
-    """The case of a run of this recipe; what is `known` of its metrics is read on from, for views that look again and again."""
-    measured = series.read(run.metrics) if known == "none" else series.read_on(run.metrics, known)
+def look(run: RunFolder, recipe: Recipe, measured: Series, events: Sequence[Mapping[str, Any]]) -> Case:
+    """The case of a run of this recipe, which has measured this and told these events."""
     return Case(
         recipe=recipe,
         series=measured,
         planned=Planned.of(run),
         rows=rows.kept(run, _compared(measured)),
-        events=jsonl.salvage(run.events).records,
+        events=events,
         ranks=newest_ranks(run.ranks),
         scores=tuple(_scores(run)),
     )
