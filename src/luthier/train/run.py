@@ -49,7 +49,7 @@ from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
 from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
-from luthier.train.record import Tally
+from luthier.train.record import Tally, device_use
 from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
@@ -189,7 +189,8 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
     elif list(job.folder.checkpoints.glob("*.damaged")):
         job.progress.say("no whole checkpoint is left: training begins at step 1")
-    state = fit(loop, state)
+    with device_use(loop.precision.device) as busy:
+        state = fit(replace(loop, busy=busy), state)
     if number := int(*job.ranks.largest([loop.asked.number])):  # it came with the last step
         raise Interrupted(number)
     if job.ranks.first:
