@@ -20,7 +20,7 @@ STYLES: dict[State, str] = {
     "killed": "bold red",
 }
 """Of a state; others are plain."""
-DISPENSABLE = ("epoch", "memory", "gap", "saved", "loss", "moved", "tokens/s")
+DISPENSABLE = ("epoch", "memory", "gap", "saved", "moved", "tokens/s", "loss")
 """Columns that a narrow terminal does without, in this order."""
 
 

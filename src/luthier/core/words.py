@@ -44,6 +44,8 @@ def ago(moment: float | None) -> str:
 
 
 def small(event: Mapping[str, Any]) -> str:
-    """`step 40, seconds 0.0873`: the small things that an event says besides its name and time."""
+    """`step 40, seconds 0.0873`: the small things that an event says besides its name and time; of a finding its sentence."""
+    if {"severity", "message", "code"} <= event.keys():
+        return f"{event['severity']}: {event['message']} [{event['code']}]"
     said = {key: value for key, value in event.items() if key not in ("time", "event") and isinstance(value, str | int | float)}
     return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items())
