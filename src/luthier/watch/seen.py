@@ -54,7 +54,7 @@ class Seen:
 
     def kept(self, look: Callable[[Self], Status]) -> Status:
         """What `look` says of it; of a run that has ended, what it said last, while every file is as it was then."""
-        now = files.stamp(*self.run.path.iterdir())
+        now = files.stamp(*self.run.path.glob("*"))
         if now != self._whole or self._status is None or self._status.moves:
             self._whole, self._status = now, look(self)
         return self._status
