@@ -24,10 +24,10 @@ from luthier.flow.handing import Exported, VerificationError, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
-from luthier.flow.reporting import record, report, rows
+from luthier.flow.reporting import record, record_of, report, rows
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
-from luthier.flow.watching import events, logs, series, status, statuses
+from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
@@ -60,6 +60,7 @@ __all__ = [
     "evaluate",
     "evaluate_rank",
     "events",
+    "every_run",
     "export",
     "init",
     "inspect",
@@ -69,17 +70,21 @@ __all__ = [
     "launch_text",
     "load",
     "logs",
+    "look",
     "offers",
     "plan",
     "prepare",
     "record",
+    "record_of",
     "report",
     "rows",
     "save",
+    "seen",
     "series",
     "stated",
     "status",
     "statuses",
+    "statuses_of",
     "steps",
     "stop",
     "train",
