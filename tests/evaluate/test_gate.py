@@ -8,7 +8,7 @@ import pytest
 from luthier.core.errors import RecipeError
 from luthier.evaluate.gate import Verdict, decide
 from luthier.evaluate.report import Report
-from luthier.recipe.schema import BaselineMetric, Decision
+from luthier.recipe.proof import BaselineMetric, Decision
 from tests.evaluate.reports import report, right
 
 # Seed 004: deploy if latency < 12 s, success ≥ 98 %, memory ≤ 10 GB; abort if neither speed nor quality improved.

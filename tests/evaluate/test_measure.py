@@ -9,7 +9,7 @@ import torch
 from luthier.core.progress import Silent
 from luthier.evaluate.measure import latency_rows, measure_latency
 from luthier.model.peak import peak_memory
-from luthier.recipe.schema import Decision
+from luthier.recipe.proof import Decision
 from tests.evaluate.test_task import EXAMPLES, Rule
 
 

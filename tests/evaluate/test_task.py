@@ -11,7 +11,7 @@ from luthier.core.errors import DataError, RecipeError
 from luthier.core.progress import Advance, Silent
 from luthier.data.rows import Example
 from luthier.evaluate.task import ROWS_AT_A_TIME, choose, evaluate_task
-from luthier.recipe.schema import Task
+from luthier.recipe.proof import Task
 
 
 def example(question: str, answer: str, *, row: int = 1, group: str = "") -> Example:

@@ -9,7 +9,7 @@ from luthier.core.errors import RecipeError
 from luthier.core.finding import Finding
 from luthier.evaluate.metrics import Measurement, Unit, show
 from luthier.evaluate.report import Prediction
-from luthier.recipe.schema import BOUND
+from luthier.recipe.proof import BOUND
 from luthier.score import intervals
 from luthier.score.intervals import Interval
 from luthier.score.paired import paired

@@ -12,7 +12,7 @@ from luthier.evaluate import bounds, metrics
 from luthier.evaluate.bounds import Judgement
 from luthier.evaluate.metrics import Measurement
 from luthier.evaluate.report import Prediction, Report
-from luthier.recipe.schema import BaselineMetric, Decision
+from luthier.recipe.proof import BaselineMetric, Decision
 
 Choice = Literal["deploy", "iterate", "abort", "not_enough_data"]
 Baseline = Report | Mapping[str, BaselineMetric]

@@ -8,7 +8,7 @@ from luthier.data.rows import Example
 from luthier.evaluate.metrics import estimate, seconds_of
 from luthier.evaluate.report import AnswerTime, Latency, Times
 from luthier.evaluate.task import choose
-from luthier.recipe.schema import Decision
+from luthier.recipe.proof import Decision
 from luthier.score.intervals import rows_for_quantile
 
 LATENCY_ROWS = 16  # each answered alone, so a few seconds on a small model, minutes on a large one

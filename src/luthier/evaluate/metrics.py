@@ -8,7 +8,7 @@ from typing import Literal
 
 from luthier.core.errors import RecipeError
 from luthier.evaluate.report import AnswerTime, Latency, Report
-from luthier.recipe.schema import BaselineMetric
+from luthier.recipe.proof import BaselineMetric
 from luthier.score import intervals
 from luthier.score.intervals import Interval
 

@@ -13,7 +13,7 @@ from luthier.core.progress import Progress
 from luthier.data.rows import Example
 from luthier.evaluate.report import Prediction, TaskScores
 from luthier.plan.scoring import ROWS_AT_A_TIME
-from luthier.recipe.schema import Task
+from luthier.recipe.proof import Task
 from luthier.score import intervals
 from luthier.score.scorers import Scorer, metric_name, scorer
 

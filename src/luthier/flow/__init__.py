@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from luthier.plan.plan import Plan
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
-    from luthier.recipe.schema import BaselineMetric, Model, Recipe
+    from luthier.recipe.proof import BaselineMetric
+    from luthier.recipe.schema import Model, Recipe
     from luthier.runs.store import RunFolder
 
 

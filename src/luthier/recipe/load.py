@@ -27,6 +27,7 @@ FILES: tuple[Key, ...] = (
     ("data", "sources", "*", "path"),
     ("data", "split", "validation"),
     ("data", "split", "test"),
+    ("evaluation", "tasks", "*", "data"),
     ("model", "chat_template"),
     ("launch", "env_file"),
 )

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from luthier.recipe.proof import Decision, Evaluation
 from luthier.recipe.section import Section
 from luthier.recipe.tracking import Tracking
 from luthier.score.scorers import metric_name
@@ -14,7 +15,6 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Scalar = str | int | float | bool
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-BOUND = re.compile(r"\s*(?P<comparison>>=|<=|>|<)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?\s*|\s*better than baseline\s*")
 
 PAIRS = (
     (("training", "epochs"), ("training", "max_steps")),
@@ -244,65 +244,6 @@ class Parallel(Section):
         return self
 
 
-class Task(Section):
-    """One question that evaluation asks: answer these rows, compare so."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
-    """Name in tables, files and bounds (`NAME.metric`)."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Rows that are asked."""
-    scorer: str = "exact"
-    """`exact`, `label`, `json`, `regex`, `number`, `contains`, or `module:function` of your own (answer, reference) → number in 0…1."""
-    max_new_tokens: PositiveInt = 256
-    """Longest answer; a cut answer is counted."""
-    limit: PositiveInt | Literal["all"] = "all"
-    """At most so many rows, chosen by seeded hash."""
-
-
-class BaselineMetric(Section):
-    """A metric known only by its number, from a report or an earlier system."""
-
-    value: float
-    """The metric's value (a share as 0…1, seconds, bytes)."""
-    n: PositiveInt | None = None
-    """Rows it was measured on; without it the number is taken as exact."""
-
-
-class Evaluation(Section):
-    """What is asked of base and tuned model, and what they are compared with."""
-
-    tasks: tuple[Task, ...] = ()
-    """The questions. Without any, only losses are reported."""
-    baseline: str | dict[str, BaselineMetric] = "base"
-    """`base` (the untuned model), another run's name, a scores.json, or numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [task.name for task in self.tasks]
-        if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"two tasks are called {repeated[0]!r}")
-        return self
-
-
-class Decision(Section):
-    """The rule that turns scores into deploy, iterate, abort or not enough data."""
-
-    deploy: dict[str, str] = {}
-    """Metric → bound that must be shown to hold: `answers.exact: '>= 0.98'`, `latency_mean: '< 12 s'`, `peak_memory: '<= 10 GB'`, or
-    `'better than baseline'`."""
-    abort: dict[str, str] = {}
-    """Metric → bound; abort when all of them are shown to hold."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Of intervals and tests."""
-
-    @model_validator(mode="after")
-    def _bounds_can_be_read(self) -> Self:
-        for metric, bound in (*self.deploy.items(), *self.abort.items()):
-            if not BOUND.fullmatch(bound):
-                raise ValueError(f"bound {bound!r} of {metric}: write '>= 0.98', '< 12 s', '<= 10 GB' or 'better than baseline'")
-        return self
-
-
 class Serving(Section):
     """What the adapter is for: the engine that will answer with it."""
 
@@ -388,7 +329,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:
-        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in self.evaluation.tasks)]
+        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in self.evaluation.tasks if not task.data)]
         if self.checkpoints.best_by not in measured:
             raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")
         return self

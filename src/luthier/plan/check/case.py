@@ -13,7 +13,8 @@ from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
 from luthier.plan.speed import Time
 from luthier.plan.steps import Steps
-from luthier.recipe.schema import BOUND, Recipe
+from luthier.recipe.proof import BOUND
+from luthier.recipe.schema import Recipe
 from luthier.runs.summary import DataSummary
 from luthier.runs.workload import Survey
 
@@ -86,7 +87,7 @@ def wanted(recipe: Recipe) -> Iterator[Wanted]:
     """The bounds that must be shown to hold; comparisons with the baseline, which have no number, are left out."""
     for metric, text in recipe.decision.deploy.items():
         found = BOUND.fullmatch(text)
-        if found and found["comparison"]:
+        if found:
             value = float(found["value"]) * UNITS[found["unit"] or ""]
             yield Wanted(metric=metric, text=text.strip(), at_least=found["comparison"].startswith(">"), value=value)
 

@@ -10,7 +10,7 @@ from luthier.plan.check.case import Case, Check, Wanted, wanted
 from luthier.plan.check.words import count, gigabytes, percent
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Layout, Quantization
 from luthier.plan.weights import matrix_bytes, stored_weights, undivided
-from luthier.recipe.schema import Task
+from luthier.recipe.proof import COMPARISON, Task
 from luthier.score.intervals import rows_for_share
 from luthier.score.scorers import metric_name
 
@@ -53,7 +53,8 @@ def test_too_small(case: Case) -> Iterator[Finding]:
             yield from _too_few(case, bound, task, rows)
     for metric, text in case.recipe.decision.deploy.items():
         task = tasks.get(metric)
-        if task and text.strip() == "better than baseline" and (rows := _rows_asked(case, task)) != "unknown":
+        compared = COMPARISON.fullmatch(text)
+        if task and compared and compared["claim"] == "better" and (rows := _rows_asked(case, task)) != "unknown":
             yield from _too_few_pairs(case, metric, task, rows)
 
 
@@ -116,7 +117,7 @@ CHECKS: tuple[Check, ...] = (test_too_small, bound_unreachable, bound_not_checke
 
 def _rows_asked(case: Case, task: Task) -> int | Literal["unknown"]:
     """Rows that the task will ask."""
-    there = _rows_of(case, task.split)
+    there: int | Literal["unknown"] = "unknown" if task.data else _rows_of(case, task.split)
     return there if task.limit == "all" or there == "unknown" else min(there, task.limit)
 
 
@@ -172,7 +173,7 @@ def _too_few_pairs(case: Case, metric: str, task: Task, rows: int) -> Iterator[F
     yield Finding(
         code="test-too-small",
         severity="warn",
-        message=f"{metric} 'better than baseline': {count(rows, 'row')} can show {what}; 10 points take {needed}, 5 points "
+        message=f"{metric} '{case.recipe.decision.deploy[metric].strip()}': {count(rows, 'row')} can show {what}; 10 points take {needed}, 5 points "
         f"{math.ceil(PAIRS / 0.05**2)} (if the answers to a fifth of the rows differ)",
         evidence={"metric": metric, "rows": rows, "needed_for_10_points": needed},
         changes=_more_rows(case, task, needed),

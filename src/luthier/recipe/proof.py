@@ -1,0 +1,97 @@
+"""The recipe's sections `evaluation` and `decision`: what is asked, and what must be shown before a model is deployed."""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from luthier.recipe.section import Section
+
+AMOUNT = r"(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?"
+BOUND = re.compile(rf"\s*(?P<comparison>>=|<=|>|<)\s*{AMOUNT}\s*")
+"""A metric against a number."""
+COMPARISON = re.compile(rf"\s*(?P<claim>better|not better|not worse)\s+than\s+(?P<other>baseline|base)(?:\s+by\s+{AMOUNT})?\s*")
+"""A metric against the same one of the baseline, or of the untuned model."""
+EXAMPLES = "'>= 0.98', '< 12 s', '<= 10 GB', 'better than baseline' or 'not worse than baseline by 2 %'"
+
+
+class Task(Section):
+    """One question that evaluation asks: answer these rows, compare so."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")]
+    """Name in tables, files and bounds (`NAME.metric`)."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Rows that are asked."""
+    data: str = ""
+    """A file of rows that are asked instead of a split's, just as they are: what the base could do before, against forgetting."""
+    scorer: str = "exact"
+    """`exact`, `label`, `json`, `regex`, `number`, `contains`, or `module:function` of your own (answer, reference) → number in 0…1."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = 256
+    """Longest answer; a cut answer is counted."""
+    limit: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
+    """At most so many rows, chosen by seeded hash."""
+
+    @model_validator(mode="after")
+    def _rows_are_of_one_place(self) -> Self:
+        if self.data and self.split != "test":
+            raise ValueError(f"task {self.name!r} asks all rows of its `data`, which has no `split`")
+        return self
+
+
+class BaselineMetric(Section):
+    """A metric known only by its number, from a report or an earlier system."""
+
+    value: float
+    """The metric's value (a share as 0…1, seconds, bytes)."""
+    n: Annotated[int, Field(gt=0)] | None = None
+    """Rows it was measured on; without it the number is taken as exact."""
+
+
+class Evaluation(Section):
+    """What is asked of base and tuned model, and what they are compared with."""
+
+    tasks: tuple[Task, ...] = ()
+    """The questions. Without any, only losses are reported."""
+    baseline: str | dict[str, BaselineMetric] = "base"
+    """`base` (the untuned model), another run's name, a scores.json, or numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [task.name for task in self.tasks]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two tasks are called {repeated[0]!r}")
+        return self
+
+
+class Decision(Section):
+    """The rule that turns scores into deploy, iterate, abort or not enough data."""
+
+    deploy: dict[str, str] = {}
+    """Metric → bound that must be shown to hold: `answers.exact: '>= 0.98'`, `latency_mean: '< 12 s'`, `peak_memory: '<= 10 GB'`; or a
+    comparison: `'better than baseline'`, `'better than baseline by 5 %'`, `'not worse than base by 2 %'` (`base`: the untuned model)."""
+    abort: dict[str, str] = {}
+    """Metric → bound, `'not better than baseline'` among them; abort when all of them are shown to hold."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Of intervals and tests."""
+
+    @model_validator(mode="after")
+    def _bounds_can_be_read(self) -> Self:
+        for metric, bound in (*self.deploy.items(), *self.abort.items()):
+            compared = COMPARISON.fullmatch(bound)
+            if not BOUND.fullmatch(bound) and not compared:
+                raise ValueError(f"bound {bound!r} of {metric}: write {EXAMPLES}")
+            if compared and compared["claim"] == "not worse" and not float(compared["value"] or 0):
+                raise ValueError(f"bound {bound!r} of {metric}: say how much worse would matter, as in 'not worse than baseline by 2 %'")
+        for metric, bound in self.deploy.items():
+            if bound.strip().startswith("not better"):
+                raise ValueError(f"bound {bound!r} of {metric}: to deploy what is not better makes no sense; it belongs in `abort`")
+        for metric, bound in self.abort.items():
+            if bound.strip().startswith(("better", "not worse")):
+                raise ValueError(f"bound {bound!r} of {metric}: to abort what is better makes no sense; write 'not better than baseline'")
+        return self
+
+    def compares_with(self, other: Literal["baseline", "base"]) -> bool:
+        """Whether a bound speaks of it; a rule without deploy bounds compares every task with the baseline."""
+        bounds = (*self.deploy.values(), *self.abort.values())
+        named = any(found["other"] == other for bound in bounds if (found := COMPARISON.fullmatch(bound)))
+        return named or (other == "baseline" and not self.deploy)
