@@ -1,5 +1,7 @@
 """The rows of a file that a task asks, just as they are: no split, no groups, none left out."""
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from luthier.core import files
@@ -7,6 +9,7 @@ from luthier.data.fields import BadRowError
 from luthier.data.read import BadRow, read_rows
 from luthier.data.rows import Example, RawRow
 from luthier.data.shape import labels_of, layout_for, shape
+from luthier.recipe.proof import Task
 from luthier.recipe.schema import Data, Source
 
 
@@ -25,6 +28,7 @@ def questions(path: str) -> list[Example]:
     return [shape(row, layout) for row in rows]
 
 
-def digest(path: str) -> str:
-    """Tells the file's content, so that kept answers to other questions are not taken for answers to these."""
-    return files.sha256(Path(path))
+def asked_hash(prepared_hash: str, tasks: Sequence[Task]) -> str:
+    """What answers were given to: prepared rows, and the files of tasks that have their own. Other rows, another hash."""
+    own = [files.sha256(Path(task.data)) for task in tasks if task.data]
+    return hashlib.sha256("".join((prepared_hash, *own)).encode()).hexdigest()[:16] if own else prepared_hash

@@ -11,7 +11,7 @@ SEED, ROWS = 2026, 300  # not the seed of its pre-training
 
 
 def questions(seed: int) -> Iterator[dict[str, object]]:
-    """Orders to write facts of a passage in a given form, each with its one right answer: dialogues such as it was pre-trained on, but new."""
+    """Orders to write facts of a passage in a given form, each with one right answer: such as it was pre-trained on, but new."""
     for document in documents(seed):
         turns = [turn.split("\n", 1) for turn in document.replace(TURN_END, "").split(TURN_START) if "\n" in turn]
         messages = [{"role": role, "content": content.strip()} for role, content in turns if content.strip()]

@@ -1,21 +1,33 @@
 """The verdict: deploy, iterate, abort, or not enough data. Light, and it decides from files alone."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from luthier.core import files
-from luthier.core.errors import RecipeError
 from luthier.core.finding import Finding
 from luthier.evaluate import bounds, metrics
 from luthier.evaluate.bounds import Judgement
 from luthier.evaluate.metrics import Measurement
-from luthier.evaluate.report import Prediction, Report
+from luthier.evaluate.report import InTurn, Report
 from luthier.recipe.proof import BaselineMetric, Decision
+from luthier.score.sequence import Level
 
 Choice = Literal["deploy", "iterate", "abort", "not_enough_data"]
-Baseline = Report | Mapping[str, BaselineMetric]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beside:
+    """Another evaluation, and the times of its single answers and the tuned model's, taken in turn."""
+
+    report: Report
+    times: InTurn
+
+
+Baseline = Report | Beside | Mapping[str, BaselineMetric]
 """Another evaluation, or numbers from a report; an empty mapping where there is nothing to compare with."""
 
 EXIT_CODES: dict[Choice, int] = {"deploy": 0, "iterate": 10, "abort": 11, "not_enough_data": 12}
@@ -24,11 +36,26 @@ FEW_ROWS = 100  # a perfect score on fewer may hide more than 3.6 % of errors
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The decision, a sentence for each bound with what decided first, and what else should be known."""
+    """The decision, a sentence for each bound with what decided first, the numbers behind them, and what else should be known."""
 
     decision: Choice
-    reasons: tuple[str, ...]
+    judgements: tuple[Judgement, ...]
     findings: tuple[Finding, ...]
+    look: int = 1
+    """The how manieth look at other answers this is."""
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """A sentence for each bound."""
+        return tuple(judged.reason for judged in self.judgements) or ("there is no bound and no task, so nothing was compared",)
+
+    @property
+    def more_rows(self) -> float:
+        """Rows that are missing to decide with 80 % probability; 0 where it is decided, infinite where no number is known to do."""
+        if self.decision != "not_enough_data":
+            return 0
+        missing = [judged.more_rows or math.inf for judged in self.judgements if judged.outcome == "undecided"]
+        return max(missing, default=math.inf)
 
     @property
     def exit_code(self) -> int:
@@ -37,76 +64,140 @@ class Verdict:
 
     def to_json(self) -> dict[str, Any]:
         """The verdict as it stands in verdict.json."""
-        findings = [finding.to_json() for finding in self.findings]
-        return {"decision": self.decision, "reasons": list(self.reasons), "findings": findings}
+        return {
+            "decision": self.decision,
+            "reasons": list(self.reasons),
+            "findings": [finding.to_json() for finding in self.findings],
+            "bounds": [judged.to_json() for judged in self.judgements],
+            "look": self.look,
+            "more_rows": self.more_rows if math.isfinite(self.more_rows) else None,
+        }
 
     def write(self, path: Path) -> None:
         """Write verdict.json."""
         files.write_json(path, self.to_json())
 
 
-def decide(tuned: Report, baseline: Baseline, decision: Decision) -> Verdict:
-    """Apply the recipe's rule to what was measured.
+def decide(tuned: Report, baseline: Baseline, decision: Decision, *, base: Baseline | None = None, look: int = 1) -> Verdict:
+    """Apply the recipe's rule to what was measured; `base` is the untuned model's, where it is not the baseline.
 
     Abort when there are abort bounds and all are shown to hold; iterate when a deploy bound is shown to be violated; deploy when
     all deploy bounds are shown to hold; else there is not enough data. Without deploy bounds, every task must be better than the
-    baseline. Each bound is judged at `confidence`; that all must hold needs no correction for their number (intersection–union).
+    baseline. Each bound is judged at `confidence`: that all must hold needs no correction for their number (intersection–union), that
+    one is violated does, and has Holm's. From the second look on, intervals are those of confidence sequences.
     """
     rule = decision.deploy or {f"{name}.{task.metric}": "better than baseline" for name, task in tuned.scores.tasks.items()}
+    others: dict[str, Baseline] = {"baseline": baseline, "base": {} if base is None else base}
     known = metrics.measurements(tuned)
     _refuse_unknown(baseline, known)
-    if wrong := [metric for metric, text in decision.abort.items() if bounds.is_comparison(text)]:
-        raise RecipeError(
-            "aborting because the result is better makes no sense", where=f"decision.abort.{wrong[0]}", change="give a number, e.g. '< 0.5'"
-        )
-    deploy = [_judge(metric, text, f"decision.deploy.{metric}", tuned, baseline, decision) for metric, text in rule.items()]
-    abort = [_judge(metric, text, f"decision.abort.{metric}", tuned, baseline, decision) for metric, text in decision.abort.items()]
-    outcomes = {judgement.outcome for judgement in deploy}
+    level = Level(confidence=decision.confidence, look=look)
+
+    def judge(metric: str, at: Level) -> Judgement:
+        return _judge(metrics.find(metric, known, f"decision.deploy.{metric}"), rule[metric], f"decision.deploy.{metric}", others, at)
+
+    deploy = {metric: judge(metric, level) for metric in rule}
+    deploy |= unconfirmed(deploy, judge, level)
+    abort = [
+        _judge(metrics.find(metric, known, f"decision.abort.{metric}"), text, f"decision.abort.{metric}", others, level)
+        for metric, text in decision.abort.items()
+    ]
+    outcomes = {judgement.outcome for judgement in deploy.values()}
+    about = (*_worse_groups(tuned, others, level), *_about_tasks(tuned))
     if abort and all(judgement.outcome == "holds" for judgement in abort):
-        return _verdict("abort", [*abort, *deploy], "holds", tuned)
+        return _verdict("abort", [*abort, *deploy.values()], "holds", about, look)
     if "violated" in outcomes:
-        return _verdict("iterate", deploy, "violated", tuned)
+        return _verdict("iterate", [*deploy.values()], "violated", about, look)
     if outcomes == {"holds"}:
-        return _verdict("deploy", deploy, "holds", tuned)
-    return _verdict("not_enough_data", deploy, "undecided", tuned)
+        return _verdict("deploy", [*deploy.values()], "holds", about, look)
+    return _verdict("not_enough_data", [*deploy.values()], "undecided", about, look)
 
 
-def _judge(metric: str, text: str, where: str, tuned: Report, baseline: Baseline, decision: Decision) -> Judgement:
-    measured = metrics.find(metric, metrics.measurements(tuned), where)
+def evidence(tuned: Report, *others: Baseline) -> str:
+    """A digest of the answers and times that a verdict rests on: another one is another look."""
+    parts = [tuned.scores.model_dump_json()]
+    for other in others:
+        if isinstance(other, Beside):
+            parts += [other.report.scores.model_dump_json(), other.times.model_dump_json()]
+        elif isinstance(other, Report):
+            parts.append(other.scores.model_dump_json())
+        else:
+            parts.append(repr(sorted((metric, number.value, number.n) for metric, number in other.items())))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def unconfirmed(judged: Mapping[str, Judgement], judge: Callable[[str, Level], Judgement], level: Level) -> dict[str, Judgement]:
+    """Bounds that are violated when looked at alone, but not among all of them, as they then stand (Holm 1979).
+
+    Of m bounds those that are violated at 1 − (1 − confidence) / m are; the others are judged again among those that are left.
+    """
+    left = set(judged)
+    while left:
+        again = {metric: judge(metric, level.among(len(left))) for metric in left if judged[metric].outcome == "violated"}
+        found = {metric for metric, judgement in again.items() if judgement.outcome == "violated"}
+        if not found:
+            return again
+        left -= found
+    return {}
+
+
+def _judge(measured: Measurement, text: str, where: str, others: Mapping[str, Baseline], level: Level) -> Judgement:
     if not bounds.is_comparison(text):
-        return bounds.judge_number(measured, bounds.parse(text, measured, where), decision.confidence)
-    other = _of_baseline(baseline, measured)
+        return bounds.judge_number(measured, bounds.parse(text, measured, where), level)
+    comparison = bounds.parse_comparison(text, measured, where)
+    own, other = _sides(measured, others[comparison.other])
     if other is None:
-        return bounds.not_compared(metric)
-    rows = (_predictions(tuned, metric), _predictions(baseline, metric) if isinstance(baseline, Report) else ())
-    return bounds.judge_against(measured, other, rows, decision.confidence)
+        return bounds.not_compared(measured.metric, comparison.text, comparison.other)
+    return bounds.judge_against(own, other, comparison, level)
 
 
-def _predictions(report: Report, metric: str) -> Sequence[Prediction]:
-    """The rows behind `TASK.SCORER`; a metric that is not a task's has none."""
-    task, dot, _ = metric.partition(".")
-    return report.predictions.get(task, ()) if dot else ()
-
-
-def _of_baseline(baseline: Baseline, measured: Measurement) -> Measurement | None:
-    """The baseline's measurement of the same metric, if it has one."""
-    if isinstance(baseline, Report):
-        return metrics.measurements(baseline).get(measured.metric)
-    return measured.as_baseline(baseline[measured.metric]) if measured.metric in baseline else None
+def _sides(measured: Measurement, other: Baseline) -> tuple[Measurement, Measurement | None]:
+    """The measurement and the other's of the same metric, if it has one; times as they were taken in turn, if they were."""
+    if isinstance(other, Beside):
+        own, its = metrics.times(other.times.tuned), metrics.times(other.times.other)
+        if measured.metric in own and measured.metric in its:
+            return own[measured.metric], its[measured.metric]
+        return measured, metrics.measurements(other.report).get(measured.metric)
+    if isinstance(other, Report):
+        return measured, metrics.measurements(other).get(measured.metric)
+    return measured, measured.as_baseline(other[measured.metric]) if measured.metric in other else None
 
 
 def _refuse_unknown(baseline: Baseline, known: Mapping[str, Measurement]) -> None:
     """A misspelt metric among a baseline's numbers would silently never be compared."""
-    for metric in baseline if not isinstance(baseline, Report) else ():
+    for metric in baseline if isinstance(baseline, Mapping) else ():
         if metric not in metrics.FIXED:
             metrics.find(metric, known, "evaluation.baseline")
 
 
-def _verdict(choice: Choice, judged: list[Judgement], decisive: bounds.Outcome, tuned: Report) -> Verdict:
+def _verdict(choice: Choice, judged: list[Judgement], decisive: bounds.Outcome, about: tuple[Finding, ...], look: int) -> Verdict:
     ordered = sorted(judged, key=lambda judgement: judgement.outcome != decisive)
-    reasons = tuple(judgement.reason for judgement in ordered) or ("there is no bound and no task, so nothing was compared",)
-    findings = [finding for judgement in ordered for finding in judgement.findings]
-    return Verdict(decision=choice, reasons=reasons, findings=(*findings, *_about_tasks(tuned)))
+    findings = tuple(finding for judgement in ordered for finding in judgement.findings)
+    return Verdict(decision=choice, judgements=tuple(ordered), findings=(*findings, *about), look=look)
+
+
+def _worse_groups(tuned: Report, others: Mapping[str, Baseline], level: Level) -> Iterator[Finding]:
+    """Groups of rows that got worse than the baseline's, or the base's, by Holm's test over all of them."""
+    known = metrics.measurements(tuned)
+    groups = [f"{name}.{task.metric}@{group}" for name, task in tuned.scores.tasks.items() for group in task.groups]
+    sides = {metric: _sides(known[metric], others["baseline"] or others["base"]) for metric in groups if metric in known}
+
+    def judge(metric: str, at: Level) -> Judgement:
+        own, other = sides[metric]
+        none_worse = bounds.Comparison(text="as good as before", claim="not worse", other="baseline", least=0.0, factor=1.0)
+        return bounds.judge_against(own, other, none_worse, at) if other else bounds.not_compared(metric, "", "baseline")
+
+    judged = {metric: judge(metric, level) for metric in sides}
+    spared = unconfirmed(judged, judge, level)
+    for metric, judgement in judged.items():
+        if judgement.outcome == "violated" and metric not in spared and judgement.difference:
+            change = judgement.difference.interval
+            task, _, group = metric.partition("@")
+            yield Finding(
+                code="group_worse",
+                severity="warn",
+                message=f"{group} got worse: {judgement.reason}",
+                evidence={"metric": task, "group": group, "difference": change.value, "low": change.low, "high": change.high},
+            )
 
 
 def _about_tasks(tuned: Report) -> list[Finding]:

@@ -26,18 +26,37 @@ def measure_latency(
     examples: Sequence[Example], completer: Completer, *, num_rows: int, max_new_tokens: int, seed: int, progress: Progress
 ) -> Latency:
     """Answer up to `num_rows` (by seeded hash) one at a time, after a warm-up: what one user waits, not what a batch takes."""
-    rows = choose(examples, num_rows, seed)
-    completer.complete([row.prompt for row in rows[:1]], max_new_tokens=WARM_UP_TOKENS)
-    times: list[AnswerTime] = []
+    (latency,) = measure_in_turn(examples, (completer,), num_rows=num_rows, max_new_tokens=max_new_tokens, seed=seed, progress=progress)
+    return latency
+
+
+def measure_in_turn(
+    examples: Sequence[Example], completers: Sequence[Completer], *, num_rows: int, max_new_tokens: int, seed: int, progress: Progress
+) -> list[Latency]:
+    """The same of several, each row asked of all of them in turn, so that what else the machine does falls on all alike.
+
+    Who is asked first changes from row to row. Of rows of one key one is asked.
+    """
+    alone = list({row.key: row for row in reversed(examples)}.values())[::-1]
+    rows = choose(alone, num_rows, seed)
+    for completer in completers:
+        completer.complete([row.prompt for row in rows[:1]], max_new_tokens=WARM_UP_TOKENS)
+    times: list[list[AnswerTime]] = [[] for _ in completers]
     with progress.task("latency", len(rows)) as advance:
-        for row in rows:
-            (answer,) = completer.complete([row.prompt], max_new_tokens=max_new_tokens)
-            times.append(
-                AnswerTime(
-                    origin=row.origin, first_token_seconds=answer.first_token_seconds, seconds=answer.seconds, tokens=answer.num_tokens
+        for number, row in enumerate(rows):
+            for turn in range(len(completers)):
+                place = (number + turn) % len(completers)
+                (answer,) = completers[place].complete([row.prompt], max_new_tokens=max_new_tokens)
+                times[place].append(
+                    AnswerTime(
+                        origin=row.origin, first_token_seconds=answer.first_token_seconds, seconds=answer.seconds, tokens=answer.num_tokens
+                    )
                 )
-            )
-            advance(len(times), f"{answer.seconds:.2f} s")
+            advance(number + 1, f"{answer.seconds:.2f} s")
+    return [_latency(each) for each in times]
+
+
+def _latency(times: Sequence[AnswerTime]) -> Latency:
     return Latency(
         answer=_times("latency", times), first_token=_times("first_token", times), per_token=_times("per_token", times), rows=tuple(times)
     )

@@ -2,18 +2,23 @@
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.core.errors import RecipeError
-from luthier.evaluate.report import AnswerTime, Latency, Report
+from luthier.evaluate.report import AnswerTime, Latency, Loss, Prediction, Report, Times
 from luthier.recipe.proof import BaselineMetric
-from luthier.score import intervals
+from luthier.score import intervals, sequence
+from luthier.score.answers import refuses, repeats
 from luthier.score.intervals import Interval
+from luthier.score.sequence import Level
 
 Unit = Literal["share", "s", "tokens/s", "bytes", "nats"]
 Statistic = Literal["mean", "p50", "p95", "number"]
+
+SHARES: dict[Statistic, float] = {"p50": 0.5, "p95": 0.95}
+"""The quantiles."""
 
 TIMES: dict[str, Callable[[AnswerTime], float]] = {
     "latency": lambda row: row.seconds,
@@ -30,10 +35,28 @@ FIXED: tuple[str, ...] = (
 )
 """Metrics beside the tasks' own `TASK.SCORER`, which are shares (0…1) where higher is better."""
 
+FAULTS: dict[str, Callable[[Prediction], bool]] = {
+    "cut": lambda row: not row.stopped,
+    "endless": lambda row: not row.stopped and repeats(row.answer),
+    "refused": lambda row: refuses(row.answer),
+}
+"""`TASK.cut`: answers that `max_new_tokens` cut; `TASK.endless`: those of them that went round in a circle, which no limit would end;
+`TASK.refused`: those that begin by declining. Shares, where lower is better."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """What a metric was measured on, row by row: values (of a ratio, with their weights), which rows belong together, which row it is."""
+
+    values: tuple[float, ...] = ()
+    weights: tuple[float, ...] = ()
+    keys: tuple[str, ...] = ()
+    rows: tuple[str, ...] = ()
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """One metric of one evaluation. `values` are per row; without them only the number is known (and, for a share, its n)."""
+    """One metric of one evaluation. Without a sample only the number is known (and, for a share, its n)."""
 
     metric: str
     unit: Unit
@@ -41,15 +64,27 @@ class Measurement:
     higher_is_better: bool
     value: float
     n: int
-    values: tuple[float, ...] = ()
+    sample: Sample = Sample()
 
-    def interval(self, confidence: float) -> Interval:
-        """How far from the value the truth may lie. A number that stands for no sample (memory, a loss) is taken as it is."""
+    def interval(self, level: Level) -> Interval:
+        """How far from the value the truth may lie. A number that stands for no sample (memory) is taken as it is."""
+        sample = self.sample
         if self.statistic == "number":
             return Interval(value=self.value, low=self.value, high=self.value, n=self.n)
+        if self.unit == "share" and not sample.values:
+            return intervals.exact(self.value * self.n, self.n, level.fixed)
         if self.unit == "share":
-            return intervals.scores(self.values, confidence) if self.values else intervals.exact(self.value * self.n, self.n, confidence)
-        return estimate(self.statistic, self.values, confidence)
+            later = level.look > 1
+            return (
+                sequence.mean(sample.values, level.sequence, keys=sample.keys)
+                if later
+                else intervals.scores(sample.values, level.confidence, sample.keys)
+            )
+        if sample.weights:
+            return intervals.ratio(sample.values, sample.weights, level.fixed, sample.keys)
+        if self.statistic in SHARES and level.look > 1:
+            return sequence.quantile(sample.values, SHARES[self.statistic], level.sequence, least=0.0)
+        return estimate(self.statistic, sample.values, level.fixed)
 
     def as_baseline(self, number: BaselineMetric) -> "Measurement":
         """The same metric, known only by a number; a share with its n still has an interval."""
@@ -58,34 +93,51 @@ class Measurement:
                 f"baseline {self.metric} is {number.value:g}, but a share is 0…1", where="evaluation.baseline", change="98.7 % is 0.987"
             )
         sampled = self.unit == "share" and number.n is not None
-        return replace(self, value=number.value, n=number.n or 0, values=(), statistic="mean" if sampled else "number")
+        return replace(self, value=number.value, n=number.n or 0, sample=Sample(), statistic="mean" if sampled else "number")
 
 
 def estimate(statistic: Statistic, values: tuple[float, ...], confidence: float = intervals.CONFIDENCE) -> Interval:
     """Mean, median or 95th percentile of times, none of which is below 0."""
     if statistic == "mean":
         return intervals.mean(values, confidence, least=0.0)
-    return intervals.quantile(values, 0.5 if statistic == "p50" else 0.95, confidence, least=0.0)
+    return intervals.quantile(values, SHARES[statistic], confidence, least=0.0)
 
 
 def measurements(report: Report) -> dict[str, Measurement]:
-    """Every metric that this evaluation measured, by the name that bounds use."""
+    """Every metric that this evaluation measured, by the name that bounds use; of a group `TASK.METRIC@GROUP`."""
     scores = report.scores
     found: dict[str, Measurement] = {}
     for name, task in scores.tasks.items():
-        metric = f"{name}.{task.metric}"
-        values = tuple(row.score for row in report.predictions.get(name, ()))
-        found[metric] = Measurement(
-            metric=metric, unit="share", statistic="mean", higher_is_better=True, value=task.value, n=task.n, values=values
-        )
+        rows = report.predictions.get(name, ())
+        found |= _of_rows(name, task.metric, rows)
+        found[f"{name}.{task.metric}"] = replace(_share(f"{name}.{task.metric}", rows, lambda row: row.score), value=task.value, n=task.n)
+        for group in task.groups:
+            found |= _of_rows(name, task.metric, [row for row in rows if row.group == group], f"@{group}")
     if scores.latency is not None:
-        found |= {item.metric: item for item in _times(scores.latency)}
+        found |= times(scores.latency)
     if scores.tokens_per_second is not None:
         found["tokens_per_second"] = _number("tokens_per_second", "tokens/s", scores.tokens_per_second)
     if scores.peak_memory_bytes is not None:
         found["peak_memory"] = _number("peak_memory", "bytes", scores.peak_memory_bytes)
     if scores.loss is not None:
-        found["validation_loss"] = replace(_number("validation_loss", "nats", scores.loss.value), n=scores.loss.n)
+        found["validation_loss"] = _loss(scores.loss)
+    return found
+
+
+def times(latency: Latency) -> dict[str, Measurement]:
+    """Those of single answers."""
+    found: dict[str, Measurement] = {}
+    for name, seconds in TIMES.items():
+        timed = [(row.origin, value) for row in latency.rows if math.isfinite(value := seconds(row))]
+        sample = Sample(values=tuple(value for _, value in timed), rows=tuple(origin for origin, _ in timed))
+        known: Times = {"latency": latency.answer, "first_token": latency.first_token, "per_token": latency.per_token}[name]
+        estimates: tuple[tuple[Statistic, Interval], ...] = (("mean", known.mean), ("p50", known.p50), ("p95", known.p95))
+        for statistic, at in estimates:
+            if at.n:
+                metric = f"{name}_{statistic}"
+                found[metric] = Measurement(
+                    metric=metric, unit="s", statistic=statistic, higher_is_better=False, value=at.value, n=at.n, sample=sample
+                )
     return found
 
 
@@ -115,20 +167,36 @@ def show(value: float, unit: Unit) -> str:
     return f"{value:.4g} {unit}"
 
 
-def _times(latency: Latency) -> Iterator[Measurement]:
-    for name, times in (("latency", latency.answer), ("first_token", latency.first_token), ("per_token", latency.per_token)):
-        estimates: tuple[tuple[Statistic, Interval], ...] = (("mean", times.mean), ("p50", times.p50), ("p95", times.p95))
-        for statistic, known in estimates:
-            if known.n:
-                yield Measurement(
-                    metric=f"{name}_{statistic}",
-                    unit="s",
-                    statistic=statistic,
-                    higher_is_better=False,
-                    value=known.value,
-                    n=known.n,
-                    values=seconds_of(name, latency.rows),
-                )
+def _of_rows(task: str, metric: str, rows: Sequence[Prediction], group: str = "") -> dict[str, Measurement]:
+    """The score and the faults of some of a task's answers; a scorer that is called like a fault goes before it."""
+    kinds: dict[str, Callable[[Prediction], float]] = {**FAULTS, metric: lambda row: row.score}
+    names = {f"{task}.{kind}{group}": (measure, kind == metric) for kind, measure in kinds.items()}
+    return {name: _share(name, rows, measure, better_up=score) for name, (measure, score) in names.items()} if rows else {}
+
+
+def _share(metric: str, rows: Sequence[Prediction], measure: Callable[[Prediction], float], *, better_up: bool = True) -> Measurement:
+    values = tuple(float(measure(row)) for row in rows)
+    return Measurement(
+        metric=metric,
+        unit="share",
+        statistic="mean",
+        higher_is_better=better_up,
+        value=math.fsum(values) / len(values) if values else math.nan,
+        n=len(values),
+        sample=Sample(values=values, keys=tuple(row.key for row in rows), rows=tuple(row.row for row in rows)),
+    )
+
+
+def _loss(loss: Loss) -> Measurement:
+    """Of its rows; of an evaluation that did not keep them, a number."""
+    sample = Sample(
+        values=tuple(row.nats for row in loss.rows),
+        weights=tuple(float(row.tokens) for row in loss.rows),
+        keys=tuple(row.key for row in loss.rows),
+        rows=tuple(row.row for row in loss.rows),
+    )
+    plain = replace(_number("validation_loss", "nats", loss.value), n=loss.n)
+    return replace(plain, statistic="mean", sample=sample) if loss.rows else plain
 
 
 def _number(metric: str, unit: Unit, value: float) -> Measurement:

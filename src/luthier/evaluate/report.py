@@ -44,6 +44,8 @@ class Prediction(BaseModel):
     tokens: int
     stopped: bool
     seconds: float
+    key: str = ""
+    """Rows of one key (`data.keep_together`, as a digest) are not independent; empty where that is not known."""
 
     @property
     def row(self) -> str:
@@ -97,14 +99,37 @@ class Latency(BaseModel):
     rows: tuple[AnswerTime, ...]
 
 
+class RowLoss(BaseModel):
+    """What one validation row lost: nats, over so many supervised tokens."""
+
+    model_config = STRICT
+
+    row: str
+    """A digest of its tokens: what makes it the same row in another evaluation."""
+    key: str
+    nats: float
+    tokens: int
+
+
+class InTurn(BaseModel):
+    """latency.json: single answers of the tuned model and of another to the same rows, in turn."""
+
+    model_config = STRICT
+
+    data_hash: str
+    tuned: Latency
+    other: Latency
+
+
 class Loss(BaseModel):
-    """Validation loss in nats per supervised token, over `tokens` tokens of `n` rows."""
+    """Validation loss in nats per supervised token, over `tokens` tokens of `n` rows; and the rows themselves."""
 
     model_config = STRICT
 
     value: Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
     n: int
     tokens: int
+    rows: tuple[RowLoss, ...] = ()
 
 
 class Scores(BaseModel):

@@ -1,21 +1,29 @@
 """One evaluation, whole: load the model, measure its loss, ask every task, time single answers."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from luthier.core.progress import Progress
+from luthier.data.questions import asked_hash, questions
+from luthier.data.rows import Example
 from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
 from luthier.evaluate.measure import latency_rows, measure_latency
-from luthier.evaluate.report import Latency, Loss, Report, Scores
+from luthier.evaluate.report import Latency, Loss, Report, RowLoss, Scores
 from luthier.evaluate.shared import SharedCompleter
-from luthier.evaluate.task import evaluate_task
-from luthier.model.adapt import check_provenance, load_adapter
+from luthier.evaluate.task import digest, evaluate_task
+from luthier.model.adapt import base_of, check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import free_bytes, load_model, resolve_devices, resolve_dtype
 from luthier.model.peak import peak_memory
+from luthier.recipe.proof import Task
 from luthier.recipe.schema import Model, Recipe
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.precision import Precision
@@ -42,28 +50,20 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
 
     Several ranks divide the rows; every one returns the same but for latency and memory, which the first measures, the others waiting.
     """
-    tokenizer = load_tokenizer(subject.model)
-    for adapter in subject.adapters:
-        check_provenance(adapter, subject.model, tokenizer)
     devices = resolve_devices(subject.num_devices, ranks.rank)
-    device, memory = devices[0], free_bytes(devices) if len(devices) > 1 else {}
-    dtype, _ = resolve_dtype(subject.model.dtype, device)
+    dtype, _ = resolve_dtype(subject.model.dtype, devices[0])
     with peak_memory(*devices) as peak:
-        model = load_model(subject.model, dtype, device, memory=memory)
-        for adapter in subject.adapters:
-            model = load_adapter(model, adapter)
-        completer = LocalCompleter(model, tokenizer)
+        completer = loaded(subject, devices)
         answering = SharedCompleter(own=completer, ranks=ranks) if ranks.size > 1 else completer
-        loss = _validation_loss(model, prepared, Precision.of(dtype, device, ranks))
+        loss = _validation_loss(completer.model, prepared, Precision.of(dtype, devices[0], ranks))
         results = {
-            task.name: evaluate_task(task, prepared.examples(task.split), answering, recipe.seed, progress)
-            for task in recipe.evaluation.tasks
+            task.name: evaluate_task(task, asked(task, prepared), answering, recipe.seed, progress) for task in recipe.evaluation.tasks
         }
         latency = _latency(recipe, prepared, completer, progress) if ranks.first else None
     seconds = sum(result.seconds for result in results.values())
     scores = Scores(
         subject=subject.name,
-        data_hash=prepared.summary.hash,
+        data_hash=asked_hash(prepared.summary.hash, recipe.evaluation.tasks),
         tasks={name: result.scores for name, result in results.items()},
         loss=loss,
         latency=latency,
@@ -73,19 +73,47 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
     return Report(scores=scores, predictions={name: result.predictions for name, result in results.items()})
 
 
+def loaded(subject: Subject, devices: Sequence[torch.device]) -> LocalCompleter:
+    """The subject on these devices, ready to answer; raises where an adapter was trained under another base, template or stop ids."""
+    tokenizer = load_tokenizer(subject.model)
+    for adapter in subject.adapters:
+        check_provenance(adapter, subject.model, tokenizer)
+    memory = free_bytes(devices) if len(devices) > 1 else {}
+    dtype, _ = resolve_dtype(subject.model.dtype, devices[0])
+    model: PreTrainedModel | PeftModel = load_model(subject.model, dtype, devices[0], memory=memory)
+    for adapter in subject.adapters:
+        model = load_adapter(base_of(model), adapter)
+    return LocalCompleter(model, tokenizer)
+
+
+def asked(task: Task, prepared: Prepared) -> list[Example]:
+    """The rows of a task: its own file's, or a split's."""
+    return questions(task.data) if task.data else prepared.examples(task.split)
+
+
 def _validation_loss(model: nn.Module, prepared: Prepared, precision: Precision) -> Loss | None:
     rows = prepared.rows("validation")
     if not len(rows):
         return None
     record = validation_loss(model, rows, LOSS_BATCH, precision)
-    return Loss(value=record.loss, n=len(rows), tokens=record.num_targets)
+    keys = [digest(example.key) for example in prepared.stream_examples("validation")]
+    lost = tuple(
+        RowLoss(
+            row=hashlib.sha256(rows[place].ids.tobytes()).hexdigest()[:16],
+            key=keys[rows.example_index[place]],
+            nats=float(record.losses_R[place]),
+            tokens=int(record.targets_R[place]),
+        )
+        for place in range(len(rows))
+    )
+    return Loss(value=record.loss, n=len(rows), tokens=record.num_targets, rows=lost)
 
 
 def _latency(recipe: Recipe, prepared: Prepared, completer: LocalCompleter, progress: Progress) -> Latency | None:
     """By the first task's rows and answer length."""
     for task in recipe.evaluation.tasks[:1]:
         return measure_latency(
-            prepared.examples(task.split),
+            asked(task, prepared),
             completer,
             num_rows=latency_rows(recipe.decision),
             max_new_tokens=task.max_new_tokens,

@@ -15,6 +15,7 @@ from luthier.evaluate.report import Prediction, TaskScores
 from luthier.plan.scoring import ROWS_AT_A_TIME
 from luthier.recipe.proof import Task
 from luthier.score import intervals
+from luthier.score.intervals import Interval
 from luthier.score.scorers import Scorer, metric_name, scorer
 
 
@@ -51,6 +52,7 @@ def evaluate_task(task: Task, examples: Sequence[Example], completer: Completer,
             tokens=completion.num_tokens,
             stopped=completion.stopped,
             seconds=completion.seconds,
+            key=digest(row.key),
         )
         for row, completion in zip(rows, completions, strict=True)
     )
@@ -66,11 +68,16 @@ def choose(examples: Sequence[Example], limit: int | Literal["all"], seed: int) 
     return [examples[place] for place in sorted(places[:limit])]
 
 
+def digest(key: str) -> str:
+    """What a row's key is told as: the key itself may be anybody's name."""
+    return hashlib.sha256(key.encode(errors="surrogatepass")).hexdigest()[:16]
+
+
 def summarise(metric: str, predictions: Sequence[Prediction]) -> TaskScores:
     """The mean score with its interval, overall and per group; groups are left out where there is only one."""
-    whole = intervals.scores([row.score for row in predictions])
+    whole = _score_of(predictions)
     groups = sorted({row.group for row in predictions})
-    by_group = {group: intervals.scores([row.score for row in predictions if row.group == group]) for group in groups}
+    by_group = {group: _score_of([row for row in predictions if row.group == group]) for group in groups}
     return TaskScores(
         metric=metric,
         value=whole.value,
@@ -80,6 +87,10 @@ def summarise(metric: str, predictions: Sequence[Prediction]) -> TaskScores:
         groups=by_group if len(groups) > 1 else {},
         cut=sum(not row.stopped for row in predictions),
     )
+
+
+def _score_of(rows: Sequence[Prediction]) -> Interval:
+    return intervals.scores([row.score for row in rows], keys=[row.key for row in rows])
 
 
 def _answers(task: Task, rows: Sequence[Example], completer: Completer, progress: Progress) -> tuple[list[Completion], float]:

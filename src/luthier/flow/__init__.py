@@ -5,8 +5,7 @@ Every function imports what it needs when it is called: `luthier --help` must no
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,14 @@ from luthier.core.envfile import give
 from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
-from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.evaluate.options import Options
 from luthier.flow.checking import check
-from luthier.flow.evaluating import evaluate_rank, evaluated
+from luthier.flow.evaluating import evaluate_rank
 from luthier.flow.handing import Exported, VerificationError, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
+from luthier.flow.proving import Evaluated, decide, evaluate, kept_report
 from luthier.flow.reporting import record, record_of, report, rows
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
@@ -32,15 +32,11 @@ from luthier.flow.watching import events, every_run, logs, look, seen, series, s
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
     from luthier.data.store import Prepared
-    from luthier.evaluate.gate import Baseline, Verdict
-    from luthier.evaluate.report import Report
-    from luthier.evaluate.run import Subject
     from luthier.launch.nodes import Node
     from luthier.plan.plan import Plan
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
-    from luthier.recipe.proof import BaselineMetric
-    from luthier.recipe.schema import Model, Recipe
+    from luthier.recipe.schema import Recipe
     from luthier.runs.store import RunFolder
 
 
@@ -102,14 +98,6 @@ class Trained:
 
     run: RunFolder
     steps: Steps
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluated:
-    """An evaluation and the folder it is kept in."""
-
-    folder: Path
-    report: Report
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -195,49 +183,6 @@ def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str
     return Trained(run=run, steps=planned.steps)
 
 
-def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None = None, progress: Progress = SILENT) -> Evaluated:
-    """Answers of a run, a model or an adapter folder to the recipe's tasks, scored and measured.
-
-    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; a model or an
-    adapter folder needs a recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
-    """
-    from luthier.runs.store import find, own_recipe, runs_root
-
-    try:
-        run = find(name)
-    except UsageError as error:
-        if recipe is None:
-            change = f"{error.change}; a model or an adapter folder needs --recipe, for data and tasks"
-            raise UsageError(error.what, change=change) from error
-    else:
-        own = own_recipe(run)
-        asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        found = _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
-        report(str(run.path))
-        return found
-    folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
-    return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
-
-
-def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
-    """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made.
-
-    It is kept in verdict.json, and shown with all else in report.html.
-    """
-    from luthier.evaluate import gate
-    from luthier.runs.store import find, own_recipe
-
-    run = find(name)
-    recipe = own_recipe(run)
-    tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
-    wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
-    verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
-    with files.told(run.verdict.name, run.path):
-        verdict.write(run.verdict)
-    report(str(run.path))
-    return verdict
-
-
 def inspect(recipe: Recipe, split: str, numbers: Sequence[int], progress: Progress = SILENT) -> list[InspectedRow]:
     """Rows of a split as the model sees them: tokens, and which of them are trained on."""
     from luthier.data.inspect import inspect_rows
@@ -262,13 +207,6 @@ def write_splits(prepared: Prepared, folder: Path) -> None:
     from luthier.data.prepare import write_splits as write
 
     write(prepared, folder)
-
-
-def kept_report(folder: Path) -> Report:
-    """An evaluation that was kept: `runs/NAME/evaluations/…`, or a scores.json."""
-    from luthier.evaluate import report
-
-    return report.read(folder)
 
 
 def _trained_on_node(loaded: LoadedRecipe, node: Node, progress: Progress) -> Trained:
@@ -325,70 +263,3 @@ def _record(run: RunFolder, planned: Plan, force: Sequence[str], progress: Progr
             run.event("forced", finding=finding.code)
     if notes := sum(finding.severity == "note" for finding in planned.findings):
         progress.say(f"{notes} more notes: luthier plan shows them" if notes > 1 else "one more note: luthier plan shows it")
-
-
-def _asked_of(own: Recipe, other: Recipe) -> Recipe:
-    """Another recipe's data and tasks for a run's model, in the run's own chat template unless the other names one."""
-    kept = {"base": own.model.base, "revision": own.model.revision}
-    if other.model.chat_template == "auto":
-        kept["chat_template"] = own.model.chat_template
-    return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
-
-
-def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
-    progress.say(f"evaluating {subject.name}")
-    report = evaluated(subject, recipe, prepare(recipe, progress), folder, progress)
-    with files.told("the evaluation", folder):
-        report.write(folder)
-    return Evaluated(folder=folder, report=report)
-
-
-def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Report:
-    """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
-    if (folder / "scores.json").exists():
-        kept = kept_report(folder)
-        if kept.scores.data_hash == prepare(recipe, progress).summary.hash:
-            return kept
-    return _evaluated(subject, recipe, folder, progress).report
-
-
-def _baseline(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
-    """The baseline's report on this run's own rows, or its numbers."""
-    from luthier.runs.store import find, own_recipe
-
-    if not isinstance(wanted, str):
-        return wanted
-    if wanted == "base":
-        return _kept_or_made(_model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
-    if Path(wanted).is_file():
-        return kept_report(Path(wanted))
-    other = find(wanted)
-    return _kept_or_made(_tuned(other, own_recipe(other)), recipe, run.evaluation(f"against-{other.name}"), progress)
-
-
-def _tuned(run: RunFolder, recipe: Recipe) -> Subject:
-    from luthier.evaluate.run import Subject
-
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
-    if recipe.lora == "none":
-        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
-    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
-
-
-def _model_or_adapter(name: str, recipe: Recipe) -> Subject:
-    """A folder with an adapter goes over the recipe's base; anything else is itself a model."""
-    from luthier.evaluate.run import Subject
-
-    if (Path(name) / "adapter_config.json").exists():
-        return Subject(name=name, model=recipe.model, adapters=(Path(name),))
-    if name == recipe.model.base:
-        return Subject(name=name, model=recipe.model)
-    return Subject(
-        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
-    )
-
-
-def _from_folder(recipe: Recipe, folder: Path) -> Model:
-    """The recipe's model with its weights and tokenizer from a folder."""
-    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})

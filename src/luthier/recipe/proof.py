@@ -90,6 +90,14 @@ class Decision(Section):
                 raise ValueError(f"bound {bound!r} of {metric}: to abort what is better makes no sense; write 'not better than baseline'")
         return self
 
+    @property
+    def compares_times(self) -> bool:
+        """Whether a bound compares the times of single answers."""
+        bounds = (*self.deploy.items(), *self.abort.items())
+        return any(
+            COMPARISON.fullmatch(bound) and metric.startswith(("latency_", "first_token_", "per_token_")) for metric, bound in bounds
+        )
+
     def compares_with(self, other: Literal["baseline", "base"]) -> bool:
         """Whether a bound speaks of it; a rule without deploy bounds compares every task with the baseline."""
         bounds = (*self.deploy.values(), *self.abort.values())

@@ -103,6 +103,11 @@ class RunFolder:
         return self.path / "verdict.json"
 
     @property
+    def looks(self) -> Path:
+        """What was decided about before (`luthier.runs.looks`)."""
+        return self.path / "looks.jsonl"
+
+    @property
     def report(self) -> Path:
         """The run as one page, to send to somebody."""
         return self.path / "report.html"

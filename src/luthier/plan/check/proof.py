@@ -169,11 +169,12 @@ def _too_few_pairs(case: Case, metric: str, task: Task, rows: int) -> Iterator[F
     if rows >= needed:
         return
     seen = math.sqrt(PAIRS / rows) if rows else math.inf
+    bound = case.recipe.decision.deploy[metric].strip()
     what = f"an improvement of about {100 * seen:.0f} points" if seen < 1 else "no improvement"
     yield Finding(
         code="test-too-small",
         severity="warn",
-        message=f"{metric} '{case.recipe.decision.deploy[metric].strip()}': {count(rows, 'row')} can show {what}; 10 points take {needed}, 5 points "
+        message=f"{metric} '{bound}': {count(rows, 'row')} can show {what}; 10 points take {needed}, 5 points "
         f"{math.ceil(PAIRS / 0.05**2)} (if the answers to a fifth of the rows differ)",
         evidence={"metric": metric, "rows": rows, "needed_for_10_points": needed},
         changes=_more_rows(case, task, needed),

@@ -1,0 +1,43 @@
+"""How often a run was decided about, each time with other answers or another baseline: looks.jsonl.
+
+To ask again of the same is no new look. A look at more rows is one, and so is a trial against another baseline.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from luthier.core import jsonl
+from luthier.core.finding import Finding
+from luthier.runs.store import RunFolder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The how manieth it is; and tasks of which it has fewer rows than one before."""
+
+    number: int
+    withdrawn: tuple[str, ...] = ()
+
+    def findings(self) -> Iterator[Finding]:
+        """What a reader of the verdict should know of it."""
+        if self.number > 1:
+            message = (
+                f"this is look {self.number} at other answers: intervals are wider, so that all looks together err no more often than one"
+            )
+            yield Finding(code="looked_before", severity="note", message=message, evidence={"look": self.number})
+        for task in self.withdrawn:
+            message = f"{task} has fewer rows than at an earlier look: where rows are left out for their answers, no interval is valid"
+            yield Finding(code="rows_withdrawn", severity="warn", message=message, evidence={"task": task})
+
+
+def look(run: RunFolder, evidence: str, rows: Mapping[str, int]) -> Look:
+    """The look that this evidence (a digest) belongs to, counted before its verdict is known; `rows` of each task."""
+    before = [dict(record) for record in jsonl.salvage(run.looks).records]
+    fewer = tuple(task for task, n in rows.items() if any(int(record["rows"].get(task, 0)) > n for record in before))
+    for record in before:
+        if record["evidence"] == evidence:
+            return Look(number=int(record["look"]), withdrawn=fewer)
+    number = 1 + max((int(record["look"]) for record in before), default=0)
+    jsonl.append(run.looks, {"look": number, "time": time.time(), "evidence": evidence, "rows": dict(rows)})
+    return Look(number=number, withdrawn=fewer)
