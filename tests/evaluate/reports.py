@@ -1,13 +1,13 @@
 """Small evaluations for tests that need one: so many right answers, such latencies."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from luthier.evaluate.metrics import estimate, seconds_of
-from luthier.evaluate.report import AnswerTime, Latency, Loss, Prediction, Report, Scores, Times
+from luthier.evaluate.report import AnswerTime, Latency, Loss, Prediction, Report, RowLoss, Scores, Times
 from luthier.evaluate.task import summarise
 
 
-def prediction(row: int, score: float, *, stopped: bool = True, group: str = "") -> Prediction:
+def prediction(row: int, score: float, *, stopped: bool = True, group: str = "", key: str = "") -> Prediction:
     return Prediction(
         task="answers",
         origin=f"log.jsonl:{row + 1}",
@@ -19,6 +19,7 @@ def prediction(row: int, score: float, *, stopped: bool = True, group: str = "")
         tokens=2,
         stopped=stopped,
         seconds=0.5,
+        key=key,
     )
 
 
@@ -55,3 +56,25 @@ def report(
 def right(count: int, of: int) -> list[float]:
     """So many right answers, then wrong ones."""
     return [1.0] * count + [0.0] * (of - count)
+
+
+def grouped(groups: Mapping[str, Sequence[float]], *, keys: Sequence[str] = ()) -> Report:
+    """The same of rows in groups, each of a key where keys are given."""
+    answers = [(group, score) for group, scores in groups.items() for score in scores]
+    rows = tuple(prediction(row, score, group=group, key=keys[row] if keys else "") for row, (group, score) in enumerate(answers))
+    scores = Scores(subject="runs/tuned", data_hash="0" * 16, tasks={"answers": summarise("exact", rows)})
+    return Report(scores=scores, predictions={"answers": rows})
+
+
+def answered(texts: Sequence[tuple[str, bool]]) -> Report:
+    """Answers of such texts, each with whether it ended by itself."""
+    rows = tuple(prediction(row, 1.0, stopped=stopped).model_copy(update={"answer": text}) for row, (text, stopped) in enumerate(texts))
+    scores = Scores(subject="runs/tuned", data_hash="0" * 16, tasks={"answers": summarise("exact", rows)})
+    return Report(scores=scores, predictions={"answers": rows})
+
+
+def lost(nats: Sequence[float]) -> Report:
+    """An evaluation of a validation loss alone: so many nats on rows of ten tokens."""
+    rows = tuple(RowLoss(row=str(row), key=str(row), nats=value, tokens=10) for row, value in enumerate(nats))
+    loss = Loss(value=sum(nats) / (10 * len(nats)), n=len(nats), tokens=10 * len(nats), rows=rows)
+    return Report(scores=Scores(subject="runs/tuned", data_hash="0" * 16, tasks={}, loss=loss))

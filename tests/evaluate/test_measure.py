@@ -2,12 +2,13 @@
 
 import mmap
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 
 from luthier.core.progress import Silent
-from luthier.evaluate.measure import latency_rows, measure_latency
+from luthier.evaluate.measure import latency_rows, measure_in_turn, measure_latency
 from luthier.model.peak import peak_memory
 from luthier.recipe.proof import Decision
 from tests.evaluate.test_task import EXAMPLES, Rule
@@ -43,3 +44,26 @@ def test_memory_is_seen_while_it_is_used_and_forgotten_afterwards() -> None:
         time.sleep(0.03)
     assert during.num_bytes - before.num_bytes > 90_000_000
     assert during.num_bytes - after.num_bytes > 90_000_000
+
+
+def test_two_are_timed_in_turn_on_the_same_rows() -> None:
+    order: list[str] = []
+
+    def named(name: str) -> Rule:
+        def answer(question: str) -> str:
+            order.append(f"{name} {question}")
+            return "x" * 4
+
+        return Rule(answer)
+
+    first, second = measure_in_turn(EXAMPLES, (named("tuned"), named("base")), num_rows=4, max_new_tokens=8, seed=0, progress=Silent())
+    asked = order[2:]  # after the warm-up
+    assert [row.origin for row in first.rows] == [row.origin for row in second.rows]
+    assert [turn.split()[0] for turn in asked] == ["tuned", "base", "base", "tuned"] * 2  # who is first changes
+    assert all(one.split(" ", 1)[1] == other.split(" ", 1)[1] for one, other in zip(asked[::2], asked[1::2], strict=True))
+
+
+def test_of_rows_that_belong_together_one_is_timed() -> None:
+    twins = [replace(row, key="one source") for row in EXAMPLES[:5]] + list(EXAMPLES[5:8])
+    latency = measure_latency(twins, Rule(lambda question: "x"), num_rows=16, max_new_tokens=8, seed=0, progress=Silent())
+    assert len(latency.rows) == 4

@@ -58,7 +58,7 @@ def test_a_loss_that_is_not_a_number_is_read_back_as_such(tmp_path: Path) -> Non
 
 
 def test_every_metric_has_one_flat_name() -> None:
-    names = {"answers.exact", *FIXED}
+    names = {"answers.exact", "answers.cut", "answers.endless", "answers.refused", *FIXED}
     assert set(measurements(EVALUATION)) == names
     assert measurements(EVALUATION)["first_token_p50"].value == 1.1
     assert measurements(EVALUATION)["per_token_mean"].value == pytest.approx(1.1)  # (11 − 1.1) / 9 on average

@@ -3,9 +3,11 @@
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from luthier.score import intervals
 from luthier.score.intervals import Interval
@@ -105,9 +107,37 @@ def test_rows_for_a_share_are_the_fewest_that_clear_the_bound(right: int, of: in
     assert cleared(math.ceil(needed)) and not any(cleared(times) for times in range(1, math.ceil(needed)))
 
 
-def test_rows_for_a_mean_shrink_its_half_width_by_the_root_of_n() -> None:
-    assert intervals.rows_for(Interval(value=10, low=8, high=13, n=16), 12) == 36  # 3 wide, 2 away: 16 · 1.5²
-    assert intervals.rows_for(Interval(value=12, low=8, high=13, n=16), 12) == math.inf
+def test_rows_that_show_a_mean_shrink_its_half_width_by_the_root_of_n_and_leave_room_for_chance() -> None:
+    assert intervals.rows_to_show(Interval(value=10, low=8, high=13, n=16), 12, 0.95) == 74  # 3 wide, 2 away: 16 · (1.5 · 2.8 / 1.96)²
+    assert intervals.rows_to_show(Interval(value=12, low=8, high=13, n=16), 12, 0.95) == math.inf
+
+
+@pytest.mark.parametrize(("share", "bound"), [(0.9, 0.8), (0.987, 0.98), (0.05, 0.1)])
+def test_rows_that_show_a_share_do_so_in_four_of_five_cases(share: float, bound: float) -> None:
+    n = int(intervals.rows_to_show_share(share, bound))
+    drawn = np.random.default_rng(0).binomial(n, share, 1_000)
+    shown = [intervals.exact(right, n).low >= bound if share > bound else intervals.exact(right, n).high <= bound for right in drawn]
+    assert 0.74 <= np.mean(shown) <= 0.88
+    assert intervals.rows_to_show_share(1.0, 0.98) == 183
+
+
+def test_rows_of_one_key_are_worth_less_than_as_many_others() -> None:
+    right = [1.0] * 80 + [0.0] * 20
+    alone, together = (
+        intervals.scores(right),
+        intervals.scores(right, keys=[str(row // 10) for row in range(100)]),
+    )  # ten sources, all or nothing
+    assert together.low < 0.5 < 0.7 < alone.low and (alone.value, alone.n) == (together.value, together.n) == (0.8, 100)
+    assert intervals.scores(right, keys=[str(row) for row in range(100)]) == alone
+    mixed = intervals.scores(right, keys=[str(row % 10) for row in range(100)])  # each source has its eight of ten
+    assert (mixed.low, mixed.high) == (alone.low, alone.high)  # never narrower
+    perfect = intervals.scores([1.0] * 100, keys=[str(row // 10) for row in range(100)])
+    assert perfect.low == pytest.approx(intervals.exact(10, 10).low)
+
+
+def test_exact_ends_are_scipys() -> None:
+    found, known = intervals.exact(81, 263), binomtest(81, 263).proportion_ci(0.95, "exact")
+    assert (found.low, found.high) == pytest.approx((known.low, known.high))
 
 
 def covered(truth: float, sample: list[float], least: float, most: float) -> bool:

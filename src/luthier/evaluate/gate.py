@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from luthier.core import files
 from luthier.core.finding import Finding
-from luthier.evaluate import bounds, metrics
-from luthier.evaluate.bounds import Judgement
+from luthier.evaluate import bounds, comparison, metrics
+from luthier.evaluate.comparison import Comparison
+from luthier.evaluate.judgement import Judgement, Outcome
 from luthier.evaluate.metrics import Measurement
 from luthier.evaluate.report import InTurn, Report
 from luthier.recipe.proof import BaselineMetric, Decision
@@ -31,6 +32,8 @@ Baseline = Report | Beside | Mapping[str, BaselineMetric]
 """Another evaluation, or numbers from a report; an empty mapping where there is nothing to compare with."""
 
 EXIT_CODES: dict[Choice, int] = {"deploy": 0, "iterate": 10, "abort": 11, "not_enough_data": 12}
+NOT_WORSE = Comparison(text="as good as before", claim="not worse", other="baseline", least=0.0, factor=1.0)
+"""What is asked of every group."""
 FEW_ROWS = 100  # a perfect score on fewer may hide more than 3.6 % of errors
 
 
@@ -141,13 +144,13 @@ def unconfirmed(judged: Mapping[str, Judgement], judge: Callable[[str, Level], J
 
 
 def _judge(measured: Measurement, text: str, where: str, others: Mapping[str, Baseline], level: Level) -> Judgement:
-    if not bounds.is_comparison(text):
+    if not comparison.is_comparison(text):
         return bounds.judge_number(measured, bounds.parse(text, measured, where), level)
-    comparison = bounds.parse_comparison(text, measured, where)
-    own, other = _sides(measured, others[comparison.other])
+    wanted = comparison.parse(text, measured, where)
+    own, other = _sides(measured, others[wanted.other])
     if other is None:
-        return bounds.not_compared(measured.metric, comparison.text, comparison.other)
-    return bounds.judge_against(own, other, comparison, level)
+        return comparison.not_compared(measured.metric, wanted)
+    return comparison.judge_against(own, other, wanted, level)
 
 
 def _sides(measured: Measurement, other: Baseline) -> tuple[Measurement, Measurement | None]:
@@ -169,7 +172,7 @@ def _refuse_unknown(baseline: Baseline, known: Mapping[str, Measurement]) -> Non
             metrics.find(metric, known, "evaluation.baseline")
 
 
-def _verdict(choice: Choice, judged: list[Judgement], decisive: bounds.Outcome, about: tuple[Finding, ...], look: int) -> Verdict:
+def _verdict(choice: Choice, judged: list[Judgement], decisive: Outcome, about: tuple[Finding, ...], look: int) -> Verdict:
     ordered = sorted(judged, key=lambda judgement: judgement.outcome != decisive)
     findings = tuple(finding for judgement in ordered for finding in judgement.findings)
     return Verdict(decision=choice, judgements=tuple(ordered), findings=(*findings, *about), look=look)
@@ -183,8 +186,7 @@ def _worse_groups(tuned: Report, others: Mapping[str, Baseline], level: Level) -
 
     def judge(metric: str, at: Level) -> Judgement:
         own, other = sides[metric]
-        none_worse = bounds.Comparison(text="as good as before", claim="not worse", other="baseline", least=0.0, factor=1.0)
-        return bounds.judge_against(own, other, none_worse, at) if other else bounds.not_compared(metric, "", "baseline")
+        return comparison.judge_against(own, other, NOT_WORSE, at) if other else comparison.not_compared(metric, NOT_WORSE)
 
     judged = {metric: judge(metric, level) for metric in sides}
     spared = unconfirmed(judged, judge, level)

@@ -23,10 +23,9 @@ def refuses(answer: str) -> bool:
 
 def repeats(answer: str) -> bool:
     """Whether the answer ends in the same text at least three times over, such as a model that was cut would have gone on writing."""
-    text = answer.rstrip()
-    for length in range(1, min(LONGEST_LOOP, len(text) // TURNS) + 1):
-        loop = text[-length:]
+    for length in range(1, min(LONGEST_LOOP, len(answer) // TURNS) + 1):
+        loop = answer[-length:]
         turns = TURNS if length >= 4 else 12 // length + TURNS  # "..." is no loop
-        if loop.strip() and text.endswith(loop * turns):
+        if loop.strip() and answer.endswith(loop * turns):
             return True
     return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.score import sequence
 from luthier.score.intervals import CONFIDENCE, Interval, mean, quantile
@@ -51,19 +51,21 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool], confidence: float = C
     if n == 0:
         return PairedDifference(interval=Interval(value=math.nan, low=-1.0, high=1.0, n=0), p_value=1.0)
     p_value = min(1.0, 2 * float(bdtr(min(won, lost), won + lost, 0.5))) if won + lost else 1.0
-    low, high = -_tango(lost, won, n, confidence), _tango(won, lost, n, confidence)
-    if p_value >= 1 - confidence:
-        low, high = min(low, -math.ulp(0.0)), max(high, math.ulp(0.0))
-    return PairedDifference(interval=Interval(value=(won - lost) / n, low=low, high=high, n=n), p_value=p_value)
+    interval = Interval(value=(won - lost) / n, low=-_tango(lost, won, n, confidence), high=_tango(won, lost, n, confidence), n=n)
+    return PairedDifference(interval=interval if p_value < 1 - confidence else _around_0(interval), p_value=p_value)
 
 
 def paired_bootstrap(
     first: Sequence[float], second: Sequence[float], confidence: float = CONFIDENCE, keys: Sequence[str] = ()
 ) -> PairedDifference:
-    """Graded scores on the same rows, by clusters: bootstrap interval of the mean difference, p-value by flipping their signs."""
+    """Graded scores on the same rows, by clusters: bootstrap interval of the mean difference, p-value by flipping their signs.
+
+    Where that test finds no difference, the interval is made to have 0 inside.
+    """
     differences = [one - other for one, other in zip(first, second, strict=True)]
     interval = mean(differences, confidence, least=-1.0, most=1.0, keys=keys)
-    return PairedDifference(interval=interval, p_value=sign_flips(totals(differences, keys)[0]) if differences else 1.0)
+    p_value = sign_flips(totals(differences, keys)[0]) if differences else 1.0
+    return PairedDifference(interval=interval if p_value < 1 - confidence else _around_0(interval), p_value=p_value)
 
 
 def paired_times(first: Sequence[float], second: Sequence[float], share: float | None, level: Level) -> Interval:
@@ -82,6 +84,10 @@ def paired_times(first: Sequence[float], second: Sequence[float], share: float |
     low, high = quantile_ends(first_N, second_N, share, level.fixed)
     value = float(np.quantile(first_N, share) - np.quantile(second_N, share))
     return Interval(value=value, low=min(low, value), high=max(high, value), n=len(differences))
+
+
+def _around_0(interval: Interval) -> Interval:
+    return replace(interval, low=min(interval.low, -math.ulp(0.0)), high=max(interval.high, math.ulp(0.0)))
 
 
 def _tango(won: int, lost: int, n: int, confidence: float) -> float:

@@ -14,8 +14,7 @@ from luthier.score.intervals import CONFIDENCE, Interval
 from luthier.score.resample import totals
 
 BETS = 256  # wagers between which the capital is divided; as narrow as the sequence can be up to some 10,000 rows
-STEPS = 60  # of bisection
-EDGE = 1e-9
+EDGE, PRECISION = 1e-9, 1e-7  # of shares
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,19 +61,17 @@ def mean(
     (share_U, weight_U), log_limit = pairs, -math.log(1 - confidence)
     bets_K = (1 - np.cos((2 * np.arange(BETS) + 1) * np.pi / (2 * BETS))) / 2  # nodes of Beta(½, ½), each with the same capital
 
-    def bears(m: float) -> bool:
-        """Whether the data bear this mean."""
+    def excess(m: float) -> float:
+        """Logarithm of the capital against this mean, less that of what it may be."""
         payoff_KU = bets_K[:, None] * (share_U / m) + (1 - bets_K[:, None]) * ((1 - share_U) / (1 - m))
         capital_K = np.log1p(weight_U * (payoff_KU - 1)) @ counts
         top = capital_K.max()
-        return bool(top + math.log(np.exp(capital_K - top).mean()) < log_limit)
+        return float(top) + math.log(np.exp(capital_K - top).mean()) - log_limit
 
     centre = min(max(float(sums_C.sum() / sizes_C.sum()), EDGE), 1 - EDGE)
-    low, high = _edge(bears, centre, EDGE), _edge(bears, centre, 1 - EDGE)
-    low, high = (0.0 if low <= 2 * EDGE else low), (1.0 if high >= 1 - 2 * EDGE else high)
-    scaled = (least + (most - least) * part for part in (float(sums_C.sum() / sizes_C.sum()), low, high))
-    value, lower, upper = scaled
-    return Interval(value=value, low=lower, high=upper, n=n)
+    low = 0.0 if excess(EDGE) < 0 else _crossing(excess, EDGE, centre)
+    high = 1.0 if excess(1 - EDGE) < 0 else _crossing(excess, centre, 1 - EDGE)
+    return Interval(value=math.fsum(values) / n, low=least + (most - least) * low, high=least + (most - least) * high, n=n)
 
 
 def quantile(
@@ -97,13 +94,8 @@ def quantile(
     return Interval(value=value, low=min(low, value), high=max(high, value), n=n)
 
 
-def _edge(bears: Callable[[float], bool], inside: float, outside: float) -> float:
-    """Between a mean that the data bear and one that they may not, the last that they do; those they bear are an interval."""
-    if bears(outside):
-        return outside
-    for _ in range(STEPS):
-        middle = (inside + outside) / 2
-        inside, outside = (middle, outside) if bears(middle) else (inside, middle)
-        if abs(inside - outside) < EDGE:
-            break
-    return outside
+def _crossing(excess: Callable[[float], float], below: float, above: float) -> float:
+    """Where the capital reaches its limit between two means, of which the data bear one; those they bear are an interval."""
+    from scipy.optimize import brentq
+
+    return float(brentq(excess, below, above, xtol=PRECISION))

@@ -1,0 +1,36 @@
+"""Looks at a run: counted once for the same answers, in its folder."""
+
+from pathlib import Path
+
+import pytest
+
+from luthier.runs.looks import look
+from luthier.runs.store import RunFolder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path)
+
+
+def test_to_ask_again_of_the_same_is_no_new_look(run: RunFolder) -> None:
+    assert [look(run, evidence, {"answers": 100}).number for evidence in ("a", "a", "b", "a", "c", "b")] == [1, 1, 2, 1, 3, 2]
+
+
+def test_a_first_look_has_nothing_to_say_and_later_ones_do(run: RunFolder) -> None:
+    assert list(look(run, "a", {"answers": 100}).findings()) == []
+    (finding,) = look(run, "b", {"answers": 200}).findings()
+    assert finding.code == "looked_before" and finding.evidence == {"look": 2}
+
+
+def test_rows_that_went_missing_between_two_looks_are_told(run: RunFolder) -> None:
+    look(run, "a", {"answers": 100, "known": 50})
+    codes = [finding.code for finding in look(run, "b", {"answers": 90, "known": 50}).findings()]
+    assert codes == ["looked_before", "rows_withdrawn"]
+
+
+def test_a_torn_line_loses_no_look(run: RunFolder) -> None:
+    for evidence in ("a", "b"):
+        look(run, evidence, {})
+    run.looks.write_bytes(run.looks.read_bytes() + b'{"look": 3, "ev')
+    assert look(run, "c", {}).number == 3
