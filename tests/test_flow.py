@@ -201,3 +201,54 @@ def test_written_splits_can_be_read_again(home: Path, tmp_path: Path) -> None:
     flow.write_splits(prepared, tmp_path)
     again = load(home, f"data.sources.0.path={tmp_path}/train.jsonl", "data.group_by=''", "data.split={train: 1, validation: 0, test: 0}")
     assert len(flow.prepare(again.recipe).rows("train")) == len(prepared.rows("train"))
+
+
+GUARDED = """decision.deploy={
+  sound.contains: better than baseline, known.contains: not worse than base by 30 %, latency_p50: not worse than base by 400 %
+}"""
+
+
+@pytest.fixture(scope="module")
+def guarded(home: Path) -> RunFolder:
+    """A run whose rule has a target, a guard of its own rows, and a comparison of times."""
+    questions = [{"prompt": f"Say {word}.", "completion": word} for word in ANIMALS] * 5
+    (home / "known.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
+    known = f"{{name: known, data: {home / 'known.jsonl'}, scorer: contains, max_new_tokens: 4}}"
+    tasks = f"evaluation.tasks=[{{name: sound, scorer: contains, max_new_tokens: 4}}, {known}]"
+    return flow.train(load(home, "name=guarded", GUARDED, tasks)).run
+
+
+def test_the_base_is_asked_what_it_knew_and_timed_in_turn_with_the_tuned_model(guarded: RunFolder) -> None:
+    verdict = flow.decide("guarded")
+    by_metric = {judged.metric: judged for judged in verdict.judgements}
+    known = by_metric["known.contains"]
+    assert known.difference and known.difference.pairs == 20
+    assert known.difference.interval.high > 0.5  # four questions, five times each, are four
+    turns = json.loads((guarded.evaluation("in-turn-base") / "latency.json").read_text())
+    assert [row["origin"] for row in turns["tuned"]["rows"]] == [row["origin"] for row in turns["other"]["rows"]]
+    times = by_metric["latency_p50"].difference
+    assert times and times.pairs == len(turns["tuned"]["rows"])
+
+
+def test_a_look_at_the_same_is_counted_once_and_another_baseline_is_another_look(guarded: RunFolder) -> None:
+    first, again = flow.decide("guarded"), flow.decide("guarded")
+    assert (first.look, again.look) == (1, 1) and first.to_json() == again.to_json()
+    other = flow.decide("guarded", baseline=str(guarded.evaluation("base") / "scores.json"))
+    assert other.look == 2 and "looked_before" in {finding.code for finding in other.findings}
+    assert flow.decide("guarded").look == 1
+    assert len(guarded.looks.read_text().splitlines()) == 2
+
+
+def test_other_rows_of_a_task_are_asked_anew(home: Path, guarded: RunFolder) -> None:
+    before = flow.decide("guarded").look
+    with (home / "known.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "Say cock.", "completion": "cock"}) + "\n")
+    verdict = flow.decide("guarded")
+    scores = flow.kept_report(guarded.evaluation("tuned")).scores
+    assert scores.tasks["known"].n == 21 and verdict.look > before
+
+
+def test_losses_are_kept_row_by_row(guarded: RunFolder) -> None:
+    loss = flow.kept_report(guarded.evaluation("tuned")).scores.loss
+    assert loss and len(loss.rows) == loss.n and sum(row.tokens for row in loss.rows) == loss.tokens
+    assert sum(row.nats for row in loss.rows) / loss.tokens == pytest.approx(loss.value)

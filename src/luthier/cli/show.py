@@ -1,5 +1,6 @@
 """What verbs print for people: tables of data, steps, scores and verdicts."""
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -73,7 +74,8 @@ def print_scores(console: Console, scores: Scores) -> None:
 def print_verdict(console: Console, verdict: Verdict) -> None:
     """The decision, its reasons, and what else should be known."""
     style = {"deploy": "bold green", "abort": "bold red"}.get(verdict.decision, "bold yellow")
-    console.print(f"verdict: {verdict.decision.replace('_', ' ')}", style=style)
+    missing = f": {verdict.more_rows:,.0f} more rows needed" if verdict.more_rows and math.isfinite(verdict.more_rows) else ""
+    console.print(f"verdict: {verdict.decision.replace('_', ' ')}{missing}", style=style)
     for reason in verdict.reasons:
         console.print(f"  {reason}", markup=False, soft_wrap=True)
     for finding in verdict.findings:
