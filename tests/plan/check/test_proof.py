@@ -48,6 +48,14 @@ def test_few_pairs_show_large_improvements_only() -> None:
     assert "80 rows can show an improvement of about 14 points" in finding.message
 
 
+def test_few_pairs_cannot_guard_a_narrow_margin() -> None:
+    guard = deploy("not worse than base by 5 %")
+    finding = found(guard, world=World(examples=1_000))["test-too-small"]
+    assert (finding.evidence["rows"], finding.evidence["needed"]) == (100, 628)
+    assert "100 rows can show that it is within 13 points; 5 points take 628" in finding.message
+    assert "test-too-small" not in found(guard, world=World(examples=10_000))
+
+
 def test_a_bound_on_memory_below_the_weights_cannot_be_met() -> None:
     finding = only("bound-unreachable", SEVEN, deploy("<= 10 GB", "peak_memory"))
     assert finding.message == (

@@ -38,7 +38,7 @@ def test_too_small(case: Case) -> Iterator[Finding]:
 
     Arithmetic: 31 of 31 right is at least 88.8 % at 95 %: not 98 %. All right, 98 % needs ln(0.025) / ln(0.98) = 183 rows (149 if only
     one side were tested, which `decide` does not do). With 98.7 % right it needs 1,541. For a comparison: 31 pairs show 22 points,
-    157 show 10, 628 show 5.
+    157 show 10, 628 show 5. A guard of `not worse than base by 5 %` takes as many: of fewer, a model that is as good will often not pass.
 
     What to do: more test rows (a larger share, or more data), `limit: all`, a bound that is as far below what you expect as the rows can
     tell, or a comparison on the same rows. `decide` says "not enough data" otherwise.
@@ -54,8 +54,13 @@ def test_too_small(case: Case) -> Iterator[Finding]:
     for metric, text in case.recipe.decision.deploy.items():
         task = tasks.get(metric)
         compared = COMPARISON.fullmatch(text)
-        if task and compared and compared["claim"] == "better" and (rows := _rows_asked(case, task)) != "unknown":
-            yield from _too_few_pairs(case, metric, task, rows)
+        if task and compared and (rows := _rows_asked(case, task)) != "unknown":
+            if compared["claim"] == "better":
+                yield from _too_few_pairs(case, metric, (task, rows))
+            else:
+                yield from _too_few_to_guard(
+                    case, metric, (task, rows), float(compared["value"]) * (0.01 if compared["unit"] == "%" else 1)
+                )
 
 
 def bound_unreachable(case: Case) -> Iterator[Finding]:
@@ -164,7 +169,25 @@ def _hoped_for(case: Case, bound: Wanted) -> float:
     return known if meets else (bound.value + bound.at_least) / 2
 
 
-def _too_few_pairs(case: Case, metric: str, task: Task, rows: int) -> Iterator[Finding]:
+def _too_few_to_guard(case: Case, metric: str, asked: tuple[Task, int], margin: float) -> Iterator[Finding]:
+    """A guard that many pairs of equal systems would not pass: their interval is wider than the margin."""
+    (task, rows), needed = asked, math.ceil(PAIRS / margin**2)
+    if rows >= needed:
+        return
+    shown = f"that it is within {100 * math.sqrt(PAIRS / rows):.0f} points" if rows else "nothing"
+    guard = f"{metric} '{case.recipe.decision.deploy[metric].strip()}'"
+    yield Finding(
+        code="test-too-small",
+        severity="warn",
+        message=f"{guard}: of a model that is as good, {count(rows, 'row')} can show {shown}; {100 * margin:.3g} points take {needed:,} "
+        "(if the answers to a fifth of the rows differ)",
+        evidence={"metric": metric, "rows": rows, "margin": margin, "needed": needed},
+        changes=_more_rows(case, task, needed),
+    )
+
+
+def _too_few_pairs(case: Case, metric: str, asked: tuple[Task, int]) -> Iterator[Finding]:
+    task, rows = asked
     needed = math.ceil(PAIRS / WORTHWHILE**2)
     if rows >= needed:
         return
