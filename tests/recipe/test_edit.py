@@ -200,6 +200,8 @@ def test_a_changed_file_loads_to_the_changed_recipe(recipe: Path, tmp_path: Path
         "data.group_by": "no",
         "seed": 7,
     }
+    if "demo-base.jsonl" in recipe.read_text():  # which lies beside the recipe
+        changes["evaluation.tasks.1.data"] = "/known.jsonl"
     made = apply_changes(recipe, [change(path, value) for path, value in changes.items()])
     (tmp_path / recipe.name).write_text(made.text)
     assert load(tmp_path / recipe.name).recipe == load(recipe, [f"{path}={value}" for path, value in changes.items()]).recipe

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from luthier import flow
 from luthier.core import files
 from luthier.evaluate.gate import Verdict
+from luthier.evaluate.judgement import Judgement
 from luthier.evaluate.report import Prediction, Report, Scores, TaskScores
 from luthier.flow.planning import facts_of
 from luthier.plan.plan import make
@@ -61,7 +62,8 @@ def trained(recipe: Path, *overrides: str, steps: int = 60) -> RunFolder:
     run.event("finished", step=steps)
     evaluated(run, "base", wrong=4)
     evaluated(run, "tuned", wrong=1)
-    Verdict(decision="not_enough_data", reasons=("answers.exact is 80 % on 5 rows",), findings=()).write(run.verdict)
+    judged = Judgement(metric="answers.exact", bound=">= 0.9", outcome="undecided", reason="answers.exact is 80 % on 5 rows")
+    Verdict(decision="not_enough_data", judgements=(judged,), findings=()).write(run.verdict)
     return run
 
 

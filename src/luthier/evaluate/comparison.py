@@ -18,11 +18,7 @@ from luthier.score.sequence import Level
 Claim = Literal["better", "not worse", "not better"]
 
 OPPOSITE: dict[Outcome, Outcome] = {"holds": "violated", "violated": "holds", "undecided": "undecided"}
-WORDS: dict[Outcome, str] = {
-    "holds": "shown to be",
-    "violated": "shown not to be",
-    "undecided": "neither shown to be nor shown not to be",
-}
+CONTRARY: dict[Claim, Claim | Literal["worse"]] = {"better": "not better", "not better": "better", "not worse": "worse"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +36,15 @@ class Comparison:
         """By the interval of the improvement."""
         found = Bound(text=self.text, comparison=">", value=self.least).outcome(gain)
         return OPPOSITE[found] if self.claim == "not better" else found
+
+    def told(self, outcome: Outcome) -> str:
+        """What was shown, in words."""
+        contrary = self.text.replace(self.claim, CONTRARY[self.claim], 1)
+        return {
+            "holds": f"shown to be {self.text}",
+            "violated": f"shown to be {contrary}",
+            "undecided": f"neither shown to be {self.text} nor {contrary}",
+        }[outcome]
 
 
 def is_comparison(text: str) -> bool:
@@ -71,7 +76,7 @@ def judge_against(tuned: Measurement, other: Measurement, comparison: Comparison
     outcome = comparison.outcome(gain)
     part = f" from {comparison.factor:.0%} of that" if comparison.factor != 1 else ""
     reason = (
-        f"{tuned.metric} is {WORDS[outcome]} {comparison.text}: {show(tuned.value, tuned.unit)} against {show(other.value, tuned.unit)}, "
+        f"{tuned.metric} is {comparison.told(outcome)}: {show(tuned.value, tuned.unit)} against {show(other.value, tuned.unit)}, "
         f"difference{part} {_signed(change.interval, tuned.unit)}{_how(change)}"
     )
     needed = 0.0 if outcome != "undecided" else rows_to_clear(gain, comparison.least, tuned.statistic, level)

@@ -31,8 +31,25 @@ class Beside:
 Baseline = Report | Beside | Mapping[str, BaselineMetric]
 """Another evaluation, or numbers from a report; an empty mapping where there is nothing to compare with."""
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """What the tuned model is compared with: its measurements, or its numbers; and the tuned model's own that belong to them."""
+
+    known: Mapping[str, Measurement]
+    numbers: Mapping[str, BaselineMetric]
+    own: Mapping[str, Measurement]
+
+    def pair(self, measured: Measurement) -> tuple[Measurement, Measurement | None]:
+        """The measurement and the other's of the same metric, if it has one; times as they were taken in turn, if they were."""
+        metric = measured.metric
+        if metric in self.numbers:
+            return measured, measured.as_baseline(self.numbers[metric])
+        return self.own.get(metric, measured), self.known.get(metric)
+
+
 EXIT_CODES: dict[Choice, int] = {"deploy": 0, "iterate": 10, "abort": 11, "not_enough_data": 12}
-NOT_WORSE = Comparison(text="as good as before", claim="not worse", other="baseline", least=0.0, factor=1.0)
+NOT_WORSE = Comparison(text="not worse than before", claim="not worse", other="baseline", least=0.0, factor=1.0)
 """What is asked of every group."""
 FEW_ROWS = 100  # a perfect score on fewer may hide more than 3.6 % of errors
 
@@ -90,9 +107,9 @@ def decide(tuned: Report, baseline: Baseline, decision: Decision, *, base: Basel
     one is violated does, and has Holm's. From the second look on, intervals are those of confidence sequences.
     """
     rule = decision.deploy or {f"{name}.{task.metric}": "better than baseline" for name, task in tuned.scores.tasks.items()}
-    others: dict[str, Baseline] = {"baseline": baseline, "base": {} if base is None else base}
     known = metrics.measurements(tuned)
     _refuse_unknown(baseline, known)
+    others = {"baseline": _side(baseline), "base": _side({} if base is None else base)}
     level = Level(confidence=decision.confidence, look=look)
 
     def judge(metric: str, at: Level) -> Judgement:
@@ -105,7 +122,9 @@ def decide(tuned: Report, baseline: Baseline, decision: Decision, *, base: Basel
         for metric, text in decision.abort.items()
     ]
     outcomes = {judgement.outcome for judgement in deploy.values()}
-    about = (*_worse_groups(tuned, others, level), *_about_tasks(tuned))
+    against = others["baseline" if others["baseline"].known else "base"]
+    groups = {metric: against.pair(known[metric]) for metric in _of_groups(tuned) if metric in known}
+    about = (*_worse_groups(groups, level), *_about_tasks(tuned))
     if abort and all(judgement.outcome == "holds" for judgement in abort):
         return _verdict("abort", [*abort, *deploy.values()], "holds", about, look)
     if "violated" in outcomes:
@@ -143,26 +162,25 @@ def unconfirmed(judged: Mapping[str, Judgement], judge: Callable[[str, Level], J
     return {}
 
 
-def _judge(measured: Measurement, text: str, where: str, others: Mapping[str, Baseline], level: Level) -> Judgement:
+def _judge(measured: Measurement, text: str, where: str, others: Mapping[str, Side], level: Level) -> Judgement:
     if not comparison.is_comparison(text):
         return bounds.judge_number(measured, bounds.parse(text, measured, where), level)
     wanted = comparison.parse(text, measured, where)
-    own, other = _sides(measured, others[wanted.other])
+    own, other = others[wanted.other].pair(measured)
     if other is None:
         return comparison.not_compared(measured.metric, wanted)
     return comparison.judge_against(own, other, wanted, level)
 
 
-def _sides(measured: Measurement, other: Baseline) -> tuple[Measurement, Measurement | None]:
-    """The measurement and the other's of the same metric, if it has one; times as they were taken in turn, if they were."""
+def _side(other: Baseline) -> Side:
     if isinstance(other, Beside):
         own, its = metrics.times(other.times.tuned), metrics.times(other.times.other)
-        if measured.metric in own and measured.metric in its:
-            return own[measured.metric], its[measured.metric]
-        return measured, metrics.measurements(other.report).get(measured.metric)
+        both = own.keys() & its.keys()
+        known = metrics.measurements(other.report) | {metric: its[metric] for metric in both}
+        return Side(known=known, numbers={}, own={metric: own[metric] for metric in both})
     if isinstance(other, Report):
-        return measured, metrics.measurements(other).get(measured.metric)
-    return measured, measured.as_baseline(other[measured.metric]) if measured.metric in other else None
+        return Side(known=metrics.measurements(other), numbers={}, own={})
+    return Side(known={}, numbers=other, own={})
 
 
 def _refuse_unknown(baseline: Baseline, known: Mapping[str, Measurement]) -> None:
@@ -178,11 +196,12 @@ def _verdict(choice: Choice, judged: list[Judgement], decisive: Outcome, about: 
     return Verdict(decision=choice, judgements=tuple(ordered), findings=(*findings, *about), look=look)
 
 
-def _worse_groups(tuned: Report, others: Mapping[str, Baseline], level: Level) -> Iterator[Finding]:
+def _of_groups(tuned: Report) -> list[str]:
+    return [f"{name}.{task.metric}@{group}" for name, task in tuned.scores.tasks.items() for group in task.groups]
+
+
+def _worse_groups(sides: Mapping[str, tuple[Measurement, Measurement | None]], level: Level) -> Iterator[Finding]:
     """Groups of rows that got worse than the baseline's, or the base's, by Holm's test over all of them."""
-    known = metrics.measurements(tuned)
-    groups = [f"{name}.{task.metric}@{group}" for name, task in tuned.scores.tasks.items() for group in task.groups]
-    sides = {metric: _sides(known[metric], others["baseline"] or others["base"]) for metric in groups if metric in known}
 
     def judge(metric: str, at: Level) -> Judgement:
         own, other = sides[metric]

@@ -16,6 +16,8 @@ from luthier.model.generate import LocalCompleter
 from luthier.model.load import resolve_devices
 from luthier.recipe.schema import Recipe
 
+ROWS = 64  # an interval of the median from the 24th to the 41st difference
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untuned:
@@ -40,7 +42,7 @@ def time_in_turn(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepa
     first, second = measure_in_turn(
         asked(task, prepared),
         (own, its),
-        num_rows=latency_rows(recipe.decision),
+        num_rows=max(ROWS, latency_rows(recipe.decision)),
         max_new_tokens=task.max_new_tokens,
         seed=recipe.seed,
         progress=progress,

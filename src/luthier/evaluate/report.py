@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +48,7 @@ class Prediction(BaseModel):
     key: str = ""
     """Rows of one key (`data.keep_together`, as a digest) are not independent; empty where that is not known."""
 
-    @property
+    @cached_property
     def row(self) -> str:
         """What makes it the same question in another evaluation: origin, prompt and reference."""
         return jsonl.dumps([self.origin, self.messages, self.reference])
