@@ -326,6 +326,14 @@ def test_a_loss_is_compared_row_by_row() -> None:
     assert by_chance.decision == "not_enough_data"  # lower, but not shown to be
 
 
+def test_a_rate_that_was_measured_once_on_each_side_is_told_to_be() -> None:
+    verdict = decide(report(right(9, 9)), report(right(9, 9)), Decision(deploy={"tokens_per_second": "not worse than baseline by 5 %"}))
+    assert verdict.decision == "deploy" and "measured_once" in codes(verdict)
+    assert "measured_once" not in codes(
+        decide(report([], memory=9), report([], memory=10), Decision(deploy={"peak_memory": "better than baseline"}))
+    )
+
+
 def test_answers_that_refuse_were_cut_or_would_not_end_can_be_bounded() -> None:
     loop = "the board is white, " * 9
     answers = (

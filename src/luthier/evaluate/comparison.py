@@ -80,7 +80,7 @@ def judge_against(tuned: Measurement, other: Measurement, comparison: Comparison
         f"difference{part} {_signed(change.interval, tuned.unit)}{_how(change)}"
     )
     needed = 0.0 if outcome != "undecided" else rows_to_clear(gain, comparison.least, tuned.statistic, level)
-    findings = _unpaired(tuned.metric, change) if change.pairs and change.unpaired else ()
+    findings = (*_once(tuned), *_unpaired(tuned.metric, change))
     return Judgement(
         metric=tuned.metric,
         bound=comparison.text,
@@ -143,7 +143,17 @@ def _turned(change: Interval) -> Interval:
     return Interval(value=-change.value, low=-change.high, high=-change.low, n=change.n)
 
 
+def _once(tuned: Measurement) -> tuple[Finding, ...]:
+    """A rate or a loss of which only the number is known would be another, if it were measured again."""
+    if tuned.statistic != "number" or tuned.unit not in ("tokens/s", "nats"):
+        return ()
+    message = f"{tuned.metric} was measured once: whether it would be as different another time is not known"
+    return (Finding(code="measured_once", severity="warn", message=message, evidence={"metric": tuned.metric}),)
+
+
 def _unpaired(metric: str, change: Difference) -> tuple[Finding, ...]:
+    if not change.pairs or not change.unpaired:
+        return ()
     message = f"{metric}: {change.unpaired} rows were answered by one side only and do not count in the comparison of {change.pairs} pairs"
     evidence: dict[str, float | int | str] = {"pairs": change.pairs, "unpaired": change.unpaired}
     return (Finding(code="unpaired_rows", severity="note", message=message, evidence=evidence),)
