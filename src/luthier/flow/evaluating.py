@@ -19,7 +19,7 @@ from luthier.flow.training import Alive, rank_command, shown
 
 if TYPE_CHECKING:
     from luthier.data.store import Prepared
-    from luthier.evaluate.report import Report
+    from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
     from luthier.plan.setup import Dtype
     from luthier.recipe.schema import Recipe
@@ -37,6 +37,15 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     if replicas <= 1:
         return evaluate(subject, recipe, prepared, progress)
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
+
+
+def timed(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
+    """Single answers of both, in turn, on as many devices as the larger takes."""
+    from luthier.evaluate.in_turn import time_in_turn
+
+    here = hardware.this_machine()
+    needed = max(_devices_needed(subject, here.gpus) for subject in (tuned, other))
+    return time_in_turn(replace(tuned, num_devices=needed), replace(other, num_devices=needed), recipe, prepared, progress)
 
 
 def evaluate_rank(folder: Path) -> None:

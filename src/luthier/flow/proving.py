@@ -12,7 +12,7 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import evaluated
+from luthier.flow.evaluating import evaluated, timed
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 
@@ -147,7 +147,6 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
 def _kept_or_timed(tuned: Subject, other: Subject, recipe: Recipe, folder: Path, progress: Progress) -> InTurn:
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
-    from luthier.evaluate.in_turn import time_in_turn
     from luthier.evaluate.report import InTurn
 
     kept, prepared = folder / "latency.json", prepare(recipe, progress)
@@ -156,7 +155,7 @@ def _kept_or_timed(tuned: Subject, other: Subject, recipe: Recipe, folder: Path,
         if found.data_hash == asked_hash(prepared.summary.hash, recipe.evaluation.tasks):
             return found
     progress.say(f"timing {tuned.name} and {other.name} in turn")
-    found = time_in_turn(tuned, other, recipe, prepared, progress)
+    found = timed(tuned, other, recipe, prepared, progress)
     with files.told("times", folder):
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(kept, found.model_dump(mode="json"))
