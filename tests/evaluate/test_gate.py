@@ -324,6 +324,10 @@ def test_a_loss_is_compared_row_by_row() -> None:
     assert decide(lost([nats - 0.1 - 0.01 * (row % 5) for row, nats in enumerate(base)]), lost(base), rule).decision == "deploy"
     by_chance = decide(lost([nats + (0.4 if row % 2 else -0.42) for row, nats in enumerate(base)]), lost(base), rule)
     assert by_chance.decision == "not_enough_data"  # lower, but not shown to be
+    same = decide(lost(base), lost(base), rule)
+    assert same.decision == "not_enough_data" and "no number of rows" in same.reasons[0]
+    few = decide(lost(base[:5]), lost(base[:5]), rule)
+    assert few.more_rows == 3
 
 
 def test_a_rate_that_was_measured_once_on_each_side_is_told_to_be() -> None:

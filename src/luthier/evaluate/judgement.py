@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from luthier.core.finding import Finding
+from luthier.evaluate.metrics import SHARES, Statistic
 from luthier.score import intervals
 from luthier.score.intervals import Interval
 from luthier.score.sequence import Level
@@ -63,13 +64,14 @@ def not_finite(metric: str, bound: str) -> Judgement:
     return Judgement(metric=metric, bound=bound, outcome="undecided", reason=reason, findings=(finding,))
 
 
-def rows_to_clear(interval: Interval, bound: float, statistic: str, level: Level) -> float:
-    """As `rows_to_show`; an interval with an open end first needs the rows from which it has both."""
+def rows_to_clear(interval: Interval, bound: float, statistic: Statistic, level: Level) -> float:
+    """As `rows_to_show`; an interval with an open end first needs the rows from which it has both, and if it has them, no number helps."""
     if math.isfinite(interval.high - interval.low):
         return intervals.rows_to_show(interval, bound, level.fixed)
-    if statistic in ("p50", "p95"):
-        return intervals.rows_for_quantile(0.5 if statistic == "p50" else 0.95, level.confidence)
-    return intervals.FEWEST_TO_RESAMPLE
+    needed = intervals.FEWEST_TO_RESAMPLE
+    if statistic in SHARES:
+        needed = intervals.rows_for_quantile(SHARES[statistic], level.confidence)
+    return needed if needed > interval.n else math.inf
 
 
 def advice(needed: float, rows: int) -> str:

@@ -26,7 +26,7 @@ class Interval:
     n: int
 
 
-def exact(total: float, n: float, confidence: float = CONFIDENCE) -> Interval:
+def exact(total: float, n: int, confidence: float = CONFIDENCE) -> Interval:
     """Share `total / n` of right answers, Clopper–Pearson: 31 of 31 → 88.8…100 % at 95 %.
 
     A total that is not whole (graded scores known by their mean only) takes the wider of the neighbouring counts.
@@ -35,7 +35,7 @@ def exact(total: float, n: float, confidence: float = CONFIDENCE) -> Interval:
         return Interval(value=math.nan, low=0.0, high=1.0, n=0)
     below, above = math.floor(total + 1e-9), math.ceil(total - 1e-9)  # 0.987 · 302 is 298.07: a count, but for rounding, is taken whole
     low, high = _beta_ends(below, n, confidence)[0], _beta_ends(above, n, confidence)[1]
-    return Interval(value=total / n, low=min(low, total / n), high=max(high, total / n), n=round(n))
+    return Interval(value=total / n, low=min(low, total / n), high=max(high, total / n), n=n)
 
 
 def wilson(total: float, n: int, confidence: float = CONFIDENCE) -> Interval:
@@ -96,12 +96,12 @@ def scores(values: Sequence[float], confidence: float = CONFIDENCE, keys: Sequen
 
 
 def ratio(sums: Sequence[float], weights: Sequence[float], confidence: float = CONFIDENCE, keys: Sequence[str] = ()) -> Interval:
-    """Σ sums / Σ weights, such as nats per token of rows that have some of each, by the same bootstrap; unknown ends below 8 clusters."""
+    """Σ sums / Σ weights, such as nats per token, by the same bootstrap; of fewer than 8 clusters, or all alike, the ends are not known."""
     value = math.fsum(sums) / math.fsum(weights) if sums else math.nan
     sums_C, weights_C = totals(sums, keys, weights)
     low, high = mean_ends(sums_C, weights_C, confidence) if len(sums_C) >= FEWEST_TO_RESAMPLE else (-math.inf, math.inf)
-    if math.isnan(low):  # all alike
-        low = high = value
+    if math.isnan(low):
+        low, high = -math.inf, math.inf
     return Interval(value=value, low=min(low, value), high=max(high, value), n=len(sums))
 
 
