@@ -407,6 +407,18 @@ def test_a_later_look_wants_more() -> None:
     assert decide(report(right(80, 100)), base, BETTER, look=20).decision == "deploy"
 
 
+def test_a_time_that_is_measured_until_it_fits_wants_more_each_time() -> None:
+    tuned, base = report([], seconds=[seconds - 0.1 for seconds in QUICK]), report([], seconds=QUICK)
+    quicker = Decision(deploy={"latency_p50": "better than baseline"})
+    assert [decide(tuned, base, quicker, look=look).decision for look in (1, 2, 100)] == ["deploy", "deploy", "not_enough_data"]
+
+
+def test_a_baseline_that_is_tried_after_others_takes_more_to_beat() -> None:
+    tuned, base = report(right(69, 100)), report(right(60, 100))
+    assert decide(tuned, base, BETTER, look=2, trial=1).decision == "deploy"
+    assert decide(tuned, base, BETTER, look=5, trial=5).decision == "not_enough_data"
+
+
 def test_the_same_answers_are_the_same_look() -> None:
     tuned, base = report(right(60, 100), seconds=QUICK), report(right(50, 100))
     assert evidence(tuned, base) == evidence(report(right(60, 100), seconds=QUICK), report(right(50, 100)))

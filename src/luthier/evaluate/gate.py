@@ -98,19 +98,21 @@ class Verdict:
         files.write_json(path, self.to_json())
 
 
-def decide(tuned: Report, baseline: Baseline, decision: Decision, *, base: Baseline | None = None, look: int = 1) -> Verdict:
-    """Apply the recipe's rule to what was measured; `base` is the untuned model's, where it is not the baseline.
+def decide(
+    tuned: Report, baseline: Baseline, decision: Decision, *, base: Baseline | None = None, look: int = 1, trial: int = 1
+) -> Verdict:
+    """Apply the recipe's rule to what was measured; `base` is the untuned model's, where the rule compares with it.
 
     Abort when there are abort bounds and all are shown to hold; iterate when a deploy bound is shown to be violated; deploy when
     all deploy bounds are shown to hold; else there is not enough data. Without deploy bounds, every task must be better than the
     baseline. Each bound is judged at `confidence`: that all must hold needs no correction for their number (intersection–union), that
-    one is violated does, and has Holm's. From the second look on, intervals are those of confidence sequences.
+    one is violated does, and has Holm's. From the second look on, intervals are wider, and of each `trial` of another baseline.
     """
     rule = decision.deploy or {f"{name}.{task.metric}": "better than baseline" for name, task in tuned.scores.tasks.items()}
     known = metrics.measurements(tuned)
     _refuse_unknown(baseline, known)
     others = {"baseline": _side(baseline), "base": _side({} if base is None else base)}
-    level = Level(confidence=decision.confidence, look=look)
+    level = Level(confidence=decision.confidence, look=look, trial=trial)
 
     def judge(metric: str, at: Level) -> Judgement:
         return _judge(metrics.find(metric, known, f"decision.deploy.{metric}"), rule[metric], f"decision.deploy.{metric}", others, at)

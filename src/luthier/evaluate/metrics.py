@@ -82,8 +82,6 @@ class Measurement:
             )
         if sample.weights:
             return intervals.ratio(sample.values, sample.weights, level.fixed, sample.keys)
-        if self.statistic in SHARES and level.look > 1:
-            return sequence.quantile(sample.values, SHARES[self.statistic], level.sequence, least=0.0)
         return estimate(self.statistic, sample.values, level.fixed)
 
     def as_baseline(self, number: BaselineMetric) -> "Measurement":

@@ -77,8 +77,8 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
         base = against if wanted == "base" else _against("base", run, recipe, progress)
     rows = {task: scores.n for task, scores in tuned.scores.tasks.items()}
     with files.told(run.looks.name, run.path):
-        look = looks.look(run, gate.evidence(tuned, against, *([base] if base else [])), rows)
-    verdict = gate.decide(tuned, against, recipe.decision, base=base, look=look.number)
+        look = looks.look(run, gate.evidence(tuned, against, *([base] if base else [])), str(wanted), rows)
+    verdict = gate.decide(tuned, against, recipe.decision, base=base, look=look.number, trial=look.trial)
     verdict = replace(verdict, findings=(*look.findings(), *verdict.findings))
     with files.told(run.verdict.name, run.path):
         verdict.write(run.verdict)

@@ -14,9 +14,10 @@ from luthier.runs.store import RunFolder
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """The how manieth it is; and tasks of which it has fewer rows than one before."""
+    """The how manieth it is, against the how manieth baseline; and tasks of which it has fewer rows than one before."""
 
     number: int
+    trial: int
     withdrawn: tuple[str, ...] = ()
 
     def findings(self) -> Iterator[Finding]:
@@ -31,13 +32,14 @@ class Look:
             yield Finding(code="rows_withdrawn", severity="warn", message=message, evidence={"task": task})
 
 
-def look(run: RunFolder, evidence: str, rows: Mapping[str, int]) -> Look:
+def look(run: RunFolder, evidence: str, baseline: str, rows: Mapping[str, int]) -> Look:
     """The look that this evidence (a digest) belongs to, counted before its verdict is known; `rows` of each task."""
-    before = [dict(record) for record in jsonl.salvage(run.looks).records]
-    fewer = tuple(task for task, n in rows.items() if any(int(record["rows"].get(task, 0)) > n for record in before))
+    before = jsonl.salvage(run.looks).records
+    fewer = tuple(task for task, n in rows.items() if any(record["rows"].get(task, 0) > n for record in before))
+    tried = list(dict.fromkeys([*(record["baseline"] for record in before), baseline]))
     for record in before:
-        if record["evidence"] == evidence:
-            return Look(number=int(record["look"]), withdrawn=fewer)
-    number = 1 + max((int(record["look"]) for record in before), default=0)
-    jsonl.append(run.looks, {"look": number, "time": time.time(), "evidence": evidence, "rows": dict(rows)})
-    return Look(number=number, withdrawn=fewer)
+        if record["evidence"] == evidence and record["baseline"] == baseline:
+            return Look(number=record["look"], trial=tried.index(baseline) + 1, withdrawn=fewer)
+    number = 1 + max((record["look"] for record in before), default=0)
+    jsonl.append(run.looks, {"look": number, "time": time.time(), "evidence": evidence, "baseline": baseline, "rows": dict(rows)})
+    return Look(number=number, trial=tried.index(baseline) + 1, withdrawn=fewer)

@@ -79,7 +79,7 @@ def paired_times(first: Sequence[float], second: Sequence[float], share: float |
     if share is None or not differences:
         return mean(differences, level.fixed)
     if share == 0.5:
-        return quantile(differences, share, level.confidence) if level.look == 1 else sequence.quantile(differences, share, level.sequence)
+        return quantile(differences, share, level.fixed)
     first_N, second_N = np.array(first), np.array(second)
     low, high = quantile_ends(first_N, second_N, share, level.fixed)
     value = float(np.quantile(first_N, share) - np.quantile(second_N, share))

@@ -1,9 +1,10 @@
 """Intervals that stay valid however often one looks while rows are added: confidence sequences.
 
 A fixed interval may be looked at once. If it is looked at again whenever there are more rows, until it shows what one hopes for, it does
-so wrongly in 25 % of cases after 20 looks at 95 %. The first look at a run takes the fixed interval, at `confidence`; all later ones
-together take a confidence sequence at 1 − (1 − confidence) / 2. A claim is made at one end of an interval, where the first errs in at
-most (1 − confidence) / 2 of cases and all others together in as many: the whole in at most 1 − confidence, after any number of looks.
+so wrongly in one of twelve cases after 20 looks at 95 %. The first look at a run takes the fixed interval, at `confidence`, which errs at the
+end at which a claim is made in at most (1 − confidence) / 2 of cases. All others share as much: the whole errs in at most 1 − confidence,
+after any number of looks. They take a confidence sequence, of which each baseline that is tried has its own, the t-th at 1/(t(t + 1)) of
+that; what has no sequence, or is measured anew at each look, such as times, takes a fixed interval, the k-th at 1/(k(k − 1)) of it.
 """
 
 import math
@@ -19,20 +20,21 @@ EDGE, PRECISION = 1e-9, 1e-7  # of shares
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Level:
-    """How sure an interval is to be, and the how manieth look at rows that are added to it belongs to."""
+    """How sure an interval is to be; the how manieth look it belongs to, and the how manieth baseline that is tried."""
 
     confidence: float = CONFIDENCE
     look: int = 1
+    trial: int = 1
 
     @property
     def sequence(self) -> float:
-        """Confidence of the sequence that looks from the second on share."""
-        return (1 + self.confidence) / 2
+        """Confidence of the sequence of this baseline, for looks from the second on."""
+        return 1 - (1 - self.confidence) / 2 / (self.trial * (self.trial + 1))
 
     @property
     def fixed(self) -> float:
-        """Confidence of a fixed interval at this look, where there is no sequence for a statistic: the k-th spends 1/(k(k − 1)) of it."""
-        return self.confidence if self.look == 1 else 1 - (1 - self.sequence) / (self.look * (self.look - 1))
+        """Confidence of a fixed interval at this look."""
+        return self.confidence if self.look == 1 else 1 - (1 - self.confidence) / 2 / (self.look * (self.look - 1))
 
     def among(self, number: int) -> "Level":
         """The level at which one of so many claims is made (Bonferroni)."""
@@ -72,26 +74,6 @@ def mean(
     low = 0.0 if excess(EDGE) < 0 else _crossing(excess, EDGE, centre)
     high = 1.0 if excess(1 - EDGE) < 0 else _crossing(excess, centre, 1 - EDGE)
     return Interval(value=math.fsum(values) / n, low=least + (most - least) * low, high=least + (most - least) * high, n=n)
-
-
-def quantile(
-    values: Sequence[float], share: float, confidence: float = CONFIDENCE, *, least: float = -math.inf, most: float = math.inf
-) -> Interval:
-    """The `share` quantile, at every number of rows at once: the same bets on how many values do not exceed it (Howard & Ramdas 2022)."""
-    import numpy as np
-    from scipy.special import betaln
-
-    n = len(values)
-    if not n:
-        return Interval(value=math.nan, low=least, high=most, n=0)
-    below = np.arange(n + 1)
-    capital = betaln(below + 0.5, n - below + 0.5) - betaln(0.5, 0.5) - below * math.log(share) - (n - below) * math.log1p(-share)
-    borne = np.flatnonzero(capital < -math.log(1 - confidence))
-    ordered = sorted(values)
-    value = float(np.quantile(values, share))
-    low = ordered[borne[0] - 1] if len(borne) and borne[0] else least
-    high = ordered[borne[-1]] if len(borne) and borne[-1] < n else most
-    return Interval(value=value, low=min(low, value), high=max(high, value), n=n)
 
 
 def _crossing(excess: Callable[[float], float], below: float, above: float) -> float:
