@@ -1,10 +1,11 @@
 """Intervals that stay valid however often one looks while rows are added: confidence sequences.
 
 A fixed interval may be looked at once. If it is looked at again whenever there are more rows, until it shows what one hopes for, it does
-so wrongly in one of twelve cases after 20 looks at 95 %. The first look at a run takes the fixed interval, at `confidence`, which errs at the
-end at which a claim is made in at most (1 − confidence) / 2 of cases. All others share as much: the whole errs in at most 1 − confidence,
-after any number of looks. They take a confidence sequence, of which each baseline that is tried has its own, the t-th at 1/(t(t + 1)) of
-that; what has no sequence, or is measured anew at each look, such as times, takes a fixed interval, the k-th at 1/(k(k − 1)) of it.
+so wrongly in one of twelve cases after 20 looks at 95 %. The first look at a run takes the fixed interval, at `confidence`, which errs at
+the end at which a claim is made in at most (1 − confidence) / 2 of cases. All others share as much: the whole errs in at most
+1 − confidence, after any number of looks. They take a confidence sequence, of which each baseline that is tried has its own, the t-th at
+1/(t(t + 1)) of that; what has no sequence, or is measured anew at each look, such as times, takes a fixed interval, the k-th at
+1/(k(k − 1)) of it.
 """
 
 import math
