@@ -39,6 +39,8 @@ def test_rows_of_one_key_are_one_bet() -> None:
     right = [1.0] * 80 + [0.0] * 20
     alone, together = sequence.mean(right), sequence.mean(right, keys=[str(row // 10) for row in range(100)])
     assert together.low < alone.low and together.high > alone.high and together.value == alone.value
+    one_large = sequence.mean([0.0] * 110, keys=[str(max(0, row - 9)) for row in range(110)])  # ten rows of one key, a hundred alone
+    assert one_large.high == pytest.approx(sequence.mean([0.0] * 101).high)
 
 
 def test_a_sequence_of_few_or_equal_values_says_how_little_they_say() -> None:

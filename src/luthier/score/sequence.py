@@ -52,7 +52,7 @@ def mean(
     The capital is divided between constant bets by Beta(½, ½), Cover's universal portfolio (Orabona & Jun 2023), whence the order of rows
     does not matter, and right or wrong answers get the Beta mixture of Robbins (1970): 183 of 183 right show 96.6 %, not 98.0.
 
-    Rows of one key are one bet, the larger the more rows; that there are such keys, of such sizes, is taken as given.
+    Rows of one key are one bet, on their own mean: each key counts once, or a single one of ten rows would make all other bets a tenth.
     """
     import numpy as np
 
@@ -60,21 +60,22 @@ def mean(
     if not n:
         return Interval(value=math.nan, low=least, high=most, n=0)
     sums_C, sizes_C = totals([(value - least) / (most - least) for value in values], keys)
-    pairs, counts = np.unique(np.stack([sums_C / sizes_C, sizes_C / sizes_C.max()]), axis=1, return_counts=True)
-    (share_U, weight_U), log_limit = pairs, -math.log(1 - confidence)
+    share_U, counts = np.unique(sums_C / sizes_C, return_counts=True)
+    log_limit = -math.log(1 - confidence)
     bets_K = (1 - np.cos((2 * np.arange(BETS) + 1) * np.pi / (2 * BETS))) / 2  # nodes of Beta(½, ½), each with the same capital
 
     def excess(m: float) -> float:
         """Logarithm of the capital against this mean, less that of what it may be."""
         payoff_KU = bets_K[:, None] * (share_U / m) + (1 - bets_K[:, None]) * ((1 - share_U) / (1 - m))
-        capital_K = np.log1p(weight_U * (payoff_KU - 1)) @ counts
+        capital_K = np.log(payoff_KU) @ counts
         top = capital_K.max()
         return float(top) + math.log(np.exp(capital_K - top).mean()) - log_limit
 
-    centre = min(max(float(sums_C.sum() / sizes_C.sum()), EDGE), 1 - EDGE)
+    centre = min(max(float((share_U @ counts) / counts.sum()), EDGE), 1 - EDGE)
     low = 0.0 if excess(EDGE) < 0 else _crossing(excess, EDGE, centre)
     high = 1.0 if excess(1 - EDGE) < 0 else _crossing(excess, centre, 1 - EDGE)
-    return Interval(value=math.fsum(values) / n, low=least + (most - least) * low, high=least + (most - least) * high, n=n)
+    value, span = math.fsum(values) / n, most - least
+    return Interval(value=value, low=min(value, least + span * low), high=max(value, least + span * high), n=n)
 
 
 def _crossing(excess: Callable[[float], float], below: float, above: float) -> float:
