@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from luthier.runs.store import RunFolder
     from luthier.train.card import Origin, Result
 
-MERGED = "merged"
-"""The folder, in the run's own, that `export` writes where it is not told another."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exported:
@@ -51,7 +48,7 @@ def export(name: str, out: Path | Literal["run"] = "run", progress: Progress = S
     from luthier.train.final import check_written
 
     run, handed, sample = _handed(name, progress)
-    folder = run.path / MERGED if out == "run" else out.absolute()
+    folder = run.merged if out == "run" else out.absolute()
     _refuse_foreign(folder)
     known = Known(data=sample.prepared.summary, results=_results(run))
     with files.told("the merged model", folder), files.replacing(folder, check_written) as part:
@@ -68,7 +65,7 @@ def verify(name: str, merged: Path | Literal["run"] = "run", progress: Progress 
     from luthier.export.verify import verify as compare
 
     run, handed, sample = _handed(name, progress)
-    own: Path | Literal["none"] = run.path / MERGED if (run.path / MERGED).exists() else "none"
+    own: Path | Literal["none"] = run.merged if (run.merged).exists() else "none"
     return compare(handed, sample, own if merged == "run" else _model_in(merged), progress)
 
 

@@ -310,6 +310,17 @@ class Serving(Section):
     """Luthier's own, or vLLM, which is faster and loads fewer kinds of adapters."""
     max_model_len: PositiveInt | Literal["auto"] = "auto"
     """Tokens of prompt and answer; `auto`: `data.max_length`, or the longest row, and the longest answer of a task."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8100
+    """Of 127.0.0.1, where it answers; 0: one that is free."""
+    options: dict[str, Scalar | tuple[Scalar, ...]] = {}
+    """What the engine reads besides; listed below."""
+
+    @model_validator(mode="after")
+    def _options_are_read(self) -> Self:
+        from luthier.recipe.options import check_engine_options  # which are sections, too
+
+        check_engine_options(self.engine, self.options)
+        return self
 
 
 class Launch(Section):
@@ -332,9 +343,9 @@ class Launch(Section):
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
-        from luthier.recipe.options import check_options  # which are sections, too
+        from luthier.recipe.options import check_launch_options  # which are sections, too
 
-        check_options(self.on, self.options)
+        check_launch_options(self.on, self.options)
         if self.on == "modal" and self.gpu == "here":
             raise ValueError("`gpu` is `here`, and on: modal rents one: name it, such as L4, or take on: local")
         return self
