@@ -19,13 +19,15 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluate_rank, evaluated
-from luthier.flow.handing import Exported, VerificationError, export, verify
+from luthier.flow.handed import Exported, To, VerificationError
+from luthier.flow.handing import Address, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.reporting import record, report, rows
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
+from luthier.flow.vllm import Answering, serve_vllm, serving_model, serving_run
 from luthier.flow.watching import events, logs, series, status, statuses
 
 if TYPE_CHECKING:
@@ -44,11 +46,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SILENT",
+    "Address",
+    "Answering",
     "Evaluated",
     "Exported",
     "Launched",
     "Options",
     "Saved",
+    "To",
     "Trained",
     "VerificationError",
     "apply",
@@ -75,6 +80,9 @@ __all__ = [
     "rows",
     "save",
     "series",
+    "serve_vllm",
+    "serving_model",
+    "serving_run",
     "stated",
     "status",
     "statuses",

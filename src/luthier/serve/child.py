@@ -1,4 +1,4 @@
-"""A server in a process of its own, under supervision: started, waited for until it answers, told of when it ends, ended with who started it.
+"""A server in a process of its own, under supervision: started, waited for until it answers, ended with who started it.
 
 Light: only its command is known here, not what it serves.
 """

