@@ -24,6 +24,7 @@ from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.reporting import record, report, rows
+from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.watching import events, logs, series, status, statuses
@@ -47,8 +48,10 @@ __all__ = [
     "Evaluated",
     "Exported",
     "Launched",
+    "Opening",
     "Options",
     "Saved",
+    "Standing",
     "Trained",
     "VerificationError",
     "apply",
@@ -75,11 +78,13 @@ __all__ = [
     "rows",
     "save",
     "series",
+    "serve",
     "stated",
     "status",
     "statuses",
     "steps",
     "stop",
+    "talking",
     "train",
     "train_rank",
     "verify",

@@ -100,8 +100,10 @@ def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = A
     try:
         with _quiet_peft(), warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with random ones
-            adapted = _beside(model, folder, name, config) if isinstance(model, PeftModel) else PeftModel.from_pretrained(
-                model, str(folder), adapter_name=name, config=config
+            adapted = (
+                _beside(model, folder, name, config)
+                if isinstance(model, PeftModel)
+                else PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
             )
     except Exception as error:  # weights of another base, a file that is cut, and whatever else a stranger's makes PEFT raise
         if is_out_of_memory(error):

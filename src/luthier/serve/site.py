@@ -185,7 +185,7 @@ class Site:
     def _places(self, number: int) -> Iterator[None]:
         """So many more answers are open; raises Refused where that is more than may be."""
         if self.counts.answers_open + number > self.limits.answers:
-            what = f"{self.counts.answers_open} of {self.limits.answers} answers are being written or wait: there is no place for {number} more"
+            what = f"{self.counts.answers_open} of {self.limits.answers} answers are open already: there is no place for {number} more"
             raise Refused(429, what, code="queue_full", retry_seconds=1)
         self.counts.answers_open += number
         try:
