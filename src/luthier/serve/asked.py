@@ -50,6 +50,9 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Parameters that are not supported, and the values at which they ask for nothing: accepted so, refused otherwise."""
 
 
+Stop = Annotated[str, Field(min_length=1)]
+
+
 class Body(BaseModel):
     """A request's body. Types are as JSON has them: "1" is no number."""
 
@@ -71,17 +74,15 @@ class Writing(Body):
     """Greedy where none is asked for, as evaluation is: what was judged is what answers (docs/notes/serve.md)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int | Literal["drawn"] = "drawn"
-    stop: str | Annotated[list[str], Field(max_length=MOST_STOPS)] = []
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = []
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
+    def _choices_differ(self) -> Self:
         if self.n > 1 and not self.temperature:
             raise ValueError("n > 1 wants a temperature above 0: without one all choices are the same")
-        if "" in self.stops:
-            raise ValueError("stop must not be empty text")
         return self
 
     @property

@@ -24,7 +24,7 @@ class Exchange:
         self.path: str = scope["path"]
         self.headers = headers_of(scope)
         self.status = LEFT
-        """What was answered."""
+        """What was answered; until then, that nobody has heard it."""
         self.whole = False
         """Whether the body has been read."""
         self._receive, self._send = receive, send

@@ -12,7 +12,7 @@ from luthier.core.generation import Asked
 from luthier.serve.answers import Answers
 from luthier.serve.asked import Chat, Completions, TokenizeChat, TokenizeText, Writing, parsed, read
 from luthier.serve.counts import Counts
-from luthier.serve.exchange import Exchange, Left
+from luthier.serve.exchange import LEFT, Exchange, Left
 from luthier.serve.refused import Refused
 from luthier.serve.served import Served
 from luthier.serve.text import Piece
@@ -75,7 +75,7 @@ class Site:
         except Refused as refused:
             await exchange.refuse(refused)
         except Left:
-            pass
+            exchange.status = LEFT
         except Exception:
             await exchange.refuse(Refused(500, "this is a fault of Luthier; the server's log has more"))
             raise
