@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import nn
 
 from luthier.core.chat import Conversation
@@ -199,12 +200,26 @@ def listen(handed: Handed, rows: Sequence[TokenRow]) -> Live:
         untrained = _speaker(handed.model, precision).log_probabilities(rows)
         live = _in_folder(handed.adapter, handed)
     else:
-        adapted = load_adapter(load_model(handed.model, precision.dtype, precision.device), handed.adapter)
-        live = LocalSpeaker(model=adapted, precision=precision)
-        with adapted.disable_adapter():
-            untrained = live.log_probabilities(rows)
+        return live_of(load_adapter(load_model(handed.model, precision.dtype, precision.device), handed.adapter), precision, rows)
+    return _live(live, untrained, rows)
+
+
+def live_of(adapted: PeftModel, precision: Precision, rows: Sequence[TokenRow]) -> Live:
+    """What the active adapter of a loaded model tells of the rows, twice, and its base once."""
+    live = LocalSpeaker(model=adapted, precision=precision)
+    with adapted.disable_adapter():
+        untrained = live.log_probabilities(rows)
+    return _live(live, untrained, rows)
+
+
+def compared(handed: Handed, sample: Sample, live: Live, told: Mapping[str, LogProbabilities]) -> Verification:
+    """Whether others that use the run's own tokenizer tell what the live adapter told."""
+    return judge(live, told, handed.precision.dtype, rendered_otherwise(handed, sample))
+
+
+def _live(live: LocalSpeaker, untrained: LogProbabilities, rows: Sequence[TokenRow]) -> Live:
     told = live.log_probabilities(rows)
-    again = LocalSpeaker(model=live.model, precision=precision, rows_at_once=TOGETHER).log_probabilities(rows)
+    again = LocalSpeaker(model=live.model, precision=live.precision, rows_at_once=TOGETHER).log_probabilities(rows)
     return Live(told=told, base=untrained, floor=Apart.of(told, again))
 
 

@@ -25,6 +25,7 @@ from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.reporting import record, report, rows
+from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.vllm import Answering, serve_vllm, serving_model, serving_run
@@ -51,8 +52,10 @@ __all__ = [
     "Evaluated",
     "Exported",
     "Launched",
+    "Opening",
     "Options",
     "Saved",
+    "Standing",
     "To",
     "Trained",
     "VerificationError",
@@ -80,6 +83,7 @@ __all__ = [
     "rows",
     "save",
     "series",
+    "serve",
     "serve_vllm",
     "serving_model",
     "serving_run",
@@ -88,6 +92,7 @@ __all__ = [
     "statuses",
     "steps",
     "stop",
+    "talking",
     "train",
     "train_rank",
     "verify",

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     import torch
 
     from luthier.data.store import Prepared
+    from luthier.data.tokenizer import ChatTokenizer
     from luthier.export.merge import Handed, Merged
     from luthier.export.verify import Sample, Verification
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Model, Recipe
     from luthier.runs.store import RunFolder
     from luthier.train.card import Known, Origin, Result
+    from luthier.train.precision import Precision
 
 
 To = Literal["merged", "gguf", "vllm"]
@@ -74,11 +76,26 @@ class VerificationError(RunError):
         super().__init__("; ".join(verification.failures), where=str(folder), change=change)
 
 
-def finished(name: str, progress: Progress) -> Finished:
-    """By a run's name or folder; raises UsageError where it is not finished, ModelError where its parts do not belong together."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """A finished run, and what its weights are used with."""
+
+    run: RunFolder
+    recipe: Recipe
+    tokenizer: ChatTokenizer
+    precision: Precision
+
+    @property
+    def model(self) -> Model:
+        """What the weights in its folder are put over, or are."""
+        model = self.recipe.model
+        whole = {"base": str(self.run.adapter.absolute()), "revision": "main"} if self.recipe.lora == "none" else {}
+        return model.model_copy(update=whole)
+
+
+def ready(name: str) -> Ready:
+    """The finished run of this name; raises ModelError where its weights do not belong to the base, template or stop ids."""
     from luthier.data.tokenizer import load_tokenizer
-    from luthier.export.merge import Handed
-    from luthier.export.verify import Sample
     from luthier.model.adapt import check_provenance
     from luthier.model.load import resolve_device
     from luthier.runs.store import find, own_recipe
@@ -90,15 +107,27 @@ def finished(name: str, progress: Progress) -> Finished:
         raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
     tokenizer = load_tokenizer(recipe.model)
     check_provenance(run.adapter, recipe.model, tokenizer)
+    return Ready(run=run, recipe=recipe, tokenizer=tokenizer, precision=Precision.of(_dtype(run, recipe), resolve_device()))
+
+
+def handed_of(ready: Ready, progress: Progress) -> tuple[Handed, Sample]:
+    """The run's weights and what they are used with, and rows to compare on."""
+    from luthier.export.merge import Handed
+    from luthier.export.verify import Sample
+
+    run, recipe = ready.run, ready.recipe
     sample = Sample.of(_prepared(run, recipe, progress))
     handed = Handed(
-        origin=_origin(run, recipe),
-        adapter=run.adapter,
-        tokenizer=tokenizer,
-        precision=Precision.of(_dtype(run, recipe), resolve_device()),
-        rows=sample.rows,
+        origin=_origin(run, recipe), adapter=run.adapter, tokenizer=ready.tokenizer, precision=ready.precision, rows=sample.rows
     )
-    return Finished(run=run, handed=handed, sample=sample)
+    return handed, sample
+
+
+def finished(name: str, progress: Progress) -> Finished:
+    """By a run's name or folder, with what it is compared on."""
+    found = ready(name)
+    handed, sample = handed_of(found, progress)
+    return Finished(run=found.run, handed=handed, sample=sample)
 
 
 def _origin(run: RunFolder, recipe: Recipe) -> Origin:
