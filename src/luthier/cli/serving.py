@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from signal import SIGTERM
 from typing import TYPE_CHECKING, Annotated
@@ -12,19 +12,22 @@ import typer
 
 from luthier import flow
 from luthier.cli.output import progress, say, tell
+from luthier.cli.words import OVERRIDE
 from luthier.core.errors import UsageError
 
 if TYPE_CHECKING:
     from luthier.serve.dialogue import Dialogue
 
+SUBJECTS = (
+    "Finished runs over one base, or one model: a folder, a hub id, demo. With serving.engine=vllm one run or model, or the model of a "
+    "recipe's file, is served by vLLM, and serving.key=value changes how."
+)
 COMMANDS = "/base: what the base answers to that · /system TEXT: another system prompt · /reset: forget what was said · Ctrl-D ends it"
 
 
 def serve(
-    names: Annotated[
-        list[str], typer.Argument(metavar="RUN|MODEL", help="Finished runs over one base, or one model: a folder, a hub id, demo.")
-    ],
-    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: one that is free.")] = 8000,
+    words: Annotated[list[str], typer.Argument(metavar="RUN|MODEL", help=SUBJECTS)],
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="0: one that is free; else serving.port.")] = None,
     host: Annotated[str, typer.Option("--host", help="Where it listens; 0.0.0.0 is every network of this machine.")] = "127.0.0.1",
     token_file: Annotated[
         Path | None, typer.Option("--token-file", help="The token is in this file, or is written there once. Else a new one each time.")
@@ -35,9 +38,20 @@ def serve(
     """Answer OpenAI's clients, at /v1/chat/completions and the rest. Ready once what is served was compared with what was trained."""
     from luthier.core.signals import left_by_ctrl_c
 
-    opening = flow.Opening(host=host, port=port, token_file=token_file or "none", seconds=timeout)
+    changes = tuple(word for word in words if OVERRIDE.match(word) and not Path(word).exists())
+    names = [word for word in words if word not in changes]
+    if not names:
+        raise UsageError("a run or a model is wanted", change="write: luthier serve RUN [serving.key=value ...]")
+    serving = flow.serving_of(names[0], changes)
+    opening = flow.Opening(host=host, port=serving.port if port is None else port, token_file=token_file or "none", seconds=timeout)
     with left_by_ctrl_c(SIGTERM):
-        flow.serve(names, opening, _tell, progress(), verified=not no_verify)
+        if serving.engine == "embedded":
+            _refuse_unread(changes)
+            flow.serve(names, opening, _tell, progress(), verified=not no_verify)
+        elif len(names) > 1:
+            raise UsageError("vLLM serves one run, or one model", change="leave one, or set serving.engine=embedded")
+        else:
+            flow.serve_vllm(names[0], changes, opening, _tell_vllm(shown=token_file is None), progress(), verified=not no_verify)
 
 
 def chat(
@@ -99,6 +113,23 @@ def _lines() -> Iterator[str]:
             return
         if line.strip():
             yield line
+
+
+def _refuse_unread(changes: tuple[str, ...]) -> None:
+    """Raise UsageError for what Luthier's own engine would not heed."""
+    if unread := [change for change in changes if change.partition("=")[0] not in ("serving.engine", "serving.port")]:
+        raise UsageError(f"the embedded engine serves a run by its own recipe, which {unread[0]} would not change", change="leave it out")
+
+
+def _tell_vllm(*, shown: bool) -> Callable[[flow.Answering], None]:
+    """As `_tell`, once it is ready."""
+
+    def tell_it(answering: flow.Answering) -> None:
+        typer.echo(f"{answering.url}/v1" + (f"\ntoken {answering.token}" if shown else ""))
+        sys.stdout.flush()
+        say(f"ready: {', '.join(answering.models)}; vLLM prints into {answering.log}; Ctrl-C ends it")
+
+    return tell_it
 
 
 def _tell(standing: flow.Standing) -> None:

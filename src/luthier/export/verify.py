@@ -194,7 +194,14 @@ def verify_served(live: Live, handed: Handed, sample: Sample, server: Server, fo
 
 
 def listen(handed: Handed, rows: Sequence[TokenRow]) -> Live:
-    """What the trained model tells of the rows, twice, and its base once; the models are gone afterwards."""
+    """What the trained model tells of the rows, twice, and its base once; the models are gone afterwards, and the device is free."""
+    live = _heard(handed, rows)
+    gc.collect()
+    torch.cuda.empty_cache()  # for a server that is to take it; nothing where there is none
+    return live
+
+
+def _heard(handed: Handed, rows: Sequence[TokenRow]) -> Live:
     precision = handed.precision
     if handed.origin.recipe.lora == "none":
         untrained = _speaker(handed.model, precision).log_probabilities(rows)

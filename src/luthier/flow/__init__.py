@@ -28,7 +28,7 @@ from luthier.flow.reporting import record, report, rows
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
-from luthier.flow.vllm import Answering, serve_vllm, serving_model, serving_run
+from luthier.flow.vllm import Answering, serve_vllm, serving_of
 from luthier.flow.watching import events, logs, series, status, statuses
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ __all__ = [
     "series",
     "serve",
     "serve_vllm",
-    "serving_model",
-    "serving_run",
+    "serving_of",
     "stated",
     "status",
     "statuses",

@@ -78,7 +78,7 @@ def serve(
     from luthier.serve.site import Limits, Site
 
     listening = Listening(opening.host, opening.port)
-    token = _token(opening.token_file)
+    token = token_in(opening.token_file)
     host = f"[{opening.host}]" if ":" in opening.host else opening.host
     url, shown = f"http://{host}:{listening.port}/v1", token if opening.token_file == "none" else ""
     site = Site(token, Limits(answers=opening.answers, seconds=opening.seconds))
@@ -286,7 +286,7 @@ def _free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory_bytes()
 
 
-def _token(file: Path | Literal["none"]) -> str:
+def token_in(file: Path | Literal["none"]) -> str:
     """The token in a file, or a new one, which the file then has for its owner alone."""
     if file == "none":
         return secrets.token_urlsafe(24)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,11 +15,14 @@ from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.flow.handed import Exported, Finished, VerificationError, finished
 from luthier.flow.planning import SILENT
+from luthier.flow.serving import Opening, token_in
+
+HERE = "127.0.0.1"
 
 if TYPE_CHECKING:
     from luthier.export.verify import Live, Verification
     from luthier.export.vllm import Deployment
-    from luthier.recipe.schema import Recipe, Serving
+    from luthier.recipe.schema import Model, Serving
     from luthier.serve.child import Child
     from luthier.serve.vllm import Served
 
@@ -30,78 +32,54 @@ class Answering:
     """A vLLM that answers: where, as what, and what was compared before it was called ready."""
 
     url: str
-    model: str
-    """The name of what was trained."""
+    """Up to, and without, `/v1`."""
+    models: tuple[str, ...]
+    """What was trained, then its base."""
     token: str
     log: Path
-    command: tuple[str, ...]
     verification: Verification | Literal["none"]
     """`none`: a model that nobody trained here, or nobody wanted it compared."""
     child: Child
 
 
-@contextmanager
-def serving_run(name: str, changes: Sequence[str] = (), progress: Progress = SILENT, *, compared: bool = True) -> Iterator[Answering]:
-    """A finished run served by vLLM while it is open. Of its recipe, changes `serving.key=value` (or `@FILE`) may change that section.
+def serving_of(name: str, changes: Sequence[str]) -> Serving:
+    """How a run, the model of a recipe's file, or a model is to be served: its section `serving`, with changes `serving.key=value`.
 
-    It is compared with the live adapter before it is called ready, which is loaded, asked and freed before vLLM takes the device: raises
-    VerificationError where what is served is not what was trained.
+    Raises UsageError for changes of anything else: a run is served as it was trained.
     """
-    from luthier.data.repository import open_repository
-    from luthier.export.verify import listen, verify_served
-    from luthier.serve import vllm
-    from luthier.serve.client import Remote
-
-    found = finished(name, progress)
-    recipe = _changed(found, changes)
-    python, repository = vllm.python_of(recipe.serving), open_repository(recipe.model)
-    served = vllm.of_run(found.run, recipe, repository, found.dtype)
-    folder = vllm.serving_folder(found.run)
-    folder.mkdir(exist_ok=True)
-    files.write_json(folder / vllm.STOPS, vllm.stops(repository, found.handed.tokenizer.stop_ids))
-    live: Live | Literal["none"] = listen(found.handed, found.sample.rows) if compared else "none"
-    with _answering(served, recipe.serving, python, folder / "log.txt", progress) as answering:
-        if live == "none":
-            yield answering
-            return
-        server = Remote.at(answering.url, answering.model, answering.token)
-        verification = verify_served(live, found.handed, found.sample, server, {})
-        found.run.event("served", engine="vllm", url=answering.url, verification=verification.to_json())
-        if not verification.passed:
-            raise VerificationError(verification, folder)
-        yield replace(answering, verification=verification)
-
-
-@contextmanager
-def serving_model(recipe: Recipe, progress: Progress = SILENT) -> Iterator[Answering]:
-    """The recipe's base, as its files have it, served by vLLM while it is open: nothing was trained here, and nothing is compared."""
-    from luthier.data.repository import open_repository
-    from luthier.runs.store import runs_root
-    from luthier.serve import vllm
-
-    python, repository = vllm.python_of(recipe.serving), open_repository(recipe.model)
-    if not recipe.model.trust_remote_code:
-        repository.refuse_own_code()
-    served = vllm.of_model(recipe.model, recipe.serving, repository)
-    log = runs_root() / "serving" / f"{recipe.name}.txt"
-    with _answering(served, recipe.serving, python, log, progress) as answering:
-        yield answering
+    return _chosen(name, changes).serving
 
 
 def serve_vllm(
-    subject: str, changes: Sequence[str], tell: Callable[[Answering], None], progress: Progress = SILENT, *, compared: bool
+    name: str, changes: Sequence[str], opening: Opening, tell: Callable[[Answering], None], progress: Progress, *, verified: bool = True
 ) -> None:
-    """Serve a run by its name, or the base of a recipe's file, until a signal comes or the server ends, which is an error."""
-    from luthier.recipe.load import load
+    """Serve a run, the model of a recipe's file, or a model, by vLLM, until a signal comes or vLLM ends, which is an error."""
+    with answering(name, changes, opening, progress, verified=verified) as found:
+        tell(found)
+        found.child.wait()
 
-    recipe = Path(subject)
+
+@contextmanager
+def answering(
+    name: str, changes: Sequence[str], opening: Opening, progress: Progress = SILENT, *, verified: bool = True
+) -> Iterator[Answering]:
+    """vLLM with a model, while it is open.
+
+    A run is compared with its live adapter before it is called ready: that is loaded, asked and freed before vLLM takes the device. Raises
+    VerificationError where what is served is not what was trained.
+    """
+    chosen = _chosen(name, changes)
+    if opening.seconds != Opening().seconds:
+        raise UsageError("vLLM ends no request by the time that it takes", change="leave out --timeout")
+    if opening.host != HERE:
+        raise UsageError("vLLM asks for its token under /v1 alone", change=f"leave --host at {HERE}, with a proxy of your own before it")
+    serving = chosen.serving.model_copy(update={"port": opening.port})
     with (
-        serving_model(load(recipe, changes).recipe, progress)
-        if recipe.suffix in (".yaml", ".yml", ".toml") and recipe.is_file()
-        else serving_run(subject, changes, progress, compared=compared)
-    ) as answering:
-        tell(answering)
-        answering.child.wait()
+        _of_model(chosen.model, serving, opening, progress)
+        if chosen.run == "none"
+        else _of_run(chosen.run, serving, opening, progress, verified) as found
+    ):
+        yield found
 
 
 def packed(found: Finished, part: Path, folder: Path, progress: Progress) -> Exported:
@@ -176,29 +154,112 @@ def _card_of_adapter(found: Finished, part: Path, licence: str) -> None:
     files.write(part / "README.md", card(found.handed.origin, "adapter", replace(found.known, licence=licence)))
 
 
-def _changed(found: Finished, changes: Sequence[str]) -> Recipe:
-    """The run's recipe with another section `serving`; raises UsageError for changes of anything else."""
-    from luthier.recipe.load import load
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """What a name stands for, and how it is to be served."""
 
-    own = found.handed.origin.recipe
-    recipe = load(found.run.recipe, changes).recipe
+    run: str
+    """`none`: no run's model."""
+    model: Model
+    serving: Serving
+
+
+def _chosen(name: str, changes: Sequence[str]) -> Chosen:
+    from luthier.recipe.load import load
+    from luthier.runs.store import find
+
+    if Path(name).suffix in (".yaml", ".yml", ".toml") and Path(name).is_file():
+        recipe = load(Path(name), changes).recipe
+        return Chosen(run="none", model=recipe.model, serving=recipe.serving)
+    try:
+        run = find(name)
+    except UsageError:
+        return _of_words(name, changes)
+    own, recipe = load(run.recipe).recipe, load(run.recipe, changes).recipe
     if recipe.model_copy(update={"serving": own.serving}) != own:
         raise UsageError("a run is served as it was trained: only its section `serving` can be changed", change="serving.port=8101")
-    return recipe
+    return Chosen(run=name, model=recipe.model, serving=recipe.serving)
+
+
+def _of_words(name: str, changes: Sequence[str]) -> Chosen:
+    """A model without a recipe."""
+    from pydantic import ValidationError
+
+    from luthier.recipe.draft import Draft
+    from luthier.recipe.override import override
+    from luthier.recipe.schema import Model, Serving
+
+    draft = Draft(file=Path("model"), values={"model": {"base": name}})
+    for change in changes:
+        override(draft, change)
+    if other := draft.values.keys() - {"model", "serving"}:
+        raise UsageError(f"a model is served by `model` and `serving`, not by `{min(other)}`", change="leave it out, or serve a run")
+    try:
+        model, serving = Model.model_validate(draft.values["model"]), Serving.model_validate(draft.values.get("serving", {}))
+    except ValidationError as error:
+        wrong = error.errors(include_url=False)[0]
+        where = ".".join(map(str, wrong["loc"]))
+        raise UsageError(
+            f"{where}: {wrong['msg']}" if where else str(wrong["msg"]), change="docs/reference/recipe.md tells more"
+        ) from error
+    return Chosen(run="none", model=model, serving=serving)
 
 
 @contextmanager
-def _answering(served: Served, serving: Serving, python: str, log: Path, progress: Progress) -> Iterator[Answering]:
-    """vLLM, started and healthy."""
+def _of_run(name: str, serving: Serving, opening: Opening, progress: Progress, verified: bool) -> Iterator[Answering]:
+    from luthier.data.repository import open_repository
+    from luthier.export.verify import listen, verify_served
+    from luthier.serve import vllm
+    from luthier.serve.client import Remote
+
+    found = finished(name, progress)
+    recipe = found.handed.origin.recipe.model_copy(update={"serving": serving})
+    python, repository = vllm.python_of(serving), open_repository(recipe.model)
+    served = vllm.of_run(found.run, recipe, repository, found.dtype)
+    folder = vllm.serving_folder(found.run)
+    folder.mkdir(exist_ok=True)
+    files.write_json(folder / vllm.STOPS, vllm.stops(repository, found.handed.tokenizer.stop_ids))
+    live: Live | Literal["none"] = listen(found.handed, found.sample.rows) if verified else "none"
+    with _started(served, serving, python, folder / "log.txt", opening, progress) as answers:
+        if live == "none":
+            yield answers
+            return
+        server = Remote.at(answers.url, answers.models[0], answers.token)
+        verification = verify_served(live, found.handed, found.sample, server, {})
+        found.run.event("served", engine="vllm", verification=verification.to_json())
+        if not verification.passed:
+            raise VerificationError(verification, folder)
+        yield replace(answers, verification=verification)
+
+
+@contextmanager
+def _of_model(model: Model, serving: Serving, opening: Opening, progress: Progress) -> Iterator[Answering]:
+    """As its files have it: nothing was trained here, and nothing is compared."""
+    from luthier.data.repository import open_repository
+    from luthier.runs.store import runs_root
+    from luthier.serve import vllm
+
+    python, repository = vllm.python_of(serving), open_repository(model)
+    if not model.trust_remote_code:
+        repository.refuse_own_code()
+    served = vllm.of_model(model, serving, repository)
+    log = runs_root() / "serving" / f"{served.name.replace('/', '-')}.txt"
+    with _started(served, serving, python, log, opening, progress) as answers:
+        yield answers
+
+
+@contextmanager
+def _started(served: Served, serving: Serving, python: str, log: Path, opening: Opening, progress: Progress) -> Iterator[Answering]:
+    """vLLM, once it is healthy."""
     from luthier.serve import child, vllm
 
-    port = child.free_port(serving.port)
+    port, token = child.free_port(serving.port), token_in(opening.token_file)
     command = vllm.command(served, serving.model_copy(update={"port": port}), python)
-    token = os.environ.get(vllm.TOKEN) or secrets.token_urlsafe(24)
     if served.note:
         progress.say(served.note)
     progress.say(f"vLLM starts; it prints into {log}")
     with child.running(command, {"VLLM_API_KEY": token, "VLLM_NO_USAGE_STATS": "1"}, log) as process:
         url = f"http://{vllm.HERE}:{port}"
         process.until_healthy(f"{url}/health")
-        yield Answering(url=url, model=served.asked_as, token=token, log=log, command=command, verification="none", child=process)
+        models = tuple(dict.fromkeys((served.asked_as, served.name)))
+        yield Answering(url=url, models=models, token=token, log=log, verification="none", child=process)

@@ -132,7 +132,7 @@ GIVEN: Mapping[str, str] = {
         "it follows from the run",
     ),
     "--config": "a file of words could repeat those that Luthier gives",
-    "--api-key": "everybody on the machine could read it; set LUTHIER_TOKEN in the environment",
+    "--api-key": "everybody on the machine could read it; luthier serve draws a token, or reads --token-file",
     "--host": "it answers on 127.0.0.1; put a proxy before it that has a certificate",
     "--port": "set serving.port",
     "--max-model-len": "set serving.max_model_len",

@@ -310,8 +310,8 @@ class Serving(Section):
     """Luthier's own, or vLLM, which is faster and loads fewer kinds of adapters."""
     max_model_len: PositiveInt | Literal["auto"] = "auto"
     """Tokens of prompt and answer; `auto`: `data.max_length`, or the longest row, and the longest answer of a task."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8100
-    """Of 127.0.0.1, where it answers; 0: one that is free."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    """Where it answers; 0: one that is free."""
     options: dict[str, Scalar | tuple[Scalar, ...]] = {}
     """What the engine reads besides; listed below."""
 

@@ -20,15 +20,14 @@ from luthier.runs.summary import DataSummary
 HERE = "127.0.0.1"
 PYTHON = "LUTHIER_VLLM"
 """The environment variable that names the Python of vLLM's own environment."""
-TOKEN = "LUTHIER_TOKEN"
-"""The one with the token that a server asks for, and a client gives."""
 ADAPTER_CONFIG, STOPS = "adapter_config.json", "generation_config.json"
 IN_FLIGHT = ("nf4",)
 """Few bits that vLLM's `bitsandbytes` makes of a base while it loads it: 4, as nf4 (vLLM up to 0.31, or the package vllm-bnb-plugin)."""
 MADE = f"""\
 make one, and name its Python in {PYTHON} or serving.options.python:
   python3 -m venv vllm-env && vllm-env/bin/pip install vllm
-  export {PYTHON}=$PWD/vllm-env/bin/python"""
+  export {PYTHON}=$PWD/vllm-env/bin/python
+or have Luthier's own engine answer: serving.engine=embedded"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
