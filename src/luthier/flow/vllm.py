@@ -22,6 +22,7 @@ HERE = "127.0.0.1"
 if TYPE_CHECKING:
     from luthier.export.verify import Live, Verification
     from luthier.export.vllm import Deployment
+    from luthier.recipe.draft import Draft
     from luthier.recipe.schema import Model, Serving
     from luthier.serve.child import Child
     from luthier.serve.vllm import Served
@@ -47,7 +48,7 @@ def serving_of(name: str, changes: Sequence[str]) -> Serving:
 
     Raises UsageError for changes of anything else: a run is served as it was trained.
     """
-    return _chosen(name, changes).serving
+    return chosen(name, changes).serving
 
 
 def serve_vllm(
@@ -68,16 +69,16 @@ def answering(
     A run is compared with its live adapter before it is called ready: that is loaded, asked and freed before vLLM takes the device. Raises
     VerificationError where what is served is not what was trained.
     """
-    chosen = _chosen(name, changes)
+    what = chosen(name, changes)
     if opening.seconds != Opening().seconds:
         raise UsageError("vLLM ends no request by the time that it takes", change="leave out --timeout")
     if opening.host != HERE:
         raise UsageError("vLLM asks for its token under /v1 alone", change=f"leave --host at {HERE}, with a proxy of your own before it")
-    serving = chosen.serving.model_copy(update={"port": opening.port})
+    serving = what.serving.model_copy(update={"port": opening.port})
     with (
-        _of_model(chosen.model, serving, opening, progress)
-        if chosen.run == "none"
-        else _of_run(chosen.run, serving, opening, progress, verified) as found
+        _of_model(what.model, serving, opening, progress)
+        if what.run == "none"
+        else _of_run(what.run, serving, opening, progress, verified) as found
     ):
         yield found
 
@@ -164,44 +165,50 @@ class Chosen:
     serving: Serving
 
 
-def _chosen(name: str, changes: Sequence[str]) -> Chosen:
+def chosen(name: str, changes: Sequence[str]) -> Chosen:
+    """A run by its name or folder, the model of a recipe's file, or a model; raises UsageError as `serving_of` does."""
+    from luthier.recipe.draft import Draft
     from luthier.recipe.load import load
+    from luthier.recipe.parse import parse
     from luthier.runs.store import find
 
-    if Path(name).suffix in (".yaml", ".yml", ".toml") and Path(name).is_file():
-        recipe = load(Path(name), changes).recipe
+    file = Path(name)
+    if file.suffix in (".yaml", ".yml", ".toml") and file.is_file():
+        draft = parse(file)
+        if "data" not in draft.values:
+            return _to_serve(draft, changes)
+        recipe = load(file, changes).recipe
         return Chosen(run="none", model=recipe.model, serving=recipe.serving)
     try:
         run = find(name)
     except UsageError:
-        return _of_words(name, changes)
+        return _to_serve(Draft(file=file, values={"model": {"base": name}}), changes)
     own, recipe = load(run.recipe).recipe, load(run.recipe, changes).recipe
     if recipe.model_copy(update={"serving": own.serving}) != own:
         raise UsageError("a run is served as it was trained: only its section `serving` can be changed", change="serving.port=8101")
     return Chosen(run=name, model=recipe.model, serving=recipe.serving)
 
 
-def _of_words(name: str, changes: Sequence[str]) -> Chosen:
-    """A model without a recipe."""
+def _to_serve(draft: Draft, changes: Sequence[str]) -> Chosen:
+    """A model without rows: sections `model` and `serving`, of a file or of the command line."""
     from pydantic import ValidationError
 
-    from luthier.recipe.draft import Draft
+    from luthier.recipe.load import make_absolute
     from luthier.recipe.override import override
     from luthier.recipe.schema import Model, Serving
 
-    draft = Draft(file=Path("model"), values={"model": {"base": name}})
     for change in changes:
         override(draft, change)
     if other := draft.values.keys() - {"model", "serving"}:
-        raise UsageError(f"a model is served by `model` and `serving`, not by `{min(other)}`", change="leave it out, or serve a run")
+        what = f"a model is served by the sections `model` and `serving`, not by `{min(other)}`"
+        raise UsageError(what, where=str(draft.file), change="leave it out; or serve a run, or a recipe with `data`")
+    make_absolute(draft)
     try:
         model, serving = Model.model_validate(draft.values["model"]), Serving.model_validate(draft.values.get("serving", {}))
     except ValidationError as error:
         wrong = error.errors(include_url=False)[0]
-        where = ".".join(map(str, wrong["loc"]))
-        raise UsageError(
-            f"{where}: {wrong['msg']}" if where else str(wrong["msg"]), change="docs/reference/recipe.md tells more"
-        ) from error
+        what = f"{'.'.join(map(str, wrong['loc'])) or 'serving'}: {wrong['msg'].removeprefix('Value error, ')}"
+        raise UsageError(what, where=str(draft.file), change="docs/reference/recipe.md tells more") from error
     return Chosen(run="none", model=model, serving=serving)
 
 
