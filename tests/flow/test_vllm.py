@@ -10,10 +10,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -39,7 +39,14 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {stand_in.__file__} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setenv("LUTHIER_VLLM", str(python))
+    monkeypatch.setenv("STAND_IN", str(tmp_path / "way"))
+    be("right")
     return Workshop(tmp_path)
+
+
+def be(way: str) -> None:
+    """Make the server that stands for vLLM wrong, or right."""
+    Path(os.environ["STAND_IN"]).write_text(way)
 
 
 def address(found: Answering, monkeypatch: pytest.MonkeyPatch, model: str = "run") -> flow.Address:
@@ -71,33 +78,31 @@ def test_what_was_trained_is_what_answers_and_verify_compares_it_with_the_merged
     assert set(stops["eos_token_id"]) == set(json.loads((run.adapter / "provenance.json").read_text())["stop_ids"])
 
 
-@pytest.mark.parametrize(
-    ("way", "told"),
-    [
-        ("base", "it answers as the base does: the adapter is not applied"),
-        ("scaled", "served is not what was trained"),
-        ("bos", r"the server makes \d+ token ids of the prompt of validation row 0"),
-    ],
-)
-def test_a_server_that_answers_otherwise_never_becomes_ready(
-    way: str, told: str, workshop: Workshop, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_answers_otherwise_is_found_out_and_never_becomes_ready(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Traps 19, 24, 6."""
     run = trained(workshop, **VLLM)
-    monkeypatch.setenv("STAND_IN", way)
-    with pytest.raises(flow.VerificationError, match=told), answering(run.name, (), FREE):
-        pass
     with answering(run.name, (), FREE, verified=False) as found:
         assert found.verification == "none"
+        for way, told in (
+            ("base", "it answers as the base does: the adapter is not applied"),
+            ("scaled", "served is not what was trained"),
+            ("bos", "the server makes "),
+        ):
+            be(way)
+            assert told in flow.verify(run.name, served=address(found, monkeypatch)).failures[0]
+    be("base")
+    with pytest.raises(flow.VerificationError, match="the adapter is not applied"), answering(run.name, (), FREE):
+        pass
 
 
-def test_one_that_dies_while_it_loads_is_told_in_its_last_words(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_that_dies_while_it_loads_is_told_in_its_last_words(workshop: Workshop) -> None:
     run = trained(workshop, training={"max_steps": 1}, **VLLM)
-    monkeypatch.setenv("STAND_IN", "dies")
+    be("dies")
     with pytest.raises(RunError, match="LoRA rank 64 is greater than max_lora_rank 16"), answering(run.name, (), FREE, verified=False):
         pass
 
 
+@pytest.mark.slow
 def test_an_adapter_that_vllm_cannot_load_is_served_merged(workshop: Workshop) -> None:
     run = trained(workshop, lora={"use_dora": True}, **VLLM)
     with pytest.raises(UsageError, match="it is DoRA"), answering(run.name, (), FREE):
@@ -141,6 +146,7 @@ def test_a_run_is_served_as_it_was_trained(workshop: Workshop) -> None:
             pass
 
 
+@pytest.mark.slow
 def test_the_command_line_serves_until_it_is_stopped_and_leaves_nobody_behind(workshop: Workshop) -> None:
     run = trained(workshop, **VLLM)
     words = [sys.executable, "-m", "luthier.cli.main", "serve", run.name, "serving.options.enforce_eager=true"]
@@ -148,8 +154,9 @@ def test_the_command_line_serves_until_it_is_stopped_and_leaves_nobody_behind(wo
     assert process.stdout and process.stderr
     url, token = process.stdout.readline().strip(), process.stdout.readline().strip()
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url) and token.startswith("token ")
-    listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert token.removeprefix("token ") not in listed and "--enforce-eager" in listed
+    listed = command_lines()
+    assert "--enforce-eager" in listed
+    assert token.removeprefix("token ") not in listed
     ended = subprocess.run(
         [sys.executable, "-m", "luthier.cli.main", "verify", run.name, "--url", url, "--token-env", "SERVED", "--json"],
         env={**os.environ, "SERVED": token.removeprefix("token ")},
@@ -163,8 +170,12 @@ def test_the_command_line_serves_until_it_is_stopped_and_leaves_nobody_behind(wo
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0, process.stderr.read()
     port = url.split(":")[2].removesuffix("/v1")
-    time.sleep(0.2)
-    assert f"--port {port}" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert f"--port {port}" not in command_lines()
+
+
+def command_lines() -> str:
+    """Of all processes, as anybody on the machine can read them."""
+    return "\n".join(" ".join(process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
 
 def exported(workshop: Workshop, **sections: Any) -> tuple[RunFolder, Path]:
@@ -193,6 +204,7 @@ def test_a_folder_for_vllm_has_the_adapter_and_what_starts_it_and_no_secret(work
     flow.export(run.name, to="vllm")  # an earlier export is replaced
 
 
+@pytest.mark.slow
 def test_an_adapter_that_vllm_cannot_load_is_handed_over_merged(workshop: Workshop) -> None:
     _, folder = exported(workshop, lora={"use_dora": True})
     assert (folder / "model.safetensors").exists() and not list(folder.glob("adapter*"))
@@ -211,6 +223,7 @@ def test_the_unit_is_one_that_systemd_takes(workshop: Workshop, tmp_path: Path) 
     assert "luthier-50-percent" not in found.stderr, found.stderr
 
 
+@pytest.mark.slow
 def test_the_exported_command_starts_and_serves_what_was_trained(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.serve import child
 

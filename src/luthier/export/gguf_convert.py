@@ -12,7 +12,7 @@ from typing import Any
 def main() -> None:
     """Run it with the words that follow."""
     checkout, pre, *words = sys.argv[1:]
-    sys.path.insert(0, checkout)
+    sys.path[0] = checkout  # in place of this file's folder, which has a gguf.py of its own
     converter = import_module("convert_hf_to_gguf")
     split = find_spec("conversion") is not None  # since 2026 the models have files of their own
     kind: Any = (import_module("conversion.base") if split else converter).TextModel
