@@ -133,7 +133,8 @@ def peer(model: Path, more: str) -> Iterator[Server]:
     """transformers' own, with the same type."""
     port = _free_port()
     command = ["-c", "from transformers.cli.transformers import main; main()", "serve", str(model), "--port", str(port)]
-    with _running([*command, "--host", "127.0.0.1", "--dtype", _dtype(), "--log-level", "error", *more.split()], f"http://127.0.0.1:{port}", model) as url:
+    command += ["--host", "127.0.0.1", "--dtype", _dtype(), "--log-level", "error", *more.split()]
+    with _running(command, f"http://127.0.0.1:{port}", model) as url:
         yield Server(name="transformers", url=url, token="none", model=str(model))
 
 
