@@ -104,6 +104,17 @@ def test_two_ranks_divide_each_matrix_answer_together_and_leave_a_plain_adapter(
     load_adapter(load_model(Model(base=str(model)), torch.float32, torch.device("cpu")), run.adapter)
 
 
+def test_two_ranks_share_the_rows_by_whose_answers_the_best_is_chosen(home: Path) -> None:
+    tasks = "evaluation: {tasks: [{name: sounds, split: validation, max_new_tokens: 4}]}\n"
+    (home / "recipe.yaml").write_text(RECIPE.replace("save_steps: 3", "save_steps: 3, best_by: sounds.exact") + tasks)
+    scores = []
+    for name, ranks in (("one", 1), ("two", 2)):
+        ended(luthier(home, "train", "recipe.yaml", f"name={name}", f"parallel.data={ranks}", "model.dtype=float32"))
+        events = jsonl.records(RunFolder(home / "runs" / name).events)
+        scores.append([(record["step"], record["scores"]) for record in events if record["event"] == "scored"])
+    assert scores[0] == scores[1] and len(scores[0]) == 2
+
+
 def test_two_ranks_give_the_answers_of_one_row_for_row(home: Path) -> None:
     recipe = home / "recipe.yaml"
     recipe.write_text(RECIPE + "evaluation: {tasks: [{name: sounds, split: train, max_new_tokens: 8}]}\n")

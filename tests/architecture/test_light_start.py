@@ -33,6 +33,7 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "evaluate.gate",
         "report.page",
         "web.app",
+        "serve.listen",
         "score.scorers",
     )
     modules = ", ".join(f"luthier.{name}" for name in light)

@@ -1,12 +1,16 @@
 """On a GPU packs go through FlexAttention and the kernels' twins are compiled: the same loss and gradients as padded rows on the CPU."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from luthier.data.pack import bins, trees
 from luthier.model.fuse import fuse
-from luthier.train.batch import of_pack
-from luthier.train.objective import nll_sum
+from luthier.model.load import load_model
+from luthier.recipe.schema import Model
+from luthier.train.batch import collate, of_pack
+from luthier.train.objective import nll, nll_sum
 from tests.equivalence.test_quantized import KINDS, plain
 from tests.model.zoo import LONGEST, adapted, assert_plain, gradients, plain_loss, quantized, shared_rows, tiny
 
@@ -54,3 +58,21 @@ def test_few_bits_on_a_gpu_are_the_plain_twin_on_the_cpu(family: str, kind: str,
     loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected_loss, rel=1e-4)
     assert_plain({name: gradient.cpu() for name, gradient in gradients(model).items()}, expected, tolerance=1e-3)
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_layers_on_two_devices_answer_as_on_the_cpu(quantization: str, tmp_path: Path) -> None:
+    """The second device is the host, whose layers accelerate brings to the GPU when it is their turn."""
+    tiny("qwen3").save_pretrained(tmp_path)
+    asked = Model.model_validate({"base": str(tmp_path), "quantization": quantization})
+    whole = load_model(asked, torch.float32, torch.device("cpu"))
+    num_bytes = sum(weight.nbytes for weight in whole.parameters())
+    device = torch.device("cuda", 0)
+    divided = load_model(asked, torch.float32, device, memory={0: 2 * num_bytes // 3, "cpu": num_bytes})
+    assert len(set(divided.hf_device_map.values())) == 2
+    rows = shared_rows()
+    with torch.no_grad():
+        expected, found = (
+            nll(model, collate(rows, range(len(rows)), place)) for model, place in ((whole, torch.device("cpu")), (divided, device))
+        )
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)

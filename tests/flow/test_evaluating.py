@@ -1,15 +1,17 @@
 """How many processes answer: the recipe's replicas, as far as there are devices for them here."""
 
-from dataclasses import replace
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from luthier.core import hardware
-from luthier.core.hardware import this_machine
+from luthier.core.hardware import Gpu
 from luthier.core.progress import Silent
-from luthier.flow.evaluating import _replicas
-from luthier.recipe.schema import Recipe
+from luthier.evaluate.run import Subject
+from luthier.flow.evaluating import _devices_needed, _replicas
+from luthier.plan.shape import known_config
+from luthier.recipe.schema import Model, Recipe
 
 
 class Listening(Silent):
@@ -32,7 +34,7 @@ FEWER = ["answered by 2 of the recipe's 8 replicas: there are no more devices he
 
 
 @pytest.mark.parametrize(
-    ("sections", "cores", "answering", "said"),
+    ("sections", "places", "answering", "said"),
     [
         ({}, 8, 1, []),
         ({"parallel": {"data": 2}}, 8, 2, []),
@@ -40,11 +42,31 @@ FEWER = ["answered by 2 of the recipe's 8 replicas: there are no more devices he
         ({"parallel": {"data": 8}}, 2, 2, FEWER),
     ],
 )
-def test_no_more_processes_answer_than_have_a_device(
-    sections: dict[str, Any], cores: int, answering: int, said: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = replace(this_machine(), cores=cores, gpus=())
-    monkeypatch.setattr(hardware, "this_machine", lambda: machine)
+def test_no_more_processes_answer_than_have_a_device(sections: dict[str, Any], places: int, answering: int, said: list[str]) -> None:
     progress = Listening()
-    assert _replicas(recipe(**sections), progress) == answering
+    assert _replicas(recipe(**sections), places, progress) == answering
     assert progress.said == said
+
+
+def gpus(number: int, gigabytes: int) -> tuple[Gpu, ...]:
+    one = Gpu(name="a GPU", memory_bytes=gigabytes * 10**9, free_bytes=0, capability="8.9", drives_display=False, persistent=True)
+    return (one,) * number
+
+
+@pytest.mark.parametrize(
+    ("base", "quantization", "here", "devices"),
+    [
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "none", gpus(4, 24), 3),  # 61 GB of weights, and 1.6 of caches, in 0.9 × 72
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "nf4", gpus(4, 24), 1),  # 17 GB
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "none", gpus(2, 24), 2),  # what there is
+        ("Qwen/Qwen3-30B-A3B-Instruct-2507", "none", (), 1),
+    ],
+)
+def test_what_is_too_large_for_one_gpu_is_divided_among_the_fewest(
+    base: str, quantization: str, here: tuple[Gpu, ...], devices: int, tmp_path: Path
+) -> None:
+    config = known_config(base)
+    assert config
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = Model.model_validate({"base": str(tmp_path), "dtype": "bfloat16", "quantization": quantization})
+    assert _devices_needed(Subject(name="large", model=model), here) == devices

@@ -18,7 +18,7 @@ from luthier.launch.attempt import NODE
 from luthier.launch.nodes import ENDPOINT, Call, Following, Leading, Node, address_towards, call_file, interface_of, node_here
 from luthier.launch.torchrun import rank_of, start_words, torchrun_words
 from luthier.recipe.schema import Recipe
-from luthier.runs.heartbeat import SUPERVISOR, beats, mark
+from luthier.runs.heartbeat import SUPERVISOR, Heartbeat, beats, mark
 from luthier.runs.store import RunFolder
 from tests.launch.crew import SELF
 
@@ -141,6 +141,16 @@ def test_a_node_waits_for_the_next_call_and_not_for_an_end_that_was_told_before(
     with pytest.raises(RunError, match="the first node has called for nothing"):
         following.next_call([], seconds=0.3)
     assert following.next_call([signal.SIGTERM], seconds=5) == 143
+
+
+def test_a_node_begins_without_what_its_ranks_said_when_the_attempt_before_was_ended(run: RunFolder) -> None:
+    """They may say it after the first node has taken away all beats, and before this one has ended them."""
+    for rank in (0, 1):
+        with Heartbeat(run, rank):
+            pass  # ended, and well
+    following = Following(command=lambda call: ["true"], run=run, node=Node(number=1, count=2, endpoint="a:1"))
+    following.begin(Call(id="next", ranks=1, free_bytes=0)).end(1.0)
+    assert list(beats(run)) == [0]
 
 
 def two_nodes(**options: object) -> Recipe:

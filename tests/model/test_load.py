@@ -14,7 +14,9 @@ import torch
 from luthier.core.errors import ModelError, PlanRefused
 from luthier.model.load import load_model, resolve_dtype
 from luthier.recipe.schema import Model
-from tests.train.workshop import tiny_model
+from luthier.train.batch import collate
+from luthier.train.objective import nll
+from tests.train.workshop import ragged_rows, tiny_model
 
 CPU = torch.device("cpu")
 CLOSED = "http://127.0.0.1:9"
@@ -91,3 +93,19 @@ def test_the_type_is_resolved_with_its_reason() -> None:
     assert resolve_dtype("float32", CPU)[0] == torch.float32
     with pytest.raises(PlanRefused):
         resolve_dtype("float16", CPU)
+
+
+def test_layers_divided_among_devices_answer_as_the_whole_model(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the second device is the disk, from which accelerate reads a layer when it is its turn; of GPUs, which have their own memory, it
+    moves what goes in. The head is called as a module in either case."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model(num_hidden_layers=6, intermediate_size=256).save_pretrained(base)
+    asked = Model(base=str(base))
+    whole = load_model(asked, torch.float32, CPU)
+    num_bytes = sum(weight.nbytes for weight in whole.parameters())
+    halved: dict[int | str, int] = {"cpu": 2 * num_bytes // 3, "disk": num_bytes}
+    divided = load_model(asked, torch.float32, CPU, memory=halved)
+    assert {str(place) for place in divided.hf_device_map.values()} == {"cpu", "disk"}
+    batch = collate(ragged_rows(), range(8), CPU)
+    with torch.no_grad():
+        torch.testing.assert_close(nll(divided, batch), nll(whole, batch))

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from luthier.plan.scoring import Asked, asked_for_the_best, scoring_seconds
+from luthier.plan.setup import Layout
 from luthier.plan.shape import known_config, shape_of
 from luthier.plan.speed import Range, Rate
 from tests.plan.check.cases import case
@@ -25,6 +26,16 @@ def test_a_hundred_answers_of_a_small_model_are_three_batches_whose_layers_are_c
     assert seconds(ASKED).mid == pytest.approx(3 * 64 * 0.028, rel=0.12)  # the worked number of `plan/scoring.py`
     assert seconds(ASKED).low == pytest.approx(3 * 50 * 0.028, rel=0.12)
     assert seconds(replace(ASKED, most_tokens=1000, answer_tokens=10)).mid == pytest.approx(10 * 20 * 0.028, rel=0.12)  # ten rows at once
+
+
+def test_replicas_share_the_rows_and_the_stages_of_a_pipeline_do_not() -> None:
+    assert CONFIG
+    of = {
+        layout: scoring_seconds(shape_of(CONFIG), replace(SETUP, dtype="bfloat16", layout=layout), ASKED, FAST, 3.35e12).mid
+        for layout in (Layout(data=3), Layout(data=3, pipeline=2))
+    }
+    assert of[Layout(data=3)] == pytest.approx(seconds(ASKED).mid / 3, rel=0.05)  # one batch of 34 rows each, for three of 45
+    assert of[Layout(data=3, pipeline=2)] == seconds(ASKED).mid
 
 
 def test_where_memory_is_slow_reading_the_weights_is_what_takes_the_time() -> None:

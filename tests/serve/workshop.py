@@ -62,14 +62,10 @@ class Place:
     def evaluated(self, model: str, questions: Sequence[str], max_new_tokens: int) -> list[str]:
         """What evaluation hears from the same model."""
         conversations = [Conversation(messages=(Message(role="user", content=question),)) for question in questions]
-        completer = LocalCompleter(self.twin, self.tokenizer)
         if adapter := MODELS[model]:
             self.twin.set_adapter(adapter)
-            found = completer.complete(conversations, max_new_tokens=max_new_tokens)
-        else:
-            with self.twin.disable_adapter():
-                found = completer.complete(conversations, max_new_tokens=max_new_tokens)
-        return [each.text for each in found]
+        completer = LocalCompleter(self.twin if adapter else tiny_model(vocabulary=len(self.tokenizer.pretrained)), self.tokenizer)
+        return [each.text for each in completer.complete(conversations, max_new_tokens=max_new_tokens)]
 
     def metric(self, line: str) -> float:
         """A number of /metrics."""

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from luthier.core.chat import Completion, Conversation, Message
 from luthier.core.progress import Advance, Silent
 from luthier.core.signals import Interrupted
 from luthier.data.order import rows_of_step
 from luthier.data.store import TokenRow, TokenRows
+from luthier.evaluate.shared import SharedCompleter
 from luthier.model.place import trained_of
 from luthier.plan.setup import Layout
 from luthier.runs.heartbeat import Phase, Unheard
@@ -52,6 +55,20 @@ SHORT = {
     "checkpoints": {"eval_steps": 3, "save_steps": 6},
 }
 ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Echo:
+    """Answers with the question and its own rank; the rank that is `ended` gets SIGTERM meanwhile."""
+
+    rank: int
+    ended: int = -1
+
+    def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
+        if self.rank == self.ended:
+            signal.raise_signal(signal.SIGTERM)
+        texts = [f"{asked.messages[0].content} by {self.rank}" for asked in conversations]
+        return [Completion(text=text, num_prompt_tokens=1, num_tokens=1, stopped=True, first_token_seconds=0, seconds=0) for text in texts]
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -192,6 +209,17 @@ class Together:
         done = train(replace(self.job("two metric", **BY_METRIC), score=score))
         return [asked, done.final_step]
 
+    def answered(self) -> list[Any]:
+        """Each answers its share; then rank 1 gets a signal while it answers, which rank 0 knows nothing of."""
+        prompts = [Conversation(messages=(Message(role="user", content=str(row)),)) for row in range(5)]
+        shared = SharedCompleter(own=Echo(rank=self.ranks.rank), ranks=self.ranks)
+        answers = [answer.text for answer in shared.complete(prompts, max_new_tokens=4)]
+        try:
+            SharedCompleter(own=Echo(rank=self.ranks.rank, ended=1), ranks=self.ranks).complete(prompts, max_new_tokens=4)
+        except Interrupted as ended:
+            return [answers, ended.signal.name]
+        return [answers, "answered"]
+
     def sums(self) -> dict[str, Any]:
         """Gradients that only some ranks have, of several types, and values that only the first knows."""
         mine = self.ranks.rank + 1
@@ -246,7 +274,7 @@ def main() -> None:
     together = Together(ranks, folder)
     scenes = [
         *(together.sums, together.one_rank_overflows, together.validated, together.trained_in_every_way, together.a_rank_without_rows),
-        *(together.resumed, together.one_rank_out_of_memory, together.the_best_by_a_metric),
+        *(together.resumed, together.one_rank_out_of_memory, together.the_best_by_a_metric, together.answered),
         *(together.one_rank_out_of_memory_in_a_step, together.one_rank_out_of_memory_in_validation),
         *(together.one_rank_out_of_memory_while_a_micro_batch_is_put_together, together.asked_through_the_control_file),
     ]

@@ -172,8 +172,13 @@ def test_one_ranks_lack_of_memory_in_the_middle_of_a_run_makes_the_micro_batches
     assert_the_same_up_to_rounding(metrics(one.folder), metrics(two.folder))
 
 
-def test_rank_0_asks_for_the_metric_and_all_go_by_it(found: Found) -> None:
-    assert [rank["the_best_by_a_metric"] for rank in found] == [[4, 6], [0, 6]]
+def test_all_ranks_ask_for_the_metric_and_go_by_the_first_ones(found: Found) -> None:
+    assert [rank["the_best_by_a_metric"] for rank in found] == [[4, 6], [4, 6]]
+
+
+def test_ranks_share_the_rows_of_a_task_and_end_together_where_a_signal_comes_to_one(found: Found) -> None:
+    answers = ["0 by 0", "1 by 1", "2 by 0", "3 by 1", "4 by 0"]
+    assert [rank["answered"] for rank in found] == [[answers, "SIGTERM"]] * 2
 
 
 def test_float16_that_overflows_on_one_rank_halves_the_scale_of_all(found: Found) -> None:

@@ -14,7 +14,7 @@ from luthier.evaluate.shared import SharedCompleter
 from luthier.evaluate.task import evaluate_task
 from luthier.model.adapt import check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
-from luthier.model.load import load_model, resolve_device, resolve_dtype
+from luthier.model.load import free_bytes, load_model, resolve_devices, resolve_dtype
 from luthier.model.peak import peak_memory
 from luthier.recipe.schema import Model, Recipe
 from luthier.runs.workload import MicroBatchSize
@@ -33,6 +33,8 @@ class Subject:
     model: Model
     adapters: tuple[Path, ...] = ()
     """None, or the folder of one."""
+    num_devices: int = 1
+    """Of each process that answers: more than one where the model is too large for it."""
 
 
 def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Progress, ranks: Ranks = ALONE) -> Report:
@@ -43,10 +45,11 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
     tokenizer = load_tokenizer(subject.model)
     for adapter in subject.adapters:
         check_provenance(adapter, subject.model, tokenizer)
-    device = resolve_device()
+    devices = resolve_devices(subject.num_devices, ranks.rank)
+    device, memory = devices[0], free_bytes(devices) if len(devices) > 1 else {}
     dtype, _ = resolve_dtype(subject.model.dtype, device)
-    with peak_memory(device) as peak:
-        model = load_model(subject.model, dtype, device)
+    with peak_memory(*devices) as peak:
+        model = load_model(subject.model, dtype, device, memory=memory)
         for adapter in subject.adapters:
             model = load_adapter(model, adapter)
         completer = LocalCompleter(model, tokenizer)

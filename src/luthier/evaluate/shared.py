@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from luthier.core.chat import Completer, Completion, Conversation
+from luthier.core.signals import Interrupted, ending_at_once
 from luthier.train.ranks import Ranks
 
 
@@ -15,8 +17,19 @@ class SharedCompleter:
     ranks: Ranks
 
     def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
-        """One answer per conversation, in order. Every `size`-th is this rank's, so that shares are alike where neighbours are."""
+        """One answer per conversation, in order. Every `size`-th is this rank's, so that shares are alike where neighbours are.
+
+        Raises Interrupted on all ranks where a signal comes to one that answers.
+        """
         mine = conversations[self.ranks.rank :: self.ranks.size]
-        told = [asdict(answer) for answer in self.own.complete(mine, max_new_tokens=max_new_tokens)] if mine else []
+        told: list[dict[str, Any]] | int
+        try:
+            with ending_at_once():
+                told = [asdict(answer) for answer in self.own.complete(mine, max_new_tokens=max_new_tokens)] if mine else []
+        except Interrupted as ended:  # which the others do not know of, who wait for these answers
+            told = ended.signal
         shares = self.ranks.every(told)
-        return [Completion(**shares[place % self.ranks.size][place // self.ranks.size]) for place in range(len(conversations))]
+        if signals := [share for share in shares if isinstance(share, int)]:
+            raise Interrupted(signals[0])
+        answers = [share for share in shares if not isinstance(share, int)]
+        return [Completion(**answers[place % self.ranks.size][place // self.ranks.size]) for place in range(len(conversations))]

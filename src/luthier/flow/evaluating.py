@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from luthier.core import files
+from luthier.core import files, hardware
+from luthier.core.errors import ModelError
+from luthier.core.hardware import Gpu
 from luthier.core.progress import Progress, Silent, Told
 from luthier.core.signals import Interrupted, ending_at_once
 from luthier.flow.training import Alive, rank_command, shown
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from luthier.data.store import Prepared
     from luthier.evaluate.report import Report
     from luthier.evaluate.run import Subject
+    from luthier.plan.setup import Dtype
     from luthier.recipe.schema import Recipe
 
 REQUEST, REPORT = "evaluation.json", "report"
@@ -26,7 +31,9 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
     from luthier.evaluate.run import evaluate
 
-    replicas = _replicas(recipe, progress)
+    here = hardware.this_machine()
+    subject = replace(subject, num_devices=_devices_needed(subject, here.gpus))
+    replicas = _replicas(recipe, len(here.gpus) // subject.num_devices or here.cores, progress)
     if replicas <= 1:
         return evaluate(subject, recipe, prepared, progress)
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
@@ -53,6 +60,7 @@ def evaluate_rank(folder: Path) -> None:
             name=asked["subject"],
             model=Model.model_validate(asked["model"]),
             adapters=tuple(Path(adapter) for adapter in asked["adapters"]),
+            num_devices=asked["num_devices"],
         )
         progress = Alive(heart, Told(told) if ranks.first else Silent())
         prepared = Prepared(prepared_root() / asked["prepared"])
@@ -62,18 +70,31 @@ def evaluate_rank(folder: Path) -> None:
         part(ranks)
 
 
-def _replicas(recipe: Recipe, progress: Progress) -> int:
-    """Those that the recipe has on one machine, and that have a device here, a core or a GPU, with the whole model each."""
-    from luthier.core.hardware import this_machine
+def _devices_needed(subject: Subject, gpus: Sequence[Gpu]) -> int:
+    """How many of these GPUs have the weights and a batch's caches together, its layers divided among them; 1 on a CPU."""
+    from luthier.data.repository import open_repository
+    from luthier.model.load import resolve_device, resolve_dtype
+    from luthier.plan.scoring import BATCH_TOKENS
+    from luthier.plan.serving import serving_needs
+    from luthier.plan.shape import shape_of
 
-    wanted = 1 if recipe.parallel.data == "auto" else recipe.parallel.data // recipe.parallel.nodes
-    if wanted <= 1:
+    if len(gpus) <= 1:
         return 1
-    here = this_machine()
-    devices = len(here.gpus) or here.cores
-    if devices < wanted:
-        progress.say(f"answered by {devices} of the recipe's {wanted} replicas: there are no more devices here")
-    return min(wanted, devices)
+    _, dtype = resolve_dtype(subject.model.dtype, resolve_device())
+    try:
+        shape = shape_of(open_repository(subject.model).json("config.json"))
+    except ModelError:  # transformers may know it; how large it is shows when it is loaded
+        return 1
+    needs = serving_needs(shape, cast("Dtype", dtype.value), subject.model.quantization, BATCH_TOKENS, 1)
+    return needs.devices(min(gpu.memory_bytes for gpu in gpus), len(gpus))
+
+
+def _replicas(recipe: Recipe, places: int, progress: Progress) -> int:
+    """Those that the recipe has on one machine, as far as there are places here, each a core or the GPUs that have the whole model."""
+    wanted = 1 if recipe.parallel.data == "auto" else recipe.parallel.data // recipe.parallel.nodes
+    if 1 < wanted > places:
+        progress.say(f"answered by {places} of the recipe's {wanted} replicas: there are no more devices here")
+    return min(wanted, places)
 
 
 def _request(subject: Subject, recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -81,6 +102,7 @@ def _request(subject: Subject, recipe: Recipe, prepared: Prepared) -> dict[str, 
         "subject": subject.name,
         "model": subject.model.model_dump(mode="json"),
         "adapters": [str(adapter.absolute()) for adapter in subject.adapters],
+        "num_devices": subject.num_devices,
         "recipe": recipe.model_dump(mode="json"),
         "prepared": prepared.summary.hash,
     }

@@ -127,7 +127,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
 
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
-    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, Alive(heart))
+    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, ranks, Alive(heart))
     run_training(
         TrainingJob(
             plan=planned,
@@ -193,13 +193,16 @@ class Alive:
 
 
 def _validation_scores(
-    prepared: Prepared, tokenizer: ChatTokenizer, recipe: Recipe, progress: Progress, model: nn.Module
+    prepared: Prepared, tokenizer: ChatTokenizer, recipe: Recipe, ranks: Ranks, progress: Progress, model: nn.Module
 ) -> dict[str, float]:
-    """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows."""
+    """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows; ranks that each have the whole model share them."""
+    from luthier.evaluate.shared import SharedCompleter
     from luthier.evaluate.task import evaluate_task
     from luthier.model.generate import LocalCompleter
 
     name = recipe.checkpoints.best_by.partition(".")[0]
     task = next(task for task in recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
-    scores = evaluate_task(task, prepared.examples("validation"), LocalCompleter(model, tokenizer), recipe.seed, progress).scores
+    own = LocalCompleter(model, tokenizer)
+    completer = SharedCompleter(own=own, ranks=ranks) if ranks.each_whole else own
+    scores = evaluate_task(task, prepared.examples("validation"), completer, recipe.seed, progress).scores
     return {f"{name}.{scores.metric}": scores.value}

@@ -5,13 +5,13 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from luthier.core.errors import RunError
-from luthier.runs.heartbeat import STACK_SIGNAL, SUPERVISOR, Beat, beats, folder, mark, stack_file
+from luthier.runs.heartbeat import STACK_SIGNAL, SUPERVISOR, Beat, beat_file, beats, folder, mark, stack_file
 from luthier.runs.store import RunFolder
 
 LONGEST_LOOK_SECONDS = 1.0
@@ -142,6 +142,12 @@ def forget(run: RunFolder) -> None:
     """Take away what the ranks of an earlier attempt have said, once they are ended; to be called for all machines by the first."""
     for path in (*folder(run).glob("rank-*"), *folder(run).glob(_asked_file(run).name)):
         path.unlink()
+
+
+def forget_ranks(run: RunFolder, ranks: Iterable[int]) -> None:
+    """Take away what these ranks of an earlier attempt have said, once they are ended: this machine's, which may have spoken since."""
+    for rank in ranks:
+        beat_file(run, rank).unlink(missing_ok=True)
 
 
 def asked_elsewhere(run: RunFolder) -> bool:

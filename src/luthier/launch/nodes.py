@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from luthier.core import files
 from luthier.core.errors import RecipeError, RunError
 from luthier.core.progress import Progress
-from luthier.launch.attempt import NODE, Attempt, end_leftovers, forget
+from luthier.launch.attempt import NODE, Attempt, end_leftovers, forget, forget_ranks
 from luthier.launch.faults import GO_ON, Fault, unseen
 from luthier.recipe.options import TorchrunOptions
 from luthier.recipe.schema import Recipe
@@ -210,6 +210,7 @@ class Following:
     def begin(self, call: Call) -> Attempt:
         """This node's part of the attempt."""
         end_leftovers(self.run)
+        forget_ranks(self.run, range(call.ranks * self.node.number, call.ranks * (self.node.number + 1)))
         self._tell(Report(call=call.id))
         return Attempt(self.command(call), self.run, call.ranks * self.node.count)
 

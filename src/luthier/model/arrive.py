@@ -131,21 +131,21 @@ class Store(ConversionOps):  # type: ignore[misc]
 
     def convert(self, input_dict: dict[str, Any], *, model: PreTrainedModel, **_: Any) -> dict[str, Tensor]:
         """What stays of each of the weights, by the same names; nothing after a failure."""
-        stored: dict[str, Tensor] = {}
-        for name, given in input_dict.items() if self.failed is None else ():
-            weight = given[0] if isinstance(given, list) else given
-            if (cut := cut_of(model, name)) is not None:
-                weight = cut[0].of(weight, cut[1])
-            if name not in self._forms:
-                stored[name] = weight
-                continue
-            try:
-                parameter = self._forms[name].quantize(_matrix(model.get_submodule(name.rpartition(".")[0]), weight))
-            except Exception as error:  # re-raised when all are read
-                self.failed = error
-                return {}
-            stored[name] = parameter_of(parameter, weight.shape)
-        return stored
+        if self.failed:
+            return {}
+        try:
+            return {name: self._kept(model, name, given[0] if isinstance(given, list) else given) for name, given in input_dict.items()}
+        except Exception as error:  # re-raised when all are read
+            self.failed = error
+            return {}
+
+    def _kept(self, model: PreTrainedModel, name: str, weight: Tensor) -> Tensor:
+        if (cut := cut_of(model, name)) is not None:
+            weight = cut[0].of(weight, cut[1])
+        if name not in self._forms:
+            return weight
+        parameter = self._forms[name].quantize(_matrix(model.get_submodule(name.rpartition(".")[0]), weight))
+        return parameter_of(parameter, weight.shape)
 
 
 def _matrix(module: Any, weight: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ def halves(model: nn.Module) -> Halves | None:
     known = class_of(base).__module__.startswith("transformers.models.") and base.config.model_type in PLAIN
     if not known or class_of(head) is not nn.Linear or head.bias is not None or head.weight.requires_grad:
         return None
+    if "_hf_hook" in vars(head):  # layers are on several devices, and what comes in is moved where a module is called
+        return None
     return Halves(base=base, decoder=base.get_decoder(), head=head)
 
 

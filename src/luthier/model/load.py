@@ -1,8 +1,9 @@
 """The base model on its device, and what `auto` means for device, dtype and attention."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,20 @@ def resolve_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def resolve_devices(number: int, place: int) -> tuple[torch.device, ...]:
+    """The devices of the `place`-th process of those that have so many of this machine's GPUs each; without GPUs the CPU alone."""
+    if number == 1 or not torch.cuda.is_available():
+        return (resolve_device(),)
+    own = tuple(torch.device("cuda", index) for index in range(place * number, (place + 1) * number))
+    torch.cuda.set_device(own[0])
+    return own
+
+
+def free_bytes(devices: Sequence[torch.device]) -> dict[int | str, int]:
+    """What is free on each of several GPUs, by its number."""
+    return {device.index: torch.cuda.mem_get_info(device)[0] for device in devices}
+
+
 def resolve_dtype(wanted: str, device: torch.device) -> tuple[torch.dtype, Resolved]:
     """The compute type for `model.dtype`; raises PlanRefused for float16 without a GPU."""
     if wanted == "float16" and device.type == "cpu":
@@ -46,12 +61,16 @@ def load_model(
     device: torch.device,
     axis: Axis = UNDIVIDED.tensor,
     elsewhere: Callable[[PreTrainedModel], Iterable[str]] = lambda empty: (),
+    memory: Mapping[int | str, int] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """The causal language model with weights in `dtype` on `device`, or in the few bits of `model.quantization`, from safetensors only.
 
     Each weight goes where it stays before the next is read: the host holds no more than the largest at once. Of ranks along `axis`, each
     keeps its part of the matrices (`luthier.model.tensor`). The modules that `elsewhere` names of the model while it is empty stay so, on
-    the meta device, and are not read. Raises ModelError, and PlanRefused where matrices cannot be divided.
+    the meta device, and are not read. Where `memory` names several devices with the bytes that are free on each, whole layers are divided
+    among them, and hidden states go from one to the next: for inference.
+
+    Raises ModelError, and PlanRefused where matrices cannot be divided.
     """
     repository = open_repository(model)
     options: dict[str, Any] = {} if model.attention == "auto" else {"attn_implementation": model.attention}
@@ -59,7 +78,12 @@ def load_model(
         library()  # its absence is told before anything is read
     if model.quantization != "none" or axis.size > 1:
         options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype, axis=axis)
-    if device.type != "cpu":
+    if memory:
+        options |= {
+            "device_map": "auto",
+            "max_memory": dict(memory),
+        }  # accelerate's: as much on each, weights by the bytes they are stored in
+    elif device.type != "cpu":
         options["device_map"] = {"": device}
     try:
         if not model.trust_remote_code:
@@ -86,7 +110,7 @@ def load_model(
     if lacking := sorted(told["missing_keys"]):  # transformers would go on with random ones
         what = f"{len(lacking)} of the weights that config.json wants are missing, first {lacking[0]}"
         raise ModelError(what, where=repository.location, change="fetch the model anew: config.json and weights do not belong together")
-    return to_device(loaded, device)
+    return loaded if memory else to_device(loaded, device)
 
 
 def to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -36,16 +36,17 @@ class Peak:
 
 
 @contextmanager
-def peak_memory(device: torch.device) -> Iterator[Peak]:
-    """Watch memory: what PyTorch reserved on a GPU, else the process's resident memory, looked at every 10 ms.
+def peak_memory(*devices: torch.device) -> Iterator[Peak]:
+    """Watch memory: what PyTorch reserved on a GPU, of several on the fullest, else the process's resident memory, looked at every 10 ms.
 
     The kernel's own high-water mark of resident memory would count what the process took before.
     """
     peak = Peak()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    if devices[0].type == "cuda":
+        for device in devices:
+            torch.cuda.reset_peak_memory_stats(device)
         yield peak
-        peak.num_bytes = torch.cuda.max_memory_reserved(device)
+        peak.num_bytes = max(map(torch.cuda.max_memory_reserved, devices))
         return
     process, done = psutil.Process(), threading.Event()
 

@@ -60,9 +60,10 @@ def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], su
 
 
 def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, bandwidth: float) -> Range:
-    """Of one validation's answers, on one device; a bandwidth of 0 is not known, and left out."""
+    """Of one validation's answers, which replicas share; a bandwidth of 0 is not known, and left out."""
+    rows = math.ceil(asked.rows / (setup.layout.data if setup.layout.each_whole else 1))
     each = asked.prompt_tokens + asked.most_tokens
-    batch = min(asked.rows, ROWS_AT_A_TIME, max(1, int(BATCH_TOKENS / each)))
+    batch = min(rows, ROWS_AT_A_TIME, max(1, int(BATCH_TOKENS / each)))
     per_token = 2.0 * (shape.multiplied_parameters + shape.hidden * shape.vocabulary)
     needs = serving_needs(shape, setup.dtype, setup.quantization, max(1, round(each)), batch)
     reading = needs.read_bytes / bandwidth if bandwidth else 0.0
@@ -70,8 +71,8 @@ def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, b
     def seconds(longest: float, flops: float) -> float:
         """With answers of a batch as long as that."""
         token = shape.num_layers * CALL_SECONDS + max(reading, batch * per_token / flops)
-        prompts = asked.rows * asked.prompt_tokens * 2.0 * shape.multiplied_parameters / flops
-        return prompts + math.ceil(asked.rows / batch) * min(longest, asked.most_tokens) * token
+        prompts = rows * asked.prompt_tokens * 2.0 * shape.multiplied_parameters / flops
+        return prompts + math.ceil(rows / batch) * min(longest, asked.most_tokens) * token
 
     return Range(
         low=seconds(asked.answer_tokens, rate.flops.high),

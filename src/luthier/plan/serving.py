@@ -36,6 +36,10 @@ class Serving:
         """Whether a device has it, with room for the server itself."""
         return self.total_bytes <= USABLE * device_bytes
 
+    def devices(self, device_bytes: int, most: int) -> int:
+        """The fewest of so many like devices that have it together, whole layers on each; all of them where that is not enough."""
+        return next((number for number in range(1, most) if self.fits(number * device_bytes)), most)
+
     def tokens_per_second(self, bandwidth: float) -> float:
         """Of all sequences together, at most: decoding waits for memory. Llama-3.2-3B in 16 bits, one sequence of 1,024 tokens: 6.5 GB a
         token are 49 tokens a second at a T4's 320 GB/s. 0 where the bandwidth is not known."""

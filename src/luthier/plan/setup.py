@@ -38,6 +38,11 @@ class Layout:
         """Whether devices compute each layer together; the stages of a pipeline compute theirs by themselves."""
         return self.tensor > 1 or (self.shard != "none" and self.data > 1)
 
+    @property
+    def each_whole(self) -> bool:
+        """Whether every device has the whole model."""
+        return not self.divided and self.pipeline == 1
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:

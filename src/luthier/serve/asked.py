@@ -4,8 +4,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from luthier.serve.refused import Refused
 
@@ -157,16 +156,15 @@ class TokenizeChat(Templated):
 
 
 Kind = TypeVar("Kind", bound=Body)
+OBJECT = TypeAdapter(dict[str, Any])
 
 
 def parsed(text: bytes) -> dict[str, Any]:
     """A body's object, without its nulls, which ask for nothing; raises Refused where it is none."""
     try:
-        found = from_json(text, allow_inf_nan=False)
-    except ValueError as error:
-        raise Refused(400, f"the body is no JSON: {error}", code="invalid_json") from error
-    if not isinstance(found, dict):
-        raise Refused(400, "the body is no JSON object", code="invalid_json")
+        found = OBJECT.validate_json(text)
+    except ValidationError as error:
+        raise Refused(400, f"the body is no JSON object: {error.errors()[0]['msg']}", code="invalid_json") from error
     return {name: value for name, value in found.items() if value is not None}
 
 

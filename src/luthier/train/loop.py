@@ -12,7 +12,7 @@ from torch import nn
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.files import DiskError
 from luthier.core.progress import Progress
-from luthier.core.signals import Asked, Interrupted, ending_at_once, ending_in_order
+from luthier.core.signals import Asked, Interrupted, ending_in_order
 from luthier.data.order import Indices
 from luthier.data.store import TokenRows
 from luthier.model.adapt import base_of
@@ -235,8 +235,7 @@ def _scored(loop: Loop, step: int) -> float:
     by = loop.recipe.checkpoints.best_by
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
-        together_only = loop.ranks.divided or loop.ranks.mesh.pipeline.size > 1
-        scores = _together(loop) if together_only else loop.ranks.same(_scores(loop) if loop.ranks.first else {})
+        scores = loop.ranks.same(_scores(loop)) if loop.ranks.each_whole else _together(loop)
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)
@@ -264,12 +263,14 @@ def _together(loop: Loop) -> Mapping[str, float]:
 
 
 def _scores(loop: Loop) -> dict[str, float]:
-    """What the task measured; nothing where a signal came, for answers may take minutes: the validation is owed then."""
+    """What the task measured, of which each rank answers a share; nothing where a signal came to one, for answers may take minutes: the
+    validation is owed then."""
+    if any(loop.ranks.any([bool(loop.asked)])):
+        return {}
     try:
-        with ending_at_once():
-            return {} if loop.asked else dict(loop.score(loop.model))
+        return dict(loop.score(loop.model))
     except Interrupted as ended:
-        loop.asked.number = ended.signal
+        loop.asked.number = loop.asked.number or ended.signal
         return {}
 
 

@@ -72,7 +72,7 @@ def logits_at_targets(model: nn.Module, batch: MicroBatch) -> Tensor:
 def _head_sees_targets_only(model: Any, batch: MicroBatch) -> Iterator[None]:
     def select(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         hidden_BTD, *rest = inputs
-        return (hidden_BTD.flatten(0, 1)[batch.needed_S][None], *rest)
+        return (hidden_BTD.flatten(0, 1)[batch.needed_S.to(hidden_BTD.device)][None], *rest)
 
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Module):

@@ -28,7 +28,7 @@ from luthier.plan.setup import Layout
 Value = TypeVar("Value")
 
 PATIENCE = timedelta(hours=1)
-"""How long a rank waits for the others: rank 0 may be saving, or answering a task's rows. A rank that is dead is found at once."""
+"""How long a rank waits for the others: one may be saving, or answering its share of a task's rows. One that is dead is found at once."""
 BUCKET_NUMBERS = 16 * 2**20
 """Numbers that gradients are copied together up to, and sent at once: 64 MB in float32."""
 GLOO, NCCL = "gloo", "cpu:gloo,cuda:nccl"
@@ -66,6 +66,11 @@ class Ranks:
     def speaks(self) -> bool:
         """Whether this rank tells what its replica has counted: the one of them that sees the loss."""
         return self.mesh.pipeline.last and self.mesh.tensor.first
+
+    @property
+    def each_whole(self) -> bool:
+        """Whether every rank has the whole model, and goes through it whatever the others do."""
+        return not self.divided and self.mesh.pipeline.size == 1
 
     @property
     def sharded(self) -> bool:
