@@ -1,4 +1,4 @@
-"""vLLM itself, started for real on this machine and compared with what was trained: `pytest -m vllm`, with LUTHIER_VLLM (docs/guide/vllm.md).
+"""vLLM itself, started for real and compared with what was trained: `pytest -m vllm`, with LUTHIER_VLLM (docs/guide/vllm.md).
 
 Not in CI: its environment has 3.5 GB. Date and result of each run stand in docs/notes/log.md.
 """

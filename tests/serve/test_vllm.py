@@ -11,7 +11,8 @@ from luthier.data.repository import Repository
 from luthier.flow.vllm import chosen
 from luthier.plan.shape import known_config
 from luthier.recipe.load import load
-from luthier.recipe.schema import Model, Recipe, Serving
+from luthier.recipe.schema import Model, Recipe
+from luthier.recipe.serving import Serving
 from luthier.runs.store import RunFolder
 from luthier.serve import vllm
 from tests.runs.summaries import summary
@@ -55,7 +56,7 @@ def test_the_coach_of_seed_000_is_served_with_its_adapter_on_8101(tmp_path: Path
     served = vllm.of_run(run, coach, base, "bfloat16")
     assert words(served, coach.serving).replace(str(tmp_path), "") == (
         "PYTHON -m vllm.entrypoints.openai.api_server --model /Qwen3-4B-Thinking-2507 --served-model-name Qwen/Qwen3-4B-Thinking-2507 "
-        "--host 127.0.0.1 --port 8101 --dtype bfloat16 --max-model-len 2305 --enable-lora --max-lora-rank 64 "
+        "--host 127.0.0.1 --port 8101 --dtype bfloat16 --max-model-len 4096 --enable-lora --max-lora-rank 64 "
         "--lora-modules chess-coach-4b=/runs/chess-coach-4b/adapter --chat-template /runs/chess-coach-4b/adapter/chat_template.jinja "
         "--generation-config /runs/chess-coach-4b/serving"
     )

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from luthier.serve.dialogue import Dialogue
     from luthier.serve.served import Served
 
-ENOUGH = 4096
-"""Tokens of a prompt and its answer that `serving.max_model_len: auto` takes at least, where the model does: a dialogue outgrows a row."""
 ROWS = 32
 """Answers that are written at once."""
 CACHE_SHARE = 0.5
@@ -233,6 +231,7 @@ def _model_alone(name: str) -> Iterator[Served]:
     """A model that no run is of: the demo's, a folder's, such as one that was exported, or the hub's."""
     from luthier.data.tokenizer import load_tokenizer
     from luthier.model.load import load_model, resolve_device, resolve_dtype
+    from luthier.plan.serving import ENOUGH
     from luthier.recipe.schema import Model
     from luthier.serve.served import Served
 
@@ -268,14 +267,10 @@ def _decoding(model: PreTrainedModel | PeftModel, of: Model, max_length: int) ->
 
 def _max_length(runs: Sequence[Ready]) -> int:
     """Tokens of a prompt and its answer: what one of the recipes says, or as long as its longest row and answer, and a dialogue."""
+    from luthier.plan.serving import answerable
     from luthier.runs.summary import DataSummary
 
-    lengths = []
-    for run in runs:
-        said = run.recipe.serving.max_model_len
-        answer = max((task.max_new_tokens for task in run.recipe.evaluation.tasks), default=0)
-        lengths.append(max(DataSummary.read(run.run.data).max_length + answer, ENOUGH) if said == "auto" else said)
-    return max(lengths)
+    return max(answerable(run.recipe, DataSummary.read(run.run.data).max_length) for run in runs)
 
 
 def _free_bytes(device: torch.device) -> int:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from luthier.export.verify import Live, Verification
     from luthier.export.vllm import Deployment
     from luthier.recipe.draft import Draft
-    from luthier.recipe.schema import Model, Serving
+    from luthier.recipe.schema import Model
+    from luthier.recipe.serving import Serving
     from luthier.serve.child import Child
     from luthier.serve.vllm import Served
 
@@ -195,7 +196,8 @@ def _to_serve(draft: Draft, changes: Sequence[str]) -> Chosen:
 
     from luthier.recipe.load import make_absolute
     from luthier.recipe.override import override
-    from luthier.recipe.schema import Model, Serving
+    from luthier.recipe.schema import Model
+    from luthier.recipe.serving import Serving
 
     for change in changes:
         override(draft, change)

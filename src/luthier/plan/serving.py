@@ -9,6 +9,8 @@ from luthier.recipe.schema import Recipe
 
 USABLE = 0.9
 """Of a device's memory, for weights and caches: vLLM's own default (`gpu_memory_utilization`); the rest is context and activations."""
+ENOUGH = 4096
+"""Tokens of a prompt and its answer that a server takes at least, where the model does: a dialogue outgrows a row."""
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What vLLM's `--max-lora-rank` may be (`config/lora.py`, 0.27 to 0.32)."""
 
@@ -71,11 +73,17 @@ def serving_needs(shape: ModelShape, dtype: Dtype, quantization: Quantization, m
 
 
 def longest_served(recipe: Recipe, longest_row: int) -> int:
-    """Tokens of prompt and answer that a server must take: what `serving.max_model_len: auto` becomes."""
+    """Tokens of prompt and answer that a server must take: what the recipe says, or as long as its longest row and answer."""
     if recipe.serving.max_model_len != "auto":
         return recipe.serving.max_model_len
     rows = longest_row if recipe.data.max_length == "fit" else recipe.data.max_length
     return rows + max((task.max_new_tokens for task in recipe.evaluation.tasks), default=0)
+
+
+def answerable(recipe: Recipe, longest_row: int) -> int:
+    """Tokens of prompt and answer that a server takes, where the model does: what `serving.max_model_len: auto` becomes."""
+    longest = longest_served(recipe, longest_row)
+    return longest if recipe.serving.max_model_len != "auto" else max(longest, ENOUGH)
 
 
 def _own(shape: ModelShape) -> tuple[Linear, ...]:

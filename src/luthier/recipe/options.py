@@ -6,8 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from luthier.recipe.schema import PositiveInt, Scalar
-from luthier.recipe.section import Section
+from luthier.recipe.section import PositiveInt, Scalar, Section
 
 MODAL_LONGEST_SECONDS = 24 * 3600
 """Modal ends a function after a day (modal.com/docs/guide/timeouts, 2026-11)."""

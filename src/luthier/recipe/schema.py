@@ -5,13 +5,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.section import Section
+from luthier.recipe.section import PositiveInt, Scalar, Section
+from luthier.recipe.serving import Serving
 from luthier.recipe.tracking import Tracking
 from luthier.score.scorers import metric_name
 
 Share = Annotated[float, Field(gt=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Scalar = str | int | float | bool
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 BOUND = re.compile(r"\s*(?P<comparison>>=|<=|>|<)\s*(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?\s*|\s*better than baseline\s*")
@@ -300,26 +299,6 @@ class Decision(Section):
         for metric, bound in (*self.deploy.items(), *self.abort.items()):
             if not BOUND.fullmatch(bound):
                 raise ValueError(f"bound {bound!r} of {metric}: write '>= 0.98', '< 12 s', '<= 10 GB' or 'better than baseline'")
-        return self
-
-
-class Serving(Section):
-    """What the adapter is for: the engine that will answer with it."""
-
-    engine: Literal["embedded", "vllm"] = "embedded"
-    """Luthier's own, or vLLM, which is faster and loads fewer kinds of adapters."""
-    max_model_len: PositiveInt | Literal["auto"] = "auto"
-    """Tokens of prompt and answer; `auto`: `data.max_length`, or the longest row, and the longest answer of a task."""
-    port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    """Where it answers; 0: one that is free."""
-    options: dict[str, Scalar | tuple[Scalar, ...]] = {}
-    """What the engine reads besides; listed below."""
-
-    @model_validator(mode="after")
-    def _options_are_read(self) -> Self:
-        from luthier.recipe.options import check_engine_options  # which are sections, too
-
-        check_engine_options(self.engine, self.options)
         return self
 
 

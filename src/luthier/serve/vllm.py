@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 from luthier.core.errors import UsageError
 from luthier.data.repository import Repository, read_json
-from luthier.plan.serving import VLLM_RANKS, longest_served
+from luthier.plan.serving import VLLM_RANKS, answerable
 from luthier.recipe.options import VllmOptions
-from luthier.recipe.schema import Model, Recipe, Serving
+from luthier.recipe.schema import Model, Recipe
+from luthier.recipe.serving import Serving
 from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
 
@@ -224,11 +225,10 @@ def _quantization(wanted: str, repository: Repository) -> str:
 
 
 def _longest(run: RunFolder, recipe: Recipe, repository: Repository) -> int:
-    """Tokens of prompt and answer: at least one for the answer, and no more than the base can take."""
+    """Tokens of prompt and answer, and no more than the base can take."""
     config = repository.json("config.json")
-    longest = longest_served(recipe, DataSummary.read(run.data).max_length)
-    most = {**config, **config.get("text_config", {})}.get("max_position_embeddings", longest + 1)
-    return min(int(most), longest + 1 if recipe.serving.max_model_len == "auto" else longest)
+    longest = answerable(recipe, DataSummary.read(run.data).max_length)
+    return min(int({**config, **config.get("text_config", {})}.get("max_position_embeddings", longest)), longest)
 
 
 def _name(base: str) -> str:
