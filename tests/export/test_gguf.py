@@ -6,6 +6,7 @@ the one of a checkout.
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +159,46 @@ def test_how_the_demo_and_qwen_cut_text_is_known() -> None:
     assert gguf.pre_tokenizer(family("chatml")) == "qwen2"
 
 
+RUNTIME = """\
+import os, torch
+from transformers import AutoModelForCausalLM
+
+class Llama:
+    def __init__(self, model_path, n_ctx, logits_all, verbose):
+        assert open(model_path, "rb").read(4) == b"GGUF" and logits_all
+        self.model = AutoModelForCausalLM.from_pretrained(os.environ["TWIN"])
+    def reset(self):
+        self.scores = None
+    def eval(self, ids):
+        with torch.no_grad():
+            self.scores = self.model(torch.tensor([ids])).logits[0].numpy()
+"""
+"""What stands for llama-cpp-python: its three words, over a model that transformers computes."""
+
+
+def test_where_llama_cpp_can_run_the_file_its_log_probabilities_are_compared_too(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trained(workshop)
+    merged = flow.export(run.name).folder
+    checkout = Path(os.environ["LUTHIER_LLAMA_CPP"])
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / "llama_cpp.py").write_text(RUNTIME)
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={checkout} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setenv("TWIN", str(merged))
+    found = flow.export(run.name, to="gguf").verification
+    assert found.passed and found.apart.keys() == {"merged", "gguf"} and found.apart["gguf"].mean < 1e-5
+    monkeypatch.setenv("TWIN", str(workshop.base()))
+    with pytest.raises(flow.VerificationError, match="gguf is not what was trained"):
+        flow.export(run.name, to="gguf")
+
+
 @pytest.mark.llama
 def test_llama_cpps_own_converter_makes_the_quickstarts_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_RUNS", str(tmp_path / "runs"))
     run = trained(Workshop(tmp_path), model={"base": "demo"}, training={"max_steps": 30})
     exported = flow.export(run.name, to="gguf")
+    print(exported.verification.to_json()["apart"])
     assert exported.told["tensors"]["equal"] == 46 and exported.told["tensors"]["added"] == ()

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from safetensors import safe_open
 
 from luthier.core.errors import ModelError, RunError, UsageError
 from luthier.core.redact import redact
+from luthier.data.store import TokenRow
 from luthier.data.tokenizer import ChatTokenizer
-from luthier.export import gguf_convert
+from luthier.export import gguf_convert, gguf_tell
 
 CHECKOUT = "LUTHIER_LLAMA_CPP"
 CONVERTER = "convert_hf_to_gguf.py"
 TYPES = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}
-CONVERT_SECONDS = 7200
+SECONDS = 7200
 LINES = 6
 HOW = f"""\
 fetch llama.cpp, and name its folder in {CHECKOUT}:
@@ -56,19 +58,32 @@ class Compared:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GgufSpeaker:
+    """The file in llama.cpp itself, by the checkout's own Python."""
+
+    file: Path
+    python: Path
+
+    def log_probabilities(self, rows: Sequence[TokenRow]) -> list[npt.NDArray[np.float64]]:
+        """Of each row's supervised tokens, each after all that stand before it in its row; raises ModelError with llama.cpp's words."""
+        asked = [{"ids": row.ids.tolist(), "places": (np.flatnonzero(row.supervised[1:]) + 1).tolist()} for row in rows]
+        told = _run([str(self.python), gguf_tell.__file__, str(self.file)], "llama.cpp cannot run the file", json.dumps(asked))
+        return [np.array(each, np.float64) for each in json.loads(told)]
+
+
+def runtimes(file: Path) -> dict[str, GgufSpeaker]:
+    """llama.cpp to ask the file with, where the checkout's own Python has llama-cpp-python; else nothing."""
+    python = _python(checkout_of())
+    found = subprocess.run([str(python), "-c", "import llama_cpp"], capture_output=True, check=False, stdin=subprocess.DEVNULL)
+    return {} if found.returncode else {"gguf": GgufSpeaker(file=file, python=python)}
+
+
 def convert(model: Path, file: Path, dtype: torch.dtype, tokenizer: ChatTokenizer) -> None:
     """The merged model in a folder as a GGUF file of its own type; raises UsageError without the converter, ModelError with its words."""
     checkout = checkout_of()
-    own = checkout / ".venv" / "bin" / "python"
-    words = [str(own if own.exists() else sys.executable), gguf_convert.__file__, str(checkout), pre_tokenizer(tokenizer)]
-    words += [str(model), "--outfile", str(file), "--outtype", TYPES[dtype]]
-    done = subprocess.run(
-        words, capture_output=True, text=True, errors="replace", timeout=CONVERT_SECONDS, stdin=subprocess.DEVNULL, check=False
-    )
-    if done.returncode or not file.exists():
-        said = [redact(line) for line in done.stderr.splitlines() if line.strip()][-LINES:]
-        change = f"see what {CONVERTER} says of this model; its packages: requirements/requirements-convert_hf_to_gguf.txt"
-        raise ModelError("llama.cpp's converter failed:" + "".join(f"\n    {line}" for line in said), where=str(checkout), change=change)
+    words = [str(_python(checkout)), gguf_convert.__file__, str(checkout), pre_tokenizer(tokenizer)]
+    _run([*words, str(model), "--outfile", str(file), "--outtype", TYPES[dtype]], "llama.cpp's converter failed")
 
 
 def checkout_of() -> Path:
@@ -138,6 +153,22 @@ def chapter(file: str, compared: Compared) -> str:
 The file has the merged model's numbers: {tensors} tensors were read back and compared. Fewer bits (`llama-quantize`) are another model:
 evaluate it as it is served.
 """
+
+
+def _python(checkout: Path) -> Path:
+    """The checkout's own, where it has one."""
+    own = checkout / ".venv" / "bin" / "python"
+    return own if own.exists() else Path(sys.executable)
+
+
+def _run(words: Sequence[str], fault: str, told: str = "") -> str:
+    """What a program of llama.cpp's prints; raises ModelError with its last words."""
+    done = subprocess.run(words, input=told, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False)
+    if done.returncode:
+        said = [redact(line) for line in done.stderr.splitlines() if line.strip()][-LINES:]
+        change = "see what it says of this model; what it needs: requirements/requirements-convert_hf_to_gguf.txt of the checkout"
+        raise ModelError(f"{fault}:" + "".join(f"\n    {line}" for line in said), where=words[1], change=change)
+    return done.stdout
 
 
 def _alike(numbers: npt.NDArray[np.float32], weights: list[npt.NDArray[np.float32]]) -> str:

@@ -8,6 +8,7 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -53,6 +54,9 @@ class Speaker(Protocol):
     def log_probabilities(self, rows: Sequence[TokenRow]) -> LogProbabilities:
         """Of each row's supervised tokens, each after all that stand before it in its row."""
         ...
+
+
+NOBODY: Mapping[str, Speaker] = MappingProxyType({})
 
 
 class Server(Speaker, Protocol):
@@ -167,8 +171,10 @@ class Verification:
         return {**asdict(self), "apart": {name: asdict(apart) for name, apart in self.apart.items()}, "passed": self.passed}
 
 
-def verify(handed: Handed, sample: Sample, folders: Mapping[str, Path], progress: Progress) -> Verification:
-    """The live adapter against what lies in folders, each loaded anew: a whole model, or an adapter for the same base.
+def verify(
+    handed: Handed, sample: Sample, folders: Mapping[str, Path], progress: Progress, speakers: Mapping[str, Speaker] = NOBODY
+) -> Verification:
+    """The live adapter against what lies in folders, each loaded anew (a whole model, or an adapter for the same base), and others.
 
     Before, token ids against those prepared: as the run's tokenizer renders them, and each folder's.
     """
@@ -182,6 +188,7 @@ def verify(handed: Handed, sample: Sample, folders: Mapping[str, Path], progress
         for number, (name, folder) in enumerate(folders.items(), 2):
             told[name] = _in_folder(folder, handed).log_probabilities(sample.rows)
             advance(number, f"{name} has told")
+    told |= {name: speaker.log_probabilities(sample.rows) for name, speaker in speakers.items()}
     return judge(live, told, handed.precision.dtype, failures)
 
 

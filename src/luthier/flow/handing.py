@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -81,24 +81,26 @@ def _merged(found: Finished, part: Path, folder: Path, progress: Progress) -> Ex
 
 
 def _gguf(found: Finished, part: Path, folder: Path, progress: Progress) -> Exported:
-    """One file for llama.cpp, from the merged model, which is compared first and does not stay."""
+    """One file for llama.cpp, from the merged model, which does not stay."""
     from luthier.data.repository import read_json
     from luthier.export import gguf
+    from luthier.export.merge import write
+    from luthier.export.verify import verify as compare
     from luthier.model.adapt import PROVENANCE
 
-    whole = part / "merged"
+    whole, name, tokenizer = part / "merged", f"{found.run.name}.gguf", found.handed.tokenizer
     whole.mkdir()
-    of_weights = _merged(found, whole, folder, progress)
-    name, tokenizer = f"{found.run.name}.gguf", found.handed.tokenizer
+    made = write(found.handed, whole, found.known, progress)
     progress.say("llama.cpp's converter writes the file")
     gguf.convert(whole, part / name, found.handed.precision.dtype, tokenizer)
-    compared = gguf.compare(part / name, whole, tokenizer)
+    tensors = gguf.compare(part / name, whole, tokenizer)
+    verification = compare(found.handed, found.sample, {"merged": whole}, progress, gguf.runtimes(part / name))
     files.write(part / "Modelfile", gguf.modelfile(name, tokenizer))
-    files.write(part / "README.md", (whole / "README.md").read_text(encoding="utf-8") + gguf.chapter(name, compared))
-    provenance = {**read_json(whole / PROVENANCE), "gguf": compared.to_json()}
+    files.write(part / "README.md", (whole / "README.md").read_text(encoding="utf-8") + gguf.chapter(name, tensors))
+    provenance = {**read_json(whole / PROVENANCE), "gguf": tensors.to_json()}
     shutil.rmtree(whole)
     files.write_json(part / PROVENANCE, provenance | {"files": files.digests(part)})
-    return replace(of_weights, to="gguf", told={"tensors": compared.to_json()})
+    return Exported(folder=folder, to="gguf", made=made, verification=verification, told={"tensors": tensors.to_json()})
 
 
 def _refuse_foreign(folder: Path) -> None:
