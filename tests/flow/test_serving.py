@@ -15,8 +15,8 @@ from luthier.core.errors import ModelError, UsageError
 from luthier.core.generation import Sampling
 from luthier.core.progress import Silent
 from luthier.data.tokenizer import load_tokenizer
-from luthier.flow.handing import ready
-from luthier.flow.serving import _adapted, _lives, _token, _verify, embedded
+from luthier.flow.handed import ready
+from luthier.flow.serving import _adapted, _lives, _verify, embedded, token_in
 from luthier.model.adapt import load_adapter
 from luthier.model.decode import Decoder
 from luthier.model.generate import LocalCompleter
@@ -172,12 +172,12 @@ def test_a_merged_model_answers_as_its_run_does(workshop: Workshop) -> None:
 
 def test_the_token_file_is_made_for_its_owner_and_keeps_its_token(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    token = _token(file)
-    assert len(token) >= 32 and _token(file) == token and file.stat().st_mode & 0o777 == 0o600
+    token = token_in(file)
+    assert len(token) >= 32 and token_in(file) == token and file.stat().st_mode & 0o777 == 0o600
     file.write_text("\n")
     with pytest.raises(UsageError, match="the file is empty"):
-        _token(file)
-    assert _token("none") != _token("none")
+        token_in(file)
+    assert token_in("none") != token_in("none")
 
 
 def test_a_dialogue_remembers_forgets_and_shows_the_base(workshop: Workshop) -> None:

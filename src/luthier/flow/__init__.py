@@ -18,6 +18,7 @@ from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.checking import check
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.handed import Exported, To, VerificationError
 from luthier.flow.handing import Address, export, verify
@@ -60,6 +61,7 @@ __all__ = [
     "Trained",
     "VerificationError",
     "apply",
+    "check",
     "decide",
     "demo",
     "doctor",
