@@ -19,6 +19,7 @@ from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 from luthier.train import probe as probing
 from luthier.train.probe import CannotProbe, Part, Trial, probe, rate_of, slices_of, write_rows
+from luthier.train.slices import fill, sliced, text_config
 from tests.model.zoo import tiny
 from tests.train.workshop import ragged_rows, stored
 
@@ -50,8 +51,8 @@ def trial(folder: Path, values: dict[str, Any], setup: Setup = SETUP) -> Trial:
 
 
 def slices(values: dict[str, Any], folder: Path) -> list[ModelShape]:
-    whole, wanted = probing._text_config(values), trial(folder, values)
-    return [probing._shape(probing._sliced(whole, layers), wanted) for layers in slices_of(whole, wanted)]
+    whole, wanted = text_config(values), trial(folder, values)
+    return [probing._shape(sliced(whole, layers), wanted) for layers in slices_of(whole, wanted)]
 
 
 @pytest.mark.parametrize(("engine", "packing"), [("fused", "tree"), ("fused", "bins"), ("plain", "off")])
@@ -123,7 +124,7 @@ def test_where_all_weights_are_trained_a_whole_micro_batch_is_taken(
 def test_layers_that_were_left_out_for_a_step_are_there_again(tmp_path: Path) -> None:
     """Otherwise the second step would be a small one, too."""
     wanted = trial(tmp_path, config("gemma2", layers=6))
-    ready = probing._ready(probing._text_config(wanted.config), replace(wanted, setup=replace(SETUP, engine="plain")))
+    ready = probing._ready(text_config(wanted.config), replace(wanted, setup=replace(SETUP, engine="plain")))
     decoder = base_of(ready.model).get_decoder()
     layers, kinds = list(decoder.layers), list(decoder.config.layer_types)
     with probing._layers(ready.model, all_layers=False):
@@ -139,7 +140,7 @@ def test_no_weight_is_anything_but_a_number() -> None:
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.fill_(float("nan"))
-    probing._fill(model)
+    fill(model)
     assert all(weight.isfinite().all() for weight in model.parameters())
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import data, handing, health, pages, planning, proof, quickstart, serving, training, watching
+from luthier.cli import checking, data, handing, health, pages, planning, proof, quickstart, serving, training, watching
 from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError, PlanRefused
@@ -33,6 +33,7 @@ for verb in (
     planning.init,
     data.prepare,
     data.inspect,
+    checking.check,
     planning.plan,
     training.train,
     training.launch,

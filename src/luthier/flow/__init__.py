@@ -18,16 +18,17 @@ from luthier.core.errors import RecipeError, RunError, UsageError
 from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
+from luthier.flow.checking import check
 from luthier.flow.evaluating import evaluate_rank, evaluated
 from luthier.flow.handing import Exported, VerificationError, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
-from luthier.flow.reporting import record, report, rows
+from luthier.flow.reporting import record, record_of, report, rows
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
-from luthier.flow.watching import events, logs, series, status, statuses
+from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
@@ -55,12 +56,14 @@ __all__ = [
     "Trained",
     "VerificationError",
     "apply",
+    "check",
     "decide",
     "demo",
     "doctor",
     "evaluate",
     "evaluate_rank",
     "events",
+    "every_run",
     "export",
     "init",
     "inspect",
@@ -70,18 +73,22 @@ __all__ = [
     "launch_text",
     "load",
     "logs",
+    "look",
     "offers",
     "plan",
     "prepare",
     "record",
+    "record_of",
     "report",
     "rows",
     "save",
+    "seen",
     "series",
     "serve",
     "stated",
     "status",
     "statuses",
+    "statuses_of",
     "steps",
     "stop",
     "talking",

@@ -39,14 +39,14 @@ def plan(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: P
     from luthier.plan.plan import make
 
     recipe = loaded.recipe
-    return make(facts_of(recipe, stated or _prepared(recipe, progress), progress, probe=True, there=recipe.launch.on in HERE))
+    return make(facts_of(recipe, stated or prepared_of(recipe, progress), progress, probe=True, there=recipe.launch.on in HERE))
 
 
 def offers(loaded: LoadedRecipe, stated: StatedWorkload | None = None, progress: Progress = SILENT) -> list[Offer]:
     """The plan on every GPU of the hardware table, and what serving takes there."""
     from luthier.plan.offers import offers as plan_offers
 
-    return plan_offers(facts_of(loaded.recipe, stated or _prepared(loaded.recipe, progress), progress, probe=False))
+    return plan_offers(facts_of(loaded.recipe, stated or prepared_of(loaded.recipe, progress), progress, probe=False))
 
 
 def stated(recipe: Recipe, rows: str, tokens: str) -> StatedWorkload:
@@ -74,10 +74,11 @@ def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str
     """
     from luthier.plan.check import ALTERNATIVES
     from luthier.recipe.edit import apply_changes
-    from luthier.watch.rules import CODES, diagnosed
+    from luthier.watch.rules import CODES
+    from luthier.watch.seen import Seen
 
     run = planned.facts.run
-    findings = planned.findings + (diagnosed(run) if run != "none" else ())
+    findings = planned.findings + (Seen(run=run).findings() if run != "none" else ())
     changes: list[Change] = []
     for code in codes:
         found = [finding for finding in findings if finding.code == code]
@@ -104,7 +105,7 @@ def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progre
 
     if path.exists():
         raise UsageError("there is a recipe already", where=str(path), change="name another with --write, or remove it")
-    shape, place = shape_of(_config(Model(base=model))), place_of(gpu, this_machine())
+    shape, place = shape_of(config_of(Model(base=model))), place_of(gpu, this_machine())
     counted = count_examples(Data(sources=(Source(path=str(data.absolute())),)), progress)
     if not counted.examples:
         raise DataError("there are no rows to choose values for", where=str(data))
@@ -165,7 +166,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.runs.store import of_recipe
     from luthier.train.rate import RateHere
 
-    host, config = this_machine(), _config(recipe.model)
+    host, config = this_machine(), config_of(recipe.model)
     workload: Workload
     data: DataSummary | Literal["stated"]
     if isinstance(rows, Prepared):
@@ -198,7 +199,7 @@ def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, probe: Progr
     return replace(device, bandwidth=found)
 
 
-def _prepared(recipe: Recipe, progress: Progress) -> Prepared:
+def prepared_of(recipe: Recipe, progress: Progress) -> Prepared:
     """The recipe's data; a plan can do without, which the error tells."""
     from luthier.data.prepare import prepare
 
@@ -209,7 +210,7 @@ def _prepared(recipe: Recipe, progress: Progress) -> Prepared:
         raise DataError(error.what, where=error.where, change="; or, ".join(filter(None, (error.change, before)))) from error
 
 
-def _config(model: Model) -> Mapping[str, Any]:
+def config_of(model: Model) -> Mapping[str, Any]:
     """The base's config.json: bundled, in its folder, or from the hub."""
     from luthier.data.repository import open_repository
     from luthier.plan.shape import known_config

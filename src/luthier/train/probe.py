@@ -9,7 +9,6 @@ their operations:
 A model of few layers is timed whole. The small slice is the large one with layers left out for a moment.
 """
 
-import copy
 import gc
 import time
 from collections.abc import Iterator, Mapping
@@ -22,8 +21,7 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from luthier.core.errors import LuthierError
 from luthier.core.hardware import free_memory_bytes
@@ -45,6 +43,7 @@ from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.host import prepare_host, release_freed_memory
 from luthier.train.optim import make_optimizer
 from luthier.train.precision import Precision
+from luthier.train.slices import kinds_of, made_up, sliced, text_config
 from luthier.train.step import train_step
 
 SECONDS = 3.0
@@ -55,8 +54,6 @@ FEWEST_TOKENS = 256
 """Of the rows that are taken for an adapter: products of fewer are slower than a run's."""
 MEMORY_SHARE = 0.5
 """Of the free memory, what the slice's weights, gradients and optimizer state may take."""
-PATTERN = 1_000_003
-"""Random numbers that weights repeat: drawing 1.8 billion takes 25 s, copying them one."""
 CPU = torch.device("cpu")
 
 
@@ -112,11 +109,11 @@ def probe(trial: Trial, seconds: float = SECONDS) -> Measured:
         raise CannotProbe("only a processor and unquantised weights are probed", where="model.quantization")
     began = time.perf_counter()
     prepare_host(CPU)
-    whole = _text_config(trial.config)
+    whole = text_config(trial.config)
     slices = slices_of(whole, trial)
-    chosen = _some_rows(_shape(_sliced(whole, slices[-1]), trial), trial)
+    chosen = _some_rows(_shape(sliced(whole, slices[-1]), trial), trial)
     with torch.random.fork_rng(devices=[]):
-        ready = _ready(_sliced(whole, slices[-1]), trial)
+        ready = _ready(sliced(whole, slices[-1]), trial)
         rounds = _rounds(ready, slices, chosen, trial, seconds)
     setup, engine = replace(trial.setup, engine=ready.engine), ready.engine
     del ready
@@ -124,7 +121,7 @@ def probe(trial: Trial, seconds: float = SECONDS) -> Measured:
     release_freed_memory()
     extent = tuple(part for each in rounds for part in extents(trial.rows, each.taken, setup.micro_batch))
     parts = [
-        Part(operations=_operations(_sliced(whole, layers), trial, setup, extent), seconds=sum(each.seconds[index] for each in rounds))
+        Part(operations=_operations(sliced(whole, layers), trial, setup, extent), seconds=sum(each.seconds[index] for each in rounds))
         for index, layers in enumerate(slices)
     ]
     return Measured(
@@ -153,7 +150,7 @@ def slices_of(whole: PreTrainedConfig, trial: Trial) -> list[tuple[int, ...]]:
     Between first and last there shall be layers of every kind, and so many that they do as much work as the rest: the head of Qwen3-0.6B
     does as much for 40 % of the tokens as four of its layers, so 6. One has to do where that takes too long or too much memory.
     """
-    shape, kinds = _shape(whole, trial), _kinds(whole)
+    shape, kinds = _shape(whole, trial), kinds_of(whole)
     last = shape.num_layers - 1
     body, head = shape.multiplied_parameters / shape.num_layers, 0.4 * shape.hidden * shape.vocabulary
     wanted = round(2 + head / body)
@@ -165,7 +162,7 @@ def slices_of(whole: PreTrainedConfig, trial: Trial) -> list[tuple[int, ...]]:
         between = set(np.linspace(1, last - 1, wanted).round().astype(int).tolist())
         between |= {kinds.index(kind) for kind in set(kinds) - {kinds[layer] for layer in (0, *between, last)}}
         found = [(0, last), (0, *sorted(between), last)]
-    numbers = _shape(_sliced(whole, found[-1]), trial).parameters
+    numbers = _shape(sliced(whole, found[-1]), trial).parameters
     if numbers * (16 if trial.setup.lora == "none" else DTYPES[trial.setup.dtype].itemsize) > MEMORY_SHARE * free_memory_bytes():
         raise CannotProbe(f"{len(found[-1])} layers of this model need more than {MEMORY_SHARE:.0%} of the free memory")
     return found
@@ -180,11 +177,6 @@ def rate_of(parts: list[Part], total: float) -> float:
     return total / (small.seconds + (total - small.operations) * more / (large.operations - small.operations))
 
 
-def _text_config(config: Mapping[str, Any]) -> PreTrainedConfig:
-    values = {name: value for name, value in config.items() if name != "model_type"}
-    return AutoConfig.for_model(str(config["model_type"]), **values).get_text_config()
-
-
 def _shape(config: PreTrainedConfig, trial: Trial) -> ModelShape:
     return shape_of({**config.to_dict(), "model_type": trial.config["model_type"]})
 
@@ -192,20 +184,6 @@ def _shape(config: PreTrainedConfig, trial: Trial) -> ModelShape:
 def _operations(config: PreTrainedConfig, trial: Trial, setup: Setup, parts: tuple[Extent, ...]) -> float:
     shape = _shape(config, trial)
     return sum(operations(shape, setup, part) for part in parts)
-
-
-def _kinds(config: PreTrainedConfig) -> list[str]:
-    """Of each layer; the same where the config does not tell them apart."""
-    return list(config.to_dict().get("layer_types") or [""] * config.num_hidden_layers)
-
-
-def _sliced(whole: PreTrainedConfig, layers: tuple[int, ...]) -> PreTrainedConfig:
-    """The config with these layers only."""
-    config = copy.deepcopy(whole)
-    if "layer_types" in config.to_dict():
-        config.layer_types = [_kinds(whole)[layer] for layer in layers]
-    config.num_hidden_layers = len(layers)
-    return config
 
 
 def _guess(trial: Trial) -> float:
@@ -253,7 +231,7 @@ def _step(ready: _Ready, batches: list[MicroBatch], *, all_layers: bool) -> floa
 def _layers(model: PreTrainedModel | PeftModel, all_layers: bool) -> Iterator[None]:
     """Leave all layers but the first and the last out for a moment."""
     decoder = base_of(model).get_decoder()
-    config, layers, kinds = decoder.config, decoder.layers, _kinds(decoder.config)
+    config, layers, kinds = decoder.config, decoder.layers, kinds_of(decoder.config)
     if not all_layers:
         decoder.layers, config.num_hidden_layers = nn.ModuleList([layers[0], layers[-1]]), 2
         if "layer_types" in config.to_dict():
@@ -269,9 +247,7 @@ def _layers(model: PreTrainedModel | PeftModel, all_layers: bool) -> Iterator[No
 def _ready(config: PreTrainedConfig, trial: Trial) -> _Ready:
     setup = trial.setup
     dtype = DTYPES[setup.dtype]
-    with no_init_weights():
-        base: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32 if setup.lora == "none" else dtype)
-    _fill(base)
+    base = made_up(config, torch.float32 if setup.lora == "none" else dtype)
     if "layers" not in dict(base.get_decoder().named_children()):
         raise CannotProbe(f"the layers of a {type(base).__name__} are not where they are looked for")
     if setup.checkpoint_activations:
@@ -288,17 +264,3 @@ def _engine(fusion: Fusion, setup: Setup) -> Engine:
     if setup.engine != "plain" and not fusion.packs:
         raise CannotProbe(f"its rows cannot be packed: {'; '.join(fusion.reasons)}", where="data.packing")
     return "plain" if setup.engine == "plain" else "fused" if fusion.num_layers else "packed"
-
-
-@torch.no_grad()
-def _fill(model: nn.Module) -> None:
-    """Small random numbers in every matrix, zeros in biases: a time depends on them only where they are no numbers at all."""
-    pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) * 0.02
-    for name, weight in model.named_parameters():
-        if weight.ndim > 1:
-            flat, numbers = weight.view(-1), pattern.to(weight.dtype)
-            for start in range(0, len(flat), PATTERN):
-                part = flat[start : start + PATTERN]
-                part.copy_(numbers[: len(part)])
-        elif name.endswith("bias"):
-            weight.zero_()
