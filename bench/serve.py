@@ -26,6 +26,7 @@ import httpx
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
+from luthier.core.environment import SETTINGS
 from luthier.core.jsonl import dumps
 from luthier.demo import BASE
 from luthier.model.load import resolve_device, resolve_dtype
@@ -141,7 +142,8 @@ def peer(model: Path, more: str) -> Iterator[Server]:
 @contextmanager
 def _running(command: Sequence[str], url: str, token: Path) -> Iterator[str]:
     """A server as a process of its own, once it is healthy."""
-    with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, env={**os.environ, "HF_HUB_OFFLINE": "1"}) as process:
+    environment = {**os.environ, **SETTINGS, "HF_HUB_OFFLINE": "1"}  # without which the peer's threads spin while others have the cores
+    with subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment) as process:
         try:
             while not _healthy(url, token):
                 if process.poll() is not None:

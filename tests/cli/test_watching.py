@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_status_tells_what_the_curves_show_now(running: RunFolder) -> None:
     recorded(running, [line(step, 3.0 - step / 20, grad_norm=50.0) for step in range(1, 41)])
     assert "gradient-large" in said("status", "animals")
     told = json.loads(said("status", "animals", "--json"))["findings"]
-    assert [finding["code"] for finding in told] == ["learning-rate-low", "gradient-large"]
+    assert [finding["code"] for finding in told] == ["gradient-large"]
 
 
 def test_a_damaged_recipe_hides_nothing_else_of_a_status(running: RunFolder) -> None:
@@ -75,9 +76,22 @@ def test_status_shows_one_run_in_detail_and_all_in_a_table(running: RunFolder) -
         assert part in detail
     assert "2 min of training" in detail and "0 computing" in detail
     (row,) = [text for text in said("status").splitlines() if text.startswith("animals")]
-    assert row.split()[:6] == ["animals", "running", "40/100", "1.0000", "1.2500", "500"]
+    assert row.split()[:11] == ["animals", "running", "40/100", "0.50", "1.0000", "1.2500", "-0.2250", "500", "7", "MB", "2"]
     assert json.loads(said("status", "animals", "--json"))["validation_loss"] == 1.25
     assert [each["name"] for each in json.loads(said("status", "--json"))["runs"]] == ["animals"]
+
+
+def test_the_table_of_all_runs_has_what_curves_show_and_is_as_wide_as_the_terminal(
+    running: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded(running, [line(step, 3.0 - step / 20, grad_norm=50.0) for step in range(1, 41)])
+    wide = said("status").splitlines()
+    assert wide[0].split()[3:] == ["epoch", "loss", "validation", "gap", "tokens/s", "memory", "left", "saved", "moved", "findings"]
+    assert wide[1].rstrip().endswith("gradient-large") and len(wide) == 2
+    monkeypatch.setenv("COLUMNS", "80")
+    narrow = said("status").splitlines()
+    assert max(map(len, narrow)) <= 80 and "gradient-large" in narrow[1]
+    assert "a wider terminal shows epoch, memory, gap" in " ".join(narrow)
 
 
 def test_without_runs_it_is_said_how_to_begin_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,7 +104,7 @@ def test_watch_prints_lines_where_there_is_no_terminal_until_the_run_is_over(run
     lines = said("watch", "animals").splitlines()
     saved, interrupted = (text[9:] for text in lines[1:3])
     assert (saved, interrupted) == ("saved step 40, checkpoint step-000040, best True, seconds 0.5", "interrupted step 40, signal SIGTERM")
-    assert lines[-1].startswith("stopped, step 40 of 100 · loss 1.0000, validation 1.2500 · 500 tokens/s, 7 MB, 90% busy · 2 min left")
+    assert lines[-1].startswith("stopped, step 40 of 100 · loss 1.0000, validation 1.2500 · 500 tokens/s, 7 MB, 90% busy · by SIGTERM")
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"], ids=["q", "Ctrl-C"])
@@ -106,7 +120,12 @@ def test_watch_draws_the_run_and_is_left_without_touching_it(running: RunFolder,
         for part in ("luthier watch animals", "40 of 100", "validation", "tokens/s", "device use", "saved step 40", "step 40"):
             assert part in shown
         os.write(ours, key)
-        assert child.wait(timeout=10) == 0
+        end = time.monotonic() + 10
+        while child.poll() is None and time.monotonic() < end:
+            if select.select([ours], [], [], 0.05)[0]:
+                with suppress(OSError):  # a terminal that nobody reads holds up who writes into it; one that nobody has is no error here
+                    os.read(ours, 1 << 16)
+        assert child.poll() == 0
     finally:
         child.kill()
         child.wait()

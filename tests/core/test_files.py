@@ -122,3 +122,35 @@ def test_what_can_be_read_of_a_damaged_file_is_read_and_the_rest_counted(tmp_pat
     assert (found.records, found.num_damaged) == ([{"step": 1}, {"step": 4}], 6)
     path.unlink()
     assert jsonl.salvage(path).records == []
+
+
+def test_a_file_that_was_salvaged_is_read_on_from_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"step": 1}\nnonsense\n{"step"')
+    first = jsonl.salvage(path)
+    assert jsonl.salvage_on(path, first) is first
+    with path.open("a") as file:
+        file.write(': 2}\n{"step": 3}\n')
+    second = jsonl.salvage_on(path, first)
+    assert (second.records, second.num_damaged, second.offset) == ([{"step": 1}, {"step": 2}, {"step": 3}], 1, path.stat().st_size)
+    assert len(first.records) == 1
+    path.rename(tmp_path / "old")
+    path.write_text('{"step": 9}\n' * 9)  # another file, which is longer
+    assert len(jsonl.salvage_on(path, second).records) == 9
+    path.write_text('{"step": 7}\n')  # the same file, which has become shorter
+    assert jsonl.salvage_on(path, jsonl.Salvaged(offset=500, file=second.file)).records == [{"step": 7}]
+    path.unlink()
+    assert jsonl.salvage_on(path, second) == jsonl.Salvaged()
+
+
+def test_the_stamp_of_files_is_another_once_one_is_written_added_or_taken_away(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_text("1")
+    first = files.stamp(one, two)
+    assert files.stamp(one, two) == first
+    two.write_text("2")
+    second = files.stamp(one, two)
+    two.unlink()
+    assert files.stamp(one, two) == first != second
+    files.write(one, "3")  # of as many bytes
+    assert files.stamp(one, two) != first

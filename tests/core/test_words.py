@@ -2,7 +2,7 @@
 
 import pytest
 
-from luthier.core.words import duration, gigabytes
+from luthier.core.words import duration, gigabytes, small
 
 
 @pytest.mark.parametrize(
@@ -16,3 +16,9 @@ def test_bytes_are_told_in_the_unit_that_keeps_them_short(number: float, told: s
 @pytest.mark.parametrize(("seconds", "told"), [(0.26, "0.26 s"), (40, "40 s"), (720, "12 min"), (18_360, "5.1 h")])
 def test_times_likewise(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_an_event_tells_its_small_things_and_a_finding_its_sentence() -> None:
+    assert small({"event": "saved", "time": 5.0, "step": 40, "seconds": 0.08731, "sizes": {"rows": 8}}) == "step 40, seconds 0.08731"
+    told = {"event": "finding", "code": "save-failed", "severity": "warn", "message": "no room", "evidence": {}, "step": 5}
+    assert small(told) == "warn: no room [save-failed]"

@@ -213,6 +213,11 @@ def test_an_adapter_that_vllm_cannot_load_is_handed_over_merged(workshop: Worksh
     assert json.loads((folder / "provenance.json").read_text())["vllm"]["merged_because"] == ["it is DoRA, which vLLM refuses"]
 
 
+def test_a_port_that_would_be_drawn_each_time_is_the_usual_one_in_what_is_written_down(workshop: Workshop) -> None:
+    _, folder = exported(workshop, **VLLM)
+    assert YAML(typ="safe").load((folder / "compose.yaml").read_text())["services"]["vllm"]["ports"] == ["127.0.0.1:8000:8000"]
+
+
 def test_the_unit_is_one_that_systemd_takes(workshop: Workshop, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not here")

@@ -124,6 +124,34 @@ def test_all_runs_stand_in_one_list_the_last_to_move_first(runs: Path) -> None:
     assert [(each.name, each.step, each.total) for each in flow.statuses()] == [("first", 5, 9), ("third", 5, 9), ("second", 5, 9)]
 
 
+def test_200_runs_are_listed_in_a_second_and_those_that_moved_last_with_what_their_curves_show(runs: Path) -> None:
+    for number in range(200):
+        run = run_in(runs / f"run-{number}")
+        planned(run, 1000)
+        recorded(run, [line(step, 2.0, grad_norm=50.0) for step in range(1, 301)])
+        run.event("interrupted", step=300, signal="SIGTERM")
+    began = time.process_time()
+    found = flow.statuses()
+    assert time.process_time() - began < 4  # one of them for the rules; 1.4 on a quiet machine
+    assert len(found) == 200 and found[0].diagnosed and "gradient-large" in found[0].alarms
+    assert [each.diagnosed for each in found] == sorted((each.diagnosed for each in found), reverse=True)
+
+
+def test_runs_that_have_ended_are_not_looked_at_again_until_something_of_them_changes(runs: Path) -> None:
+    for name in ("first", "second"):
+        run = run_in(runs / name)
+        recorded(run, [line(step, 2.0) for step in range(1, 41)])
+        run.event("interrupted", step=40, signal="SIGTERM")
+    seen = flow.every_run(runs, {})
+    before = flow.statuses_of(seen)
+    again = flow.statuses_of(flow.every_run(runs, seen))
+    assert again == before and [each.findings for each in again] == [each.findings for each in before]
+    RunFolder(runs / "first").metric(line(41, 0.5))
+    assert next(each for each in flow.statuses_of(seen) if each.name == "first").train_loss == 0.5
+    with alone(RunFolder(runs / "second")):
+        assert next(each for each in flow.statuses_of(seen) if each.name == "second").state == "running"
+
+
 @pytest.mark.parametrize("verb", [flow.save, flow.stop])
 def test_where_nothing_runs_that_is_said(runs: Path, verb: Callable[[str], object]) -> None:
     run = run_in(runs / "animals")

@@ -73,7 +73,7 @@ def test_a_t4_emulates_bfloat16_at_the_rate_of_float32() -> None:
 
 def test_a_processor_that_nothing_was_measured_on_is_a_guess_and_says_so() -> None:
     rate = assumed_rate(PROCESSOR, 2, seven_b(), replace(SETUP, dtype="bfloat16"))
-    assert "guess" in rate.source
+    assert "guess" in rate.source and not rate.measured
     assert rate.flops.high >= 10 * rate.flops.low
 
 

@@ -45,11 +45,16 @@ def recorded(run: RunFolder, lines: Sequence[dict[str, Any]]) -> None:
     run.metrics.write_text("".join(json.dumps(each) + "\n" for each in lines))
 
 
-def planned(run: RunFolder, total: int, **steps: Any) -> None:
-    """What is read of plan.json here."""
-    run.plan.write_text(
-        json.dumps({"steps": {"total": total, **steps}, "time": {"low": 90.0, "mid": 100.0, "high": 110.0}, "findings": []})
-    )
+def planned(run: RunFolder, total: int, *, findings: Sequence[Any] = (), **steps: Any) -> None:
+    """plan.json, as far as anybody reads it who plans nothing."""
+    told = {
+        "device": {"id": "cpu"},
+        "steps": {"total": total, "global_batch_size": 8, "tokens_per_step": 1000.0, **steps},
+        "memory": {"peak_bytes": 8_000_000, "device_bytes": 16_000_000_000},
+        "time": {"low": 90.0, "mid": 100.0, "high": 110.0, "step": 2.0, "rate": {"source": "probe", "measured": True}},
+        "findings": list(findings),
+    }
+    run.plan.write_text(json.dumps(told))
 
 
 def beat(run: RunFolder, rank: int = 0, *, ended: LastWords | None = None, **changed: Any) -> None:

@@ -15,6 +15,8 @@ def test_it_names_versions_hardware_hashes_and_command(monkeypatch: pytest.Monke
     assert set(record["packages"]) == set(PACKAGES)
     assert record["command"] == "luthier train 'my recipe.yaml'"
     assert record["data_hash"] == "abc"
+    monkeypatch.setattr("sys.argv", ["/somewhere/luthier/cli/main.py", "train", "recipe.yaml"])  # in the background
+    assert describe(summary())["command"] == "luthier train recipe.yaml"
 
 
 def test_no_secret_of_the_environment_gets_in(monkeypatch: pytest.MonkeyPatch) -> None:

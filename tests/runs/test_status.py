@@ -104,7 +104,7 @@ def test_a_finished_run_has_nothing_left(run: RunFolder) -> None:
     run.adapter.mkdir()
     run.event("finished", step=9)
     found = status(run)
-    assert (found.state, found.step, found.total, found.seconds_left, found.phase) == ("finished", 9, 9, 0.0, "none")
+    assert (found.state, found.step, found.total, found.seconds_left, found.phase) == ("finished", 9, 9, None, "none")
 
 
 def test_a_run_of_another_machine_lives_by_the_age_of_its_beats(run: RunFolder) -> None:
@@ -143,7 +143,8 @@ def test_losses_pace_and_what_is_left_come_from_the_end_of_the_metrics(run: RunF
     run.event("saved", step=40, checkpoint="step-000040", best=False, seconds=4.0)
     run.checkpoint(40).mkdir(parents=True)
     run.pointer("best").write_text(json.dumps({"step": 30, "checkpoint": "step-000030", "value": 1.25}))
-    found = status(run)
+    with alone(run):
+        found = status(run)
     assert (found.step, found.total, found.epoch, found.train_loss, found.validation_loss) == (40, 100, 0.5, 1.0, 1.25)
     assert found.gap == pytest.approx(0.25)
     assert found.tokens_per_second == pytest.approx(500)
@@ -154,7 +155,18 @@ def test_losses_pace_and_what_is_left_come_from_the_end_of_the_metrics(run: RunF
 
 def test_before_the_first_step_it_takes_as_long_as_planned(run: RunFolder) -> None:
     planned(run, 100)
-    assert (status(run).step, status(run).seconds_left, status(run).train_loss) == (0, 100.0, None)
+    with alone(run):
+        assert (status(run).step, status(run).seconds_left, status(run).train_loss) == (0, 100.0, None)
+
+
+def test_a_run_that_does_not_go_on_has_no_time_left_until_somebody_goes_on_with_it(run: RunFolder) -> None:
+    planned(run, 100)
+    recorded(run, [line(step, 1.0, seconds=2.0) for step in range(1, 41)])
+    run.event("interrupted", step=40, signal="SIGTERM")
+    assert (status(run).state, status(run).seconds_left) == ("stopped", None)
+    with alone(run):
+        beat(run)
+        assert (status(run).state, status(run).seconds_left) == ("running", pytest.approx(120))
 
 
 def test_torn_and_damaged_lines_are_passed_over(run: RunFolder) -> None:
@@ -174,10 +186,13 @@ def test_torn_and_damaged_lines_are_passed_over(run: RunFolder) -> None:
 
 def test_findings_are_the_plans_and_the_runs_own_each_once(run: RunFolder) -> None:
     planned_finding = {"code": "few-steps", "severity": "warn", "message": "9 steps", "evidence": {"steps": 9}, "changes": []}
-    run.plan.write_text(json.dumps({"steps": {"total": 9}, "findings": [planned_finding]}))
+    planned(run, 9, findings=[planned_finding])
     run.event("finding", **planned_finding)
     run.event("finding", code="save-failed", severity="warn", message="no room", step=5)
-    assert [(finding.code, finding.evidence) for finding in status(run).findings] == [("few-steps", {"steps": 9}), ("save-failed", {})]
+    run.event("finding", code="few-epochs", severity="note", message="1 epoch")
+    found = status(run)
+    assert [(finding.code, finding.evidence) for finding in found.findings][:2] == [("few-steps", {"steps": 9}), ("save-failed", {})]
+    assert (found.alarms, found.diagnosed) == (("few-steps", "save-failed"), False)
 
 
 def test_200_000_lines_take_no_longer_than_twenty(run: RunFolder) -> None:

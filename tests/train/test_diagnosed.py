@@ -11,7 +11,8 @@ import pytest
 from luthier.core import jsonl
 from luthier.train.run import TrainingJob, train
 from luthier.watch.rules import found_in
-from luthier.watch.rules.case import look
+from luthier.watch.rules.case import Case, look
+from luthier.watch.series import read
 from tests.train.workshop import Workshop, killed_in_step
 
 ANSWERS = ["Paris", "yes", "four", "sunny", "helpful", "red", "blue", "north", "south", "early", "late"]
@@ -31,9 +32,13 @@ def rows(folder: Path, num: int, answer: Callable[[random.Random], str], validat
     }
 
 
+def case(job: TrainingJob) -> Case:
+    return look(job.folder, job.recipe, read(job.folder.metrics), jsonl.salvage(job.folder.events).records)
+
+
 def codes(job: TrainingJob) -> set[str]:
     """What is found of the run, but for what the speed of this machine has to do with."""
-    found = {finding.code for finding in found_in(look(job.folder, job.recipe))}
+    found = {finding.code for finding in found_in(case(job))}
     return found - {"slower-than-planned", "device-idle", "data-bound"}
 
 
@@ -86,10 +91,10 @@ def test_what_is_found_at_the_end_is_said_and_kept_once_however_often_the_run_en
 
 def test_a_folder_without_anything_or_with_damaged_files_is_found_nothing_of(workshop: Workshop) -> None:
     job = workshop.job("empty")
-    assert found_in(look(job.folder, job.recipe)) == ()
+    assert found_in(case(job)) == ()
     for path in (job.folder.plan, job.folder.metrics, job.folder.ranks, job.folder.events, job.folder.evaluation("run") / "scores.json"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b'\x00{"step": 1}\n[[[\n{"steps": {}}')
     job.folder.validations.mkdir()
     job.folder.validation(1).write_bytes(b"\x93NUMPY")
-    assert found_in(look(job.folder, job.recipe)) == ()
+    assert found_in(case(job)) == ()

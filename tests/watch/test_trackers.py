@@ -84,11 +84,32 @@ def test_steps_that_a_resumed_run_computes_again_are_told_once(run: RunFolder, t
 def test_a_tracker_that_raises_is_told_with_what_it_was_not_told(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(tmp_path, monkeypatch, "raise OSError('no route to the server')")
     said, _ = recorded_while_tracked(run, "trackio")
-    (found,) = findings(run)
+    found = findings(run)[-1]
     assert found["message"] == "trackio was not told 3 of the run's lines: OSError: no route to the server"
     assert (found["code"], found["evidence"]) == ("tracker-behind", {"tracker": "trackio", "lines": 3, "told": 1})
-    assert said == [f"warn: {found['message']} [tracker-behind]"]
+    assert said[-1] == f"warn: {found['message']} [tracker-behind]"
     assert "no route to the server" in run.log.read_text()
+
+
+def test_a_tracker_that_ends_is_told_while_the_run_goes_on(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, "raise OSError('no route to the server')")
+    said: list[str] = []
+    with tracked(run, Tracking(report_to=("trackio",)), said.append):
+        for each in LINES:
+            run.metric(each)
+        end = time.monotonic() + 60
+        while not said and time.monotonic() < end:
+            time.sleep(0.05)
+        (found,) = findings(run)
+        assert found["message"] == "trackio is told nothing more after 1 line: OSError: no route to the server; the run goes on"
+        assert said == [f"warn: {found['message']} [tracker-ended]"]
+    assert [each["code"] for each in findings(run)] == ["tracker-ended", "tracker-behind"]
+
+
+def test_a_tracker_leaves_the_processor_to_who_trains(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(tmp_path, monkeypatch, f"import os; print(os.nice(0), file=open({str(tmp_path / 'nice')!r}, 'w'))")
+    assert recorded_while_tracked(run, "trackio")[0] == []
+    assert int((tmp_path / "nice").read_text()) == min(19, os.nice(0) + 10)
 
 
 def test_a_tracker_that_hangs_holds_the_end_up_for_no_longer_than_the_bound(
@@ -107,7 +128,7 @@ def test_what_ends_the_run_is_not_hidden_by_its_tracker(run: RunFolder, tmp_path
         for each in LINES:
             run.metric(each)
         raise ZeroDivisionError
-    assert len(findings(run)) == 1
+    assert findings(run)[-1]["code"] == "tracker-behind"
 
 
 def test_a_library_that_is_not_installed_is_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

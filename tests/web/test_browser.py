@@ -27,6 +27,11 @@ SECONDS = 60_000
 """Milliseconds: how long a busy machine may take for a step of the demo."""
 
 
+def launched() -> None:
+    """The run that goes on, begun or gone on with."""
+    flow.launch(flow.load(RECIPE, ("name=live", "training.epochs=400", "checkpoints.eval_steps=50000", "checkpoints.save_steps=50000")))
+
+
 @pytest.fixture
 def root(tmp_path: Path) -> Iterator[Path]:
     """Two runs that are finished, and one that goes on for as long as anybody looks."""
@@ -34,7 +39,7 @@ def root(tmp_path: Path) -> Iterator[Path]:
         recipe = recipe_in(tmp_path)
         trained(recipe)
         trained(recipe, "name=faster", "training.learning_rate=1e-3")
-        flow.launch(flow.load(RECIPE, ("name=live", "training.epochs=400", "checkpoints.eval_steps=50000", "checkpoints.save_steps=50000")))
+        launched()
         yield runs
         if flow.status("live").state == "running":
             flow.stop("live", now=True)
@@ -79,8 +84,17 @@ def moved_on(page: Page, than: int) -> int:
     return found
 
 
+def hide(page: Page, whether: bool) -> None:
+    """Another tab comes before the page, or it comes to the front again."""
+    page.evaluate(
+        "hidden => { Object.defineProperty(document, 'hidden', { value: hidden, configurable: true });"
+        " document.dispatchEvent(new Event('visibilitychange')); }",
+        whether,
+    )
+
+
 def test_a_run_is_opened_watched_compared_and_stopped(browser: Browser, link: str, tmp_path: Path) -> None:
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page = browser.new_context(viewport={"width": 1200, "height": 900}).new_page()
     page.set_default_timeout(SECONDS)
     asked: list[str] = []
     wrong: list[str] = []
@@ -107,6 +121,20 @@ def test_a_run_is_opened_watched_compared_and_stopped(browser: Browser, link: st
     assert page.locator("canvas").first.evaluate("canvas => canvas.toDataURL()") != curve
     looked(page, "live", tmp_path)
 
+    address, tabs = page.url, [page]
+    for _ in range(6):  # the browser has six connections to the server, and a tab that is hidden holds none
+        hide(tabs[-1], True)
+        tabs.append(page.context.new_page())
+        tabs[-1].goto(address, timeout=20_000)
+        expect(tabs[-1].locator("figure canvas")).to_have_count(6, timeout=20_000)
+    before = step(page)
+    moved_on(tabs[-1], before + 2)
+    assert step(page) == before
+    hide(page, False)
+    moved_on(page, before + 2)
+    for tab in tabs[1:]:
+        tab.close()
+
     page.get_by_role("button", name="save now").click()
     expect(page.locator("#told")).to_contain_text("saved after step", timeout=SECONDS)
     page.get_by_role("button", name="save and stop").click()
@@ -116,6 +144,14 @@ def test_a_run_is_opened_watched_compared_and_stopped(browser: Browser, link: st
     expect(page.locator("#looked-at")).to_contain_text(f"{step(page):,} done")
     looked(page, "stopped", tmp_path)
     assert flow.status("live").state == "stopped"
+    buttons = page.locator("[data-act] button")
+    expect(buttons).to_have_count(0)
+    launched()
+    expect(buttons).to_have_count(2, timeout=SECONDS)
+    moved_on(page, step(page))
+    flow.stop("live", now=True)
+    expect(page.locator("#standing .killed")).to_be_visible(timeout=SECONDS)
+    expect(buttons).to_have_count(0)
 
     page.get_by_role("link", name="Luthier").click()
     for name in ("animals", "faster"):

@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from luthier.runs import control
 from luthier.runs.store import RunFolder, alone
 from luthier.watch.series import KEYS
-from tests.runs.recorded import line, recorded, run_in
+from tests.runs.recorded import line, planned, recorded, run_in
 from tests.web.workshop import SCRIPT, browser
 
 ESCAPED = "&lt;script&gt;alert(&#39;row&#39;)&lt;/script&gt;"
@@ -22,6 +22,18 @@ ESCAPED = "&lt;script&gt;alert(&#39;row&#39;)&lt;/script&gt;"
 def test_the_list_has_every_run_with_its_state(page: TestClient) -> None:
     text = page.get("/").text
     assert 'href="/runs/animals"' in text and 'href="/runs/faster"' in text and "finished" in text and "60/60" in text
+
+
+def test_the_list_has_what_is_known_of_each_run_with_what_its_curves_show(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "runs" / "animals")
+    planned(run, 100)
+    recorded(run, [*(line(step, 3.0 - step / 20, grad_norm=50.0) for step in range(1, 41)), line(40, 1.25, "validation")])
+    client = browser(tmp_path / "runs")
+    with alone(run):
+        text = client.get("/table").text
+    cells = [re.sub(r"<[^>]*>", "", cell) for cell in re.findall(r"<t[dh].*?</t[dh]>", text.partition("<tbody>")[2])]
+    assert cells[1:12] == ["animals", "running (preparing)", "40/100", "0.50", "1.0000", "1.2500", "-0.2250", "500", "7 MB", "2 min", "–"]
+    assert cells[12] == "gradient-large"
 
 
 def test_the_list_is_filtered_by_state_and_by_text(page: TestClient) -> None:

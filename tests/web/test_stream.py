@@ -3,19 +3,22 @@
 import asyncio
 import json
 import shutil
+import time
 from pathlib import Path
 
 from fastapi.testclient import TestClient
 
-from luthier.core import jsonl
-from luthier.runs.store import RunFolder
-from luthier.web.stream import Stream, at_place, place
+from luthier.core import files, jsonl
+from luthier.runs.store import RunFolder, alone
+from luthier.web import views
+from luthier.web.site import Site
+from luthier.web.stream import Part, Stream, at_place, place
 from tests.runs.recorded import line, recorded, run_in
 from tests.web.workshop import browser
 
 
 def opened(run: RunFolder, at: str) -> Stream:
-    return Stream(run=run, at=at_place(at), parts={"standing": lambda: f"{len(run.metrics.read_bytes())} bytes"})
+    return Stream(run=run, at=at_place(at), parts={"standing": Part(text=lambda: f"{len(run.metrics.read_bytes())} bytes")})
 
 
 def test_only_what_was_appended_is_told(tmp_path: Path) -> None:
@@ -71,7 +74,7 @@ def test_what_is_no_place_is_the_beginning() -> None:
 def test_the_stream_of_a_decided_run_tells_where_it_stands_and_ends(page: TestClient, root: Path) -> None:
     text = page.get("/runs/animals/stream", params={"place": page.get("/runs/animals/curves").json()["place"]}).text
     first, last = text.strip().split("\n\n")
-    assert first.startswith("id: ") and set(json.loads(first.split("data: ", 1)[1])["parts"]) == {"standing", "events", "rest"}
+    assert first.startswith("id: ") and set(json.loads(first.split("data: ", 1)[1])["parts"]) == {"standing", "acts", "events", "rest"}
     assert last == "event: over\ndata: {}"
 
 
@@ -99,3 +102,48 @@ def test_events_come_as_they_are_written(tmp_path: Path) -> None:
 
     first, second = (json.loads(each.split("data: ", 1)[1]) for each in asyncio.run(two()))
     assert first["charts"][0]["curves"][0]["x"] == [1.0] and second["charts"][0]["curves"][0]["x"] == [2.0]
+
+
+def test_a_part_is_made_again_only_where_what_it_is_made_of_has_changed(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "runs" / "animals")
+    made: list[str] = []
+
+    def text() -> str:
+        made.append("")
+        return f"{len(run.events.read_bytes())} bytes"
+
+    stream = Stream(run=run, at=at_place(""), parts={"events": Part(text=text, of=lambda: files.stamp(run.events))})
+    assert "events" in stream.look()["parts"]
+    assert (stream.look(), stream.look(), len(made)) == ({}, {}, 1)
+    run.event("saved", step=3)
+    assert "events" in stream.look()["parts"]
+    assert len(made) == 2
+
+
+def test_a_page_that_is_open_costs_little_however_many_events_the_run_has(tmp_path: Path) -> None:
+    """Read whole, 20,000 events take half a second at each look."""
+    run = run_in(tmp_path / "runs" / "animals")
+    with run.events.open("a") as file:
+        file.writelines(jsonl.dumps({"event": "scored", "step": step, "scores": {}, "time": 5.0 + step}) + "\n" for step in range(20_000))
+    recorded(run, [line(1, 2.0)])
+    site = Site(tmp_path / "runs")
+    stream = Stream(run=run, at=at_place(""), parts=views.live(site, site.seen("animals")))
+    assert set(stream.look()["parts"]) == {"standing", "acts", "events", "rest"}
+    times = []
+    for step in range(2, 7):
+        run.metric(line(step, 1.0))
+        began = time.process_time()
+        assert "charts" in stream.look()
+        times.append(time.process_time() - began)
+    assert min(times) < 0.1
+
+
+def test_the_buttons_come_with_a_run_that_begins_and_go_when_it_ends(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "runs" / "animals")
+    site = Site(tmp_path / "runs")
+    stream = Stream(run=run, at=at_place(""), parts=views.live(site, site.seen("animals")))
+    assert "<form" not in stream.look()["parts"]["acts"]
+    with alone(run):
+        assert "save and stop" in stream.look()["parts"]["acts"]
+        assert "acts" not in stream.look().get("parts", {})  # a button that is pressed stays the same one
+    assert "<form" not in stream.look()["parts"]["acts"]

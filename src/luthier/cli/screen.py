@@ -6,7 +6,7 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
@@ -24,7 +24,6 @@ from luthier.cli.standing import device, joined, lines, pace, ranks, state
 from luthier.core.redact import redact
 from luthier.core.signals import left_by_ctrl_c
 from luthier.core.words import duration, loss, small
-from luthier.flow.watching import MOVING
 from luthier.runs.status import Status
 from luthier.watch.series import Column, Series
 
@@ -51,7 +50,7 @@ def watch(name: str, console: Console) -> None:
         _as_lines(name, console)
 
 
-def page(found: Status, series: Series, events: list[dict[str, Any]], *, width: int, height: int) -> Layout:
+def page(found: Status, series: Series, events: Sequence[Mapping[str, Any]], *, width: int, height: int) -> Layout:
     """All of the screen."""
     shown = [Text.assemble((f"{name:<9}", "dim"), value) for name, value in lines(found)][:MOST_LINES]
     tall = max(3, height - len(shown) - NEWEST - 10)
@@ -78,31 +77,27 @@ def _losses(series: Series, width: int, height: int) -> Text:
 
 
 def _on_screen(name: str, console: Console) -> None:
-    series = flow.series(name)
+    run = flow.seen(name)
     with left_by_ctrl_c(), _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
-            series = flow.series(name, series)
-            found = flow.status(name, series)
-            size = console.size
-            live.update(page(found, series, flow.events(name), width=size.width, height=size.height), refresh=True)
+            found, size = flow.look(run), console.size
+            live.update(page(found, run.series(), run.events(), width=size.width, height=size.height), refresh=True)
             if pressed(SECONDS_BETWEEN_LOOKS):
                 return
 
 
 def _as_lines(name: str, console: Console) -> None:
     """A line whenever the run has moved on, and one for each event, until it is over."""
-    told, before, series = 0, ("", -1), flow.series(name)
+    told, before, run = 0, ("", -1), flow.seen(name)
     while True:
-        series = flow.series(name, series)
-        found = flow.status(name, series)
-        events = flow.events(name)
+        found, events = flow.look(run), run.events()
         for event in events[told:]:
             console.print(_event(event), soft_wrap=True, markup=False)
         told = len(events)
         if before != (now := (str(state(found)), found.step)):
             console.print(_line(found), soft_wrap=True, markup=False)
             before = now
-        if found.state not in MOVING:
+        if not found.moves:
             return
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
@@ -115,7 +110,7 @@ def _line(found: Status) -> str:
     return joined((f"{state(found)}, step {found.step} of {found.total}", losses, paced, left, doing, found.why))
 
 
-def _told(events: list[dict[str, Any]]) -> Text:
+def _told(events: Sequence[Mapping[str, Any]]) -> Text:
     return Text("\n").join(Text(_event(event), overflow="ellipsis", no_wrap=True) for event in events[: -NEWEST - 1 : -1])
 
 

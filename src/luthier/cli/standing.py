@@ -1,12 +1,12 @@
 """A run's status for people: a table of all runs, or one run in detail."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from rich.console import Console
 from rich.text import Text
 
 from luthier.cli.show import table
-from luthier.core.words import ago, duration, gigabytes, loss
+from luthier.core.words import ago, duration, gap, gigabytes, loss
 from luthier.runs.state import State
 from luthier.runs.status import Status
 from luthier.watch.rules import CODES as OF_RUNS
@@ -20,19 +20,28 @@ STYLES: dict[State, str] = {
     "killed": "bold red",
 }
 """Of a state; others are plain."""
+DISPENSABLE = ("epoch", "memory", "gap", "saved", "moved", "tokens/s", "loss")
+"""Columns that a narrow terminal does without, in this order."""
 
 
 def print_statuses(console: Console, every: Sequence[Status]) -> None:
-    """One line for each run."""
+    """One line for each run, with as many columns as there is room for."""
     if not every:
         console.print("no run yet: luthier train R, or luthier launch R, begins one")
         return
-    page = table("run", "state", "step", "loss", "validation", "tokens/s", "left", "saved", "moved")
-    for each in every:
-        left = duration(each.seconds_left) if each.seconds_left and each.state in ("running", "queued") else "–"
-        cells = (f"{each.step:,}/{each.total:,}", loss(each.train_loss), loss(each.validation_loss), pace(each), left)
-        page.add_row(each.name, state(each), *cells, str(each.checkpoint or "–"), ago(each.moved))
+    rows, without = [_cells(each) for each in every], list[str]()
+    for name in DISPENSABLE:
+        if _width(rows) <= console.width:
+            break
+        without.append(name)
+        rows = [{column: cell for column, cell in row.items() if column != name} for row in rows]
+    page = table(*rows[0])
+    page.columns[list(rows[0]).index("findings")].justify = "left"
+    for row in rows:
+        page.add_row(*row.values())
     console.print(page)
+    if without:
+        console.print(f"a wider terminal shows {', '.join(without)} too; luthier status RUN, or --json, has all", style="dim")
 
 
 def print_status(console: Console, found: Status) -> None:
@@ -53,8 +62,8 @@ def lines(found: Status) -> Iterator[tuple[str, Text]]:
     if found.total or found.step:
         yield "step", Text(f"{found.step:,} of {found.total:,}, epoch {found.epoch:.2f}")
     if found.train_loss is not None or found.validation_loss is not None:
-        gap = "" if found.gap is None else f", gap {found.gap:+.4f}"
-        yield "loss", Text(f"{loss(found.train_loss)}, validation {loss(found.validation_loss)}{gap}")
+        over = "" if found.gap is None else f", gap {gap(found.gap)}"
+        yield "loss", Text(f"{loss(found.train_loss)}, validation {loss(found.validation_loss)}{over}")
     if found.tokens_per_second:
         yield "pace", Text(f"{pace(found)} tokens/s{device(found)}")
     if found.seconds_left:
@@ -101,6 +110,30 @@ def pace(found: Status) -> str:
 def joined(parts: Iterable[str]) -> str:
     """`a · b`, without what is empty."""
     return " · ".join(filter(None, parts))
+
+
+def _cells(found: Status) -> dict[str, str | Text]:
+    """A run's line, by column."""
+    return {
+        "run": found.name,
+        "state": state(found),
+        "step": f"{found.step:,}/{found.total:,}",
+        "epoch": f"{found.epoch:.2f}",
+        "loss": loss(found.train_loss),
+        "validation": loss(found.validation_loss),
+        "gap": gap(found.gap),
+        "tokens/s": pace(found),
+        "memory": "–" if found.memory_bytes is None else gigabytes(found.memory_bytes),
+        "left": duration(found.seconds_left) if found.seconds_left else "–",
+        "saved": str(found.checkpoint or "–"),
+        "moved": ago(found.moved),
+        "findings": ", ".join(found.alarms) or "–",
+    }
+
+
+def _width(rows: Sequence[Mapping[str, str | Text]]) -> int:
+    """Of a table, with two columns between cells."""
+    return sum(2 + max(len(name), *(len(row[name]) for row in rows)) for name in rows[0])
 
 
 def _rank(rank: int, phase: str, step: int, first: int) -> str:

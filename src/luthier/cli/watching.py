@@ -7,7 +7,6 @@ import typer
 from luthier import flow
 from luthier.cli.output import Json, people, print_json
 from luthier.core.redact import redact
-from luthier.flow.watching import MOVING
 
 if TYPE_CHECKING:
     from luthier.runs.status import Status
@@ -67,6 +66,6 @@ def stop(
 
 def _ended(found: "Status") -> str:
     kept = f"saved after step {found.checkpoint} of {found.total}" if found.checkpoint else "no step of it was saved"
-    if found.state in MOVING:
+    if found.moves:
         return f"run {found.name} was asked to save and end, and still does what it did ({found.phase}); luthier status {found.name} tells"
     return f"run {found.name} is {found.state}: {kept}; the same command goes on"

@@ -30,6 +30,8 @@ OF_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 Digest = dict[str, int | str]
 """`{bytes, sha256}` of a file."""
+Stamp = frozenset[tuple[str, int, int, int]]
+"""Path, inode, time of the last change and bytes of some files."""
 
 
 class DiskError(RunError):
@@ -185,6 +187,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def stamp(*paths: Path) -> Stamp:
+    """Which of these files are there, and as what: equal for as long as none is written, added, or taken away."""
+    found = set()
+    for path in paths:
+        with suppress(OSError):
+            now = path.stat()
+            found.add((str(path), now.st_ino, now.st_mtime_ns, now.st_size))
+    return frozenset(found)
 
 
 def sha256(path: Path) -> str:

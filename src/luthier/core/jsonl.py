@@ -4,17 +4,21 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Salvaged:
     """The lines that can be read, and how many cannot."""
 
-    records: list[dict[str, Any]]
-    num_damaged: int
+    records: list[dict[str, Any]] = field(default_factory=list)
+    num_damaged: int = 0
+    offset: int = 0
+    """Bytes read, all of them whole lines."""
+    file: tuple[int, int] | Literal["none"] = "none"
+    """Device and inode, where it was read from a file."""
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -49,14 +53,32 @@ def record(line: bytes) -> dict[str, Any] | None:
 
 def salvage(path: Path) -> Salvaged:
     """What can be read of a file whatever has happened to it; a torn last line is no damage, and a file that is gone has no lines."""
-    return salvaged(path.read_bytes() if path.exists() else b"")
+    return salvage_on(path, Salvaged())
+
+
+def salvage_on(path: Path, before: Salvaged) -> Salvaged:
+    """The same with what was appended since; `before` itself where nothing was, all of it anew where another file has taken its place."""
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        return Salvaged()
+    with file:
+        found = os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino) != before.file or found.st_size < before.offset:
+            before = Salvaged(file=(found.st_dev, found.st_ino))
+        file.seek(before.offset)
+        more = salvaged(file.read())
+    if not more.offset:
+        return before
+    num_damaged = before.num_damaged + more.num_damaged
+    return replace(before, records=before.records + more.records, num_damaged=num_damaged, offset=before.offset + more.offset)
 
 
 def salvaged(text: bytes) -> Salvaged:
     """`salvage` of what was read already."""
-    lines = text.split(b"\n")[:-1]
+    *lines, torn = text.split(b"\n")
     records = [found for line in lines if (found := record(line)) is not None]
-    return Salvaged(records=records, num_damaged=len(lines) - len(records))
+    return Salvaged(records=records, num_damaged=len(lines) - len(records), offset=len(text) - len(torn))
 
 
 def _cut_torn_line(file: BinaryIO) -> None:

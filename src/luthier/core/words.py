@@ -33,12 +33,19 @@ def loss(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
+def gap(value: float | None) -> str:
+    """`+0.0213`, of one loss over another; a dash where there is none."""
+    return "–" if value is None else f"{value:+.4f}"
+
+
 def ago(moment: float | None) -> str:
     """`12 s ago`, of a moment in seconds since 1970; a dash where there is none."""
     return "–" if moment is None else f"{duration(round(max(0.0, time.time() - moment)))} ago"
 
 
 def small(event: Mapping[str, Any]) -> str:
-    """`step 40, seconds 0.0873`: the small things that an event says besides its name and time."""
+    """`step 40, seconds 0.0873`: the small things that an event says besides its name and time; of a finding its sentence."""
+    if {"severity", "message", "code"} <= event.keys():
+        return f"{event['severity']}: {event['message']} [{event['code']}]"
     said = {key: value for key, value in event.items() if key not in ("time", "event") and isinstance(value, str | int | float)}
     return ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in said.items())

@@ -25,12 +25,12 @@ from luthier.flow.handing import Address, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
-from luthier.flow.reporting import record, report, rows
+from luthier.flow.reporting import record, record_of, report, rows
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.vllm import Answering, serve_vllm, serving_of
-from luthier.flow.watching import events, logs, series, status, statuses
+from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
@@ -68,6 +68,7 @@ __all__ = [
     "evaluate",
     "evaluate_rank",
     "events",
+    "every_run",
     "export",
     "init",
     "inspect",
@@ -77,13 +78,16 @@ __all__ = [
     "launch_text",
     "load",
     "logs",
+    "look",
     "offers",
     "plan",
     "prepare",
     "record",
+    "record_of",
     "report",
     "rows",
     "save",
+    "seen",
     "series",
     "serve",
     "serve_vllm",
@@ -91,6 +95,7 @@ __all__ = [
     "stated",
     "status",
     "statuses",
+    "statuses_of",
     "steps",
     "stop",
     "talking",

@@ -74,10 +74,11 @@ def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str
     """
     from luthier.plan.check import ALTERNATIVES
     from luthier.recipe.edit import apply_changes
-    from luthier.watch.rules import CODES, diagnosed
+    from luthier.watch.rules import CODES
+    from luthier.watch.seen import Seen
 
     run = planned.facts.run
-    findings = planned.findings + (diagnosed(run) if run != "none" else ())
+    findings = planned.findings + (Seen(run=run).findings() if run != "none" else ())
     changes: list[Change] = []
     for code in codes:
         found = [finding for finding in findings if finding.code == code]

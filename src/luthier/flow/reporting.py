@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from luthier.core import files
 from luthier.core.errors import UsageError
-from luthier.flow.watching import status_of, with_diagnosis
+from luthier.flow.watching import seen, status_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
     from luthier.report.record import Record
-    from luthier.watch.series import Series
+    from luthier.watch.seen import Seen
 
 
-def record(name: str, known: Series | Literal["none"] = "none", *, diagnose: bool = True) -> Record:
-    """Everything that a run's folder tells, for a page, and what its curves show now; no host is asked.
+def record(name: str) -> Record:
+    """Everything that a run's folder tells, for a page, and what its curves show now; no host is asked."""
+    return record_of(seen(name), diagnose=True)
 
-    What is `known` of its metrics is read on from. Without `diagnose` they are not read: at once, however long the run is.
-    """
+
+def record_of(run: Seen, *, diagnose: bool) -> Record:
+    """`record` of a run that was looked at before. Without `diagnose` its metrics are not read: at once, however long it is."""
     from luthier.report.record import record as read
-    from luthier.runs.store import find
-    from luthier.watch.series import Series, read_on
 
-    run = find(name)
-    stands = status_of(run, ask_far=False)
-    if not diagnose:
-        return read(run, stands)
-    measured = read_on(run.metrics, Series() if known == "none" else known)
-    return read(run, replace(stands, findings=with_diagnosis(run, stands.findings, measured)), measured)
+    stands = status_of(run.run, run.events(), ask_far=False)
+    return read(run, run.diagnosed(stands) if diagnose else stands, measured=diagnose)
 
 
 def report(name: str) -> Path:

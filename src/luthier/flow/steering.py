@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from luthier.core.errors import LuthierError, RunError, UsageError
-from luthier.flow.watching import MOVING, status_of
+from luthier.flow.watching import status_of
 
 if TYPE_CHECKING:
     from luthier.launch.backend import Job
@@ -47,13 +47,13 @@ def save(name: str, *, patience: float = PATIENCE_SECONDS) -> Saved:
     asked = time.time()
     control.ask(run, "save")
     end = time.monotonic() + patience
-    while control.wished(run) != "nothing" and found.state in MOVING and time.monotonic() < end:
+    while control.wished(run) != "nothing" and found.moves and time.monotonic() < end:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         found = status_of(run)
     if why := _save_failed(run, asked):
         raise RunError(why, where=str(run.path))
     step = max(run.saved_steps, default=0)
-    if found.state not in MOVING and (control.wished(run) != "nothing" or not step):
+    if not found.moves and (control.wished(run) != "nothing" or not step):
         raise RunError(f"run {run.name} ended before it saved: {found.state} {found.why}".strip(), where=str(run.path))
     if control.wished(run) != "nothing":
         what = f"run {run.name} has not saved in {patience:.0f} s; it is in step {found.step + 1}, {found.phase}, and will after it"
@@ -80,7 +80,7 @@ def stop(name: str, *, now: bool = False, patience: float = PATIENCE_SECONDS) ->
     else:
         control.ask(run, "stop")
     end = time.monotonic() + patience
-    while ((found := status_of(run)).state in MOVING or (job and _living_job(run))) and time.monotonic() < end:
+    while ((found := status_of(run)).moves or (job and _living_job(run))) and time.monotonic() < end:
         time.sleep(SECONDS_BETWEEN_LOOKS)  # the process too, for the same command again would find it still there
     return found
 
@@ -88,7 +88,7 @@ def stop(name: str, *, now: bool = False, patience: float = PATIENCE_SECONDS) ->
 def _refuse_still(run: RunFolder) -> Status:
     """How the run stands; raises UsageError where nothing runs."""
     found = status_of(run)
-    if found.state not in MOVING:
+    if not found.moves:
         said = {"new": "was not begun", "finished": "is finished", "stopped": "is stopped already"}.get(found.state, f"has {found.state}")
         what = f"run {run.name} {said}: nothing of it runs" + (f" ({found.why})" if found.why else "")
         raise UsageError(what.replace("has killed", "was killed"), where=str(run.path))

@@ -17,8 +17,6 @@ from luthier.flow.handed import Exported, Finished, VerificationError, finished
 from luthier.flow.planning import SILENT
 from luthier.flow.serving import Opening, token_in
 
-HERE = "127.0.0.1"
-
 if TYPE_CHECKING:
     from luthier.export.verify import Live, Verification
     from luthier.export.vllm import Deployment
@@ -70,6 +68,8 @@ def answering(
     A run is compared with its live adapter before it is called ready: that is loaded, asked and freed before vLLM takes the device. Raises
     VerificationError where what is served is not what was trained.
     """
+    from luthier.serve.listen import HERE
+
     what = chosen(name, changes)
     if opening.seconds != Opening().seconds:
         raise UsageError("vLLM ends no request by the time that it takes", change="leave out --timeout")
@@ -136,15 +136,16 @@ def _deployment(found: Finished, folder: Path, *, whole: bool) -> Deployment:
         chat_template=inside / "chat_template.jinja",
         stops=inside,
     )
-    options = vllm.options_of(recipe.serving)
+    port = recipe.serving.port or Opening().port  # what is written down cannot be drawn each time
+    serving, options = recipe.serving.model_copy(update={"port": port}), vllm.options_of(recipe.serving)
     python = options.python or os.environ.get(vllm.PYTHON, "/opt/vllm/bin/python")
     return Deployment(
         name=run.name,
         folder=folder,
-        here=vllm.command(served, recipe.serving, python),
-        contained=vllm.command(contained, recipe.serving, "python3", host="0.0.0.0"),
+        here=vllm.command(served, serving, python),
+        contained=vllm.command(contained, serving, "python3", host="0.0.0.0"),
         base=base,
-        port=recipe.serving.port,
+        port=port,
         devices=options.tensor_parallel,
     )
 
@@ -261,6 +262,7 @@ def _of_model(model: Model, serving: Serving, opening: Opening, progress: Progre
 def _started(served: Served, serving: Serving, python: str, log: Path, opening: Opening, progress: Progress) -> Iterator[Answering]:
     """vLLM, once it is healthy."""
     from luthier.serve import child, vllm
+    from luthier.serve.listen import HERE
 
     port, token = child.free_port(serving.port), token_in(opening.token_file)
     command = vllm.command(served, serving.model_copy(update={"port": port}), python)
@@ -268,7 +270,7 @@ def _started(served: Served, serving: Serving, python: str, log: Path, opening: 
         progress.say(served.note)
     progress.say(f"vLLM starts; it prints into {log}")
     with child.running(command, {"VLLM_API_KEY": token, "VLLM_NO_USAGE_STATS": "1"}, log) as process:
-        url = f"http://{vllm.HERE}:{port}"
+        url = f"http://{HERE}:{port}"
         process.until_healthy(f"{url}/health")
         models = tuple(dict.fromkeys((served.asked_as, served.name)))
         yield Answering(url=url, models=models, token=token, log=log, verification="none", child=process)

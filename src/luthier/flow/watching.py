@@ -4,64 +4,84 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from luthier.core.errors import LuthierError, UsageError
 from luthier.flow.planning import HERE
 
 if TYPE_CHECKING:
-    from luthier.core.finding import Finding
-    from luthier.runs.state import State
     from luthier.runs.status import Status
     from luthier.runs.store import RunFolder
+    from luthier.watch.seen import Seen
     from luthier.watch.series import Series
 
 SECONDS_BETWEEN_LOOKS = 0.5
-MOVING: tuple[State, ...] = ("queued", "running", "silent")
-"""States from which something may still come by itself."""
+SECONDS_TO_DIAGNOSE = 1.0
+"""Of a list of all runs: 50 of 1,000 steps."""
 
 
-def status(name: str, known: Series | Literal["none"] = "none") -> Status:
+def status(name: str) -> Status:
     """Where the run of this name, or in this folder, stands, with what its curves, machine and scores tell now.
 
-    Its host is asked where the folder cannot tell; what is `known` of its metrics is read on from.
+    Its host is asked where the folder cannot tell.
     """
-    from luthier.runs.store import find
+    return look(seen(name))
 
-    run = find(name)
-    found = status_of(run)
-    return replace(found, findings=with_diagnosis(run, found.findings, known))
+
+def seen(name: str) -> Seen:
+    """The run of this name, or in this folder, for who looks at it again and again."""
+    from luthier.runs.store import find
+    from luthier.watch.seen import Seen
+
+    return Seen(run=find(name))
+
+
+def look(run: Seen) -> Status:
+    """`status` of a run that was looked at before: what is new is read, and rules are asked a tenth of the time at most."""
+    return run.diagnosed(status_of(run.run, run.events()))
 
 
 def statuses(root: Path | Literal["default"] = "default") -> list[Status]:
-    """Where all runs stand, those that moved last first. No host is asked but this machine."""
-    from luthier.runs.store import RunFolder, runs_root
+    """Where all runs stand, those that moved last first. No host is asked but this machine.
 
-    paths = (runs_root() if root == "default" else root).glob("*/recipe.yaml")
-    found = [status_of(RunFolder(path.parent), ask_far=False) for path in paths]
-    return sorted(found, key=lambda each: each.moved or 0.0, reverse=True)
+    What curves show now is among their findings where that is known in a second: of those that moved last.
+    """
+    from luthier.runs.store import runs_root
+
+    return statuses_of(every_run(runs_root() if root == "default" else root, {}))
 
 
-def status_of(run: RunFolder, *, ask_far: bool = True) -> Status:
-    """Where a run stands: what its folder says, and its job's host where that may know better."""
+def every_run(root: Path, before: Mapping[str, Seen]) -> dict[str, Seen]:
+    """All runs in a folder, by name; those that were seen before as they were seen."""
+    from luthier.runs.store import RunFolder
+    from luthier.watch.seen import Seen
+
+    names = [path.parent.name for path in root.glob("*/recipe.yaml")]
+    return {name: before.get(name) or Seen(run=RunFolder(root / name)) for name in names}
+
+
+def statuses_of(runs: Mapping[str, Seen]) -> list[Status]:
+    """`statuses` of runs that were looked at before: of those that have ended nothing is read that is as it was."""
+    found = [each.kept(lambda run: status_of(run.run, run.events(), ask_far=False)) for each in runs.values()]
+    found.sort(key=lambda each: each.moved or 0.0, reverse=True)
+    end = time.monotonic() + SECONDS_TO_DIAGNOSE
+    for place, each in enumerate(found):
+        if time.monotonic() < end:
+            found[place] = (run := runs[each.name]).diagnosed(each)
+            if not each.moves:
+                run.forget()
+    return found
+
+
+def status_of(run: RunFolder, told: Sequence[Mapping[str, Any]] | Literal["unread"] = "unread", *, ask_far: bool = True) -> Status:
+    """Where a run stands: what its folder says, and its job's host where that may know better; `told` are its events, if they were read."""
     from luthier.runs.status import status as by_folder
 
-    found = by_folder(run)
+    found = by_folder(run, told)
     return found if found.state in ("new", "running", "finished") else _as_the_host_says(run, found, ask_far=ask_far)
-
-
-def with_diagnosis(run: RunFolder, told: tuple[Finding, ...], known: Series | Literal["none"]) -> tuple[Finding, ...]:
-    """What was told of the run, with what its folder shows now in place of what it showed at the last end of training."""
-    from luthier.watch.rules import CODES, diagnosed
-
-    try:
-        found = diagnosed(run, known)
-    except LuthierError:  # a damaged recipe: then what was told is all there is
-        return told
-    return (*(finding for finding in told if finding.code not in CODES), *found)
 
 
 def series(name: str, before: Series | None = None) -> Series:
@@ -93,7 +113,7 @@ def logs(name: str, *, follow: bool = False) -> Iterator[str]:
         what = f"run {run.name} has no log: what a run of one process prints is shown where it was started, and kept where it was launched"
         raise UsageError(what, where=str(run.path))
     while True:
-        last = not follow or status_of(run).state not in MOVING  # before the last look: what it printed at its end is in it
+        last = not follow or not status_of(run).moves  # before the last look: what it printed at its end is in it
         for path in (files := _log_files(run)):
             whole, places[path] = _lines_after(path, places.get(path, 0), to_the_end=last)
             yield from (f"{path.name}: {line}" if len(files) > 1 else line for line in whole)
@@ -135,9 +155,10 @@ def _as_the_host_says(run: RunFolder, found: Status, *, ask_far: bool) -> Status
         return found
     match found.state, said:
         case ("queued", "over"):
-            return replace(found, state="failed", why=f"{job.on} {job.id} ended before it began: luthier logs {run.name} says why")
+            why = f"{job.on} {job.id} ended before it began: luthier logs {run.name} says why"
+            return replace(found, state="failed", seconds_left=None, why=why)
         case ("silent", "over"):
-            return replace(found, state="killed", why=f"{job.on} {job.id} is over, and its ranks have said no last word")
+            return replace(found, state="killed", seconds_left=None, why=f"{job.on} {job.id} is over, and its ranks have said no last word")
         case ("queued", "running"):
             return replace(found, state="running", phase="preparing")
         case (_, "queued"):

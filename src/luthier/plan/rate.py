@@ -68,12 +68,12 @@ def assumed_rate(device: Device, cores: int, shape: ModelShape, setup: Setup) ->
     if not device.rates:
         cores = max(1, cores // setup.layout.devices)
         flops = CORE_FLOPS["bfloat16" if setup.dtype == "bfloat16" and device.bfloat16 else "float32"].times(cores)
-        return Rate(flops=flops, source=f"a guess for {cores} cores of {device.name}: nothing was measured here yet")
+        return Rate(flops=flops, source=f"a guess for {cores} cores of {device.name}: nothing was measured here yet", measured=False)
     dtype = setup.dtype if setup.dtype in device.rates else "float32"
     told = "" if dtype == setup.dtype else f"; it has no {setup.dtype}"
     share, peak = _share(shape, setup), device.rates[dtype]
     source = f"an estimate: {share.low:.0%}–{share.high:.0%} of the {device.id}'s {peak / 1e12:,.0f} TFLOP/s in {dtype}{told}"
-    return Rate(flops=share.times(peak), source=source)
+    return Rate(flops=share.times(peak), source=source, measured=False)
 
 
 def _share(shape: ModelShape, setup: Setup) -> Range:

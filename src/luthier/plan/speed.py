@@ -67,6 +67,8 @@ class Rate:
     flops: Range
     source: str
     """`earlier runs (3)`, `probe`, or `H100: 30–55 % of 989 TFLOP/s`."""
+    measured: bool = True
+    """By a run or a probe on such a device, and not a guess, or a share of what its maker promises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

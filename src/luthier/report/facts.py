@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from luthier.core.words import duration, gigabytes
-from luthier.report.record import Plan, Range, Record
+from luthier.report.record import Record
+from luthier.runs.planned import Planned, Range
 from luthier.watch.series import Lines
 
 
@@ -24,7 +25,7 @@ def facts(record: Record) -> list[Fact]:
     return list(_facts(record.plan, record.series.train, record)) if record.plan or len(record.series.train) else []
 
 
-def _facts(plan: Plan | None, steps: Lines, record: Record) -> Iterator[Fact]:
+def _facts(plan: Planned | None, steps: Lines, record: Record) -> Iterator[Fact]:
     measured, seconds = len(steps) > 0, float(np.nansum(steps["seconds"]))
     yield Fact(
         name="steps",
@@ -40,7 +41,7 @@ def _facts(plan: Plan | None, steps: Lines, record: Record) -> Iterator[Fact]:
     )
     yield Fact(
         name="tokens a second",
-        planned=f"{plan.steps.tokens_per_step / plan.time.step:,.0f}" if plan and plan.time.step else "",
+        planned=f"{plan.steps.tokens_per_step / plan.time.step:,.0f}" if plan else "",
         measured=f"{np.nansum(steps['tokens']) / seconds:,.0f}" if seconds else "",
     )
     yield Fact(name="training", planned=_range(plan.time, duration) if plan else "", measured=_time(record, seconds) if measured else "")
@@ -57,7 +58,7 @@ def _time(record: Record, seconds: float) -> str:
     """What its steps and validations have taken, and what is left."""
     done = seconds + float(np.nansum(record.series.validation["seconds"]))
     left = record.status.seconds_left
-    return duration(done) + (f", {duration(left)} left" if left and record.status.state == "running" else "")
+    return duration(done) + (f", {duration(left)} left" if left else "")
 
 
 def _range(found: Range, said: Callable[[float], str]) -> str:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from luthier import __version__
 from luthier.core.redact import redact
-from luthier.core.words import ago, duration, gigabytes, loss, percent, small
+from luthier.core.words import ago, duration, gap, gigabytes, loss, percent, small
 from luthier.report.curves import drawn, svg
 from luthier.report.facts import facts
 from luthier.report.record import Record
@@ -63,5 +63,5 @@ def score(value: float) -> str:
     return f"{value:.3g}"
 
 
-SAID: tuple[Callable[..., str], ...] = (ago, clock, duration, gigabytes, loss, percent, score, small, whole)
+SAID: tuple[Callable[..., str], ...] = (ago, clock, duration, gap, gigabytes, loss, percent, score, small, whole)
 """Filters of the templates, by their names."""

@@ -4,97 +4,23 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from luthier.core import jsonl
-from luthier.core.errors import LuthierError
 from luthier.core.finding import Finding
 from luthier.evaluate.gate import Choice
 from luthier.evaluate.report import Scores
+from luthier.runs.planned import Part, Planned
 from luthier.runs.status import Status
-from luthier.runs.store import RunFolder, own_recipe
+from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
 from luthier.watch.rules import GRAVITY
 from luthier.watch.rules.case import newest_ranks
+from luthier.watch.seen import Seen
 from luthier.watch.series import Series
 
 Read = TypeVar("Read", bound=BaseModel)
-
-
-class Part(BaseModel):
-    """Of a file what is shown here."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class Device(Part):
-    """What the run was planned for."""
-
-    id: str
-    name: str
-    count: int
-
-
-class Steps(Part):
-    """How many, and of how much."""
-
-    total: int
-    per_epoch: float
-    global_batch_size: int
-    tokens_per_step: float
-
-
-class Line(Part):
-    """One line of the memory ledger."""
-
-    name: str
-    kind: str
-    bytes: float
-    formula: str
-
-
-class Memory(Part):
-    """Of one device."""
-
-    peak_bytes: float
-    device_bytes: float
-    peak_at: str
-    lines: tuple[Line, ...]
-
-
-class Range(Part):
-    """The middle, and what it may be as well."""
-
-    low: float
-    mid: float
-    high: float
-
-
-class Time(Range):
-    """Seconds of the run, and of one step."""
-
-    step: float
-
-
-class Resolved(Part):
-    """What an `auto` became."""
-
-    path: str
-    value: str | int | float | bool | None
-    why: str
-
-
-class Plan(Part):
-    """plan.json."""
-
-    device: Device
-    steps: Steps
-    memory: Memory
-    time: Time
-    cost: Range | None = None
-    resolved: tuple[Resolved, ...] = ()
 
 
 class Environment(Part):
@@ -130,7 +56,7 @@ class Record:
     events: Sequence[Mapping[str, Any]] = ()
     ranks: Sequence[Mapping[str, Any]] = ()
     """The newest line of each in ranks.jsonl."""
-    plan: Plan | None = None
+    plan: Planned | None = None
     data: DataSummary | None = None
     environment: Environment | None = None
     verdict: Verdict | None = None
@@ -140,22 +66,19 @@ class Record:
     """Files that are there and cannot be read."""
 
 
-def record(run: RunFolder, status: Status, series: Series | Literal["unread"] = "unread") -> Record:
-    """What the run's folder tells beside where it stands and what it measured; at once where its metrics are not read."""
-    damaged: list[str] = []
-    if series != "unread":
-        try:
-            own_recipe(run)
-        except LuthierError:  # then nothing was found in the curves
-            damaged.append(run.recipe.name)
+def record(seen: Seen, status: Status, *, measured: bool) -> Record:
+    """What the run's folder tells beside where it stands, with what it has `measured` or, at once, without."""
+    run, damaged = seen.run, list[str]()
+    if measured and not status.diagnosed:  # then nothing was found in the curves
+        damaged.append(run.recipe.name)
     return Record(
         run=run,
         status=status,
-        series=Series() if series == "unread" else series,
+        series=seen.series() if measured else Series(),
         findings=tuple(sorted(status.findings, key=lambda each: GRAVITY.index(each.severity))),
-        events=jsonl.salvage(run.events).records,
+        events=seen.events(),
         ranks=list({line["rank"]: line for line in newest_ranks(run.ranks)}.values()),
-        plan=_read(run.plan, Plan, damaged),
+        plan=_read(run.plan, Planned, damaged),
         data=_read(run.data, DataSummary, damaged),
         environment=_read(run.environment, Environment, damaged),
         verdict=_read(run.verdict, Verdict, damaged),

@@ -17,6 +17,8 @@ from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
 
 PACKAGES = ("luthier", "torch", "transformers", "peft", "tokenizers", "safetensors", "numpy")
+STARTED = {"main.py": "luthier"}
+"""What a run in the background is started as (`python -m luthier.cli.main`), and what people type."""
 
 
 def write_environment(folder: RunFolder, data: DataSummary) -> None:
@@ -33,7 +35,7 @@ def describe(data: DataSummary) -> dict[str, Any]:
         "hardware": asdict(this_machine()),
         "data_hash": data.hash,
         "template_hash": data.template.sha256,
-        "command": redact(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
+        "command": redact(shlex.join([STARTED.get(Path(sys.argv[0]).name, Path(sys.argv[0]).name), *sys.argv[1:]])),
         "git_commit": _git_commit(),
     }
 

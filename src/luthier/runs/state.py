@@ -16,6 +16,8 @@ from luthier.runs.store import RunFolder
 State = Literal["new", "queued", "running", "silent", "stopped", "finished", "failed", "killed"]
 """Nobody has begun to train it; a host has it and has not begun; it is trained; it is on another machine, and has said nothing for longer
 than it should; asked to stop, it has saved and ended; its adapter is in place; an error ended it; it ended without a word (SIGKILL)."""
+MOVING: tuple[State, ...] = ("queued", "running", "silent")
+"""States from which something may still come by itself."""
 BEGINNINGS = {"begun", "launched", "started", "resumed", "restarted"}
 PATIENCE = Patience()
 
@@ -59,7 +61,7 @@ def standing(run: RunFolder, events: Sequence[Mapping[str, Any]]) -> Standing:
     begun = max(launched, held.since.timestamp() if held else 0.0)
     said = tuple(beat for _, beat in sorted(beats(run).items()) if beat.time >= begun)
     host = held.host if held else said[0].host if said else ""
-    if run.finished:
+    if run.adapter.exists() and any(event.get("event") == "finished" for event in events):
         return Standing(state="finished", host=host, beats=said)
     if held and held.process.is_here:
         gone = "" if held.process.find() else f"process {held.pid} is gone without a word: killed, or the machine was switched off"

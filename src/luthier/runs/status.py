@@ -5,19 +5,18 @@ What a host says of a job that it was given (it waits, it is over) is added by `
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from luthier.core import jsonl
 from luthier.core.finding import Finding
 from luthier.runs.heartbeat import Phase
+from luthier.runs.planned import Part, Planned
 from luthier.runs.recent import Recent, recent
-from luthier.runs.state import State, standing
+from luthier.runs.state import MOVING, State, standing
 from luthier.runs.store import RunFolder
 
-Read = TypeVar("Read", bound=BaseModel)
 FINDING = TypeAdapter(Finding)
 
 
@@ -64,7 +63,7 @@ class Status:
     """Of rank 0's process, or its GPU's peak."""
     device_utilization: float | None
     seconds_left: float | None
-    """Of training: by the last twenty steps, and as planned before there is one."""
+    """Of training, where something may still come by itself: by the last twenty steps, and as planned before there is one."""
     checkpoint: int
     """The newest one's step; 0: none."""
     best_step: int
@@ -75,47 +74,49 @@ class Status:
     """How often its supervisor has begun it again."""
     findings: tuple[Finding, ...]
     """Of the plan and of the run itself, the newest of each."""
+    diagnosed: bool
+    """Whether what its curves show now is among them; else they are those that were told while it was trained."""
     began: float | None
     moved: float | None
     """When it last gave a sign of life."""
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """Codes of the findings that are more than a note, each once."""
+        return tuple(dict.fromkeys(each.code for each in self.findings if each.severity != "note"))
+
+    @property
+    def moves(self) -> bool:
+        """Whether something may still come by itself."""
+        return self.state in MOVING
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
         return {**asdict(self), "findings": [each.to_json() for each in self.findings]}
 
 
-class _Part(BaseModel):
-    """Of a file what is read here."""
+class _Best(Part):
+    """best.json."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _Steps(_Part):
-    total: int = 0
-    evaluations: tuple[int, ...] = ()
-    saves: tuple[int, ...] = ()
-
-
-class _Time(_Part):
-    mid: float
-
-
-class _Plan(_Part):
-    steps: _Steps = _Steps()
-    time: _Time | None = None
-    findings: tuple[Finding, ...] = ()
-
-
-class _Best(_Part):
     step: int = 0
     value: float | None = None
 
+    @classmethod
+    def of(cls, run: RunFolder) -> "_Best":
+        try:
+            return cls.model_validate_json(run.pointer("best").read_bytes())
+        except (OSError, ValidationError):
+            return cls()
 
-def status(run: RunFolder) -> Status:
-    """Where the run stands now. Nothing is touched or locked; a file that is torn, damaged or not there yet tells nothing."""
-    events = [event for event in jsonl.salvage(run.events).records if isinstance(event.get("time"), float)]
+
+def status(run: RunFolder, told: Sequence[Mapping[str, Any]] | Literal["unread"] = "unread") -> Status:
+    """Where the run stands now; `told` are its events, where somebody has read them.
+
+    Nothing is touched or locked; a file that is torn, damaged or not there yet tells nothing.
+    """
+    events = [event for event in (jsonl.salvage(run.events).records if told == "unread" else told) if isinstance(event.get("time"), float)]
     stands, lines = standing(run, events), recent(run.metrics)
-    plan, best = _read(run.plan, _Plan()), _read(run.pointer("best"), _Best())
+    planned, best = Planned.of(run), _Best.of(run)
     newest = max(lines.all, key=lambda line: line.step, default=None)
     checkpoint = max(run.saved_steps, default=0)
     step = lines.steps[-1].step if lines.steps else checkpoint
@@ -134,7 +135,7 @@ def status(run: RunFolder) -> Status:
         phase=(ranks[0].phase if ranks else "preparing") if runs else "none",
         ranks=ranks,
         step=step,
-        total=plan.steps.total,
+        total=0 if planned == "unknown" else planned.steps.total,
         epoch=newest.epoch if newest else 0.0,
         train_loss=lines.steps[-1].loss if lines.steps else None,
         validation_loss=lines.validation.loss if lines.validation else None,
@@ -142,30 +143,33 @@ def status(run: RunFolder) -> Status:
         tokens_per_second=lines.tokens_per_second,
         memory_bytes=newest.memory_bytes if newest else None,
         device_utilization=newest.device_utilization if newest else None,
-        seconds_left=0.0 if stands.state == "finished" else _seconds_left(plan, step, lines, events),
+        seconds_left=_seconds_left(planned, step, lines, events) if stands.state in MOVING else None,
         checkpoint=checkpoint,
         best_step=best.step,
         best_value=best.value,
         restarts=sum(event.get("event") == "restarted" for event in events),
-        findings=_findings(plan, events),
+        findings=_findings(planned, events),
+        diagnosed=False,
         began=min(times, default=None),
         moved=max(times, default=None),
     )
 
 
-def _seconds_left(plan: _Plan, step: int, lines: Recent, events: Sequence[Mapping[str, Any]]) -> float | None:
+def _seconds_left(planned: Planned | Literal["unknown"], step: int, lines: Recent, events: Sequence[Mapping[str, Any]]) -> float | None:
     """Steps to come at the pace of the last ones, validations and saves to come as long as the last one of each."""
-    pace = lines.seconds_per_step
-    if pace is None or not plan.steps.total:
-        return plan.time.mid if plan.time else None
+    if planned == "unknown":
+        return None
+    steps, pace = planned.steps, lines.seconds_per_step
+    if pace is None:
+        return planned.time.mid
     saves = [event["seconds"] for event in events if event.get("event") == "saved" and isinstance(event.get("seconds"), float)]
-    validations = sum(at > step for at in plan.steps.evaluations) * (lines.validation.seconds if lines.validation else pace)
-    return (plan.steps.total - step) * pace + validations + sum(at > step for at in plan.steps.saves) * (saves[-1] if saves else 0.0)
+    validations = sum(at > step for at in steps.evaluations) * (lines.validation.seconds if lines.validation else pace)
+    return (steps.total - step) * pace + validations + sum(at > step for at in steps.saves) * (saves[-1] if saves else 0.0)
 
 
-def _findings(plan: _Plan, events: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
+def _findings(planned: Planned | Literal["unknown"], events: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
     """Each once, by code and message, in the order in which they came up."""
-    found = {(each.code, each.message): each for each in plan.findings}
+    found = {} if planned == "unknown" else {(each.code, each.message): each for each in planned.findings}
     for event in events:
         if event.get("event") == "finding" and (told := _finding(event)):
             found[told.code, told.message] = told
@@ -177,11 +181,3 @@ def _finding(event: Mapping[str, Any]) -> Finding | None:
         return FINDING.validate_python(event)
     except ValidationError:
         return None
-
-
-def _read(path: Path, otherwise: Read) -> Read:
-    """What a JSON file says, or what is to be taken where it cannot be read."""
-    try:
-        return type(otherwise).model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return otherwise

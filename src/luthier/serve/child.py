@@ -18,6 +18,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from luthier.core.errors import RunError, UsageError
 from luthier.core.redact import redact
+from luthier.serve.listen import HERE
 
 SECONDS_TO_BEGIN = 1800.0
 """As a rank may take to load: a base of 140 GB comes over the network at 100 MB/s in 1,400 s."""
@@ -36,7 +37,7 @@ def free_port(port: int) -> int:
     with socket.socket() as found:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            found.bind(("127.0.0.1", port))
+            found.bind((HERE, port))
         except OSError as error:
             change = "set serving.port to another, or to 0 for one that is free"
             raise UsageError(f"port {port} cannot be had: {error.strerror}", change=change) from error

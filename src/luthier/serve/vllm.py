@@ -17,8 +17,8 @@ from luthier.recipe.schema import Model, Recipe
 from luthier.recipe.serving import Serving
 from luthier.runs.store import RunFolder
 from luthier.runs.summary import DataSummary
+from luthier.serve.listen import HERE
 
-HERE = "127.0.0.1"
 PYTHON = "LUTHIER_VLLM"
 """The environment variable that names the Python of vLLM's own environment."""
 ADAPTER_CONFIG, STOPS = "adapter_config.json", "generation_config.json"

@@ -39,6 +39,7 @@ from luthier.train.record import Line, Stopwatch, Tally, of_step, of_validation
 from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
 from luthier.watch import rows
+from luthier.watch.busy import Busy, Unseen
 
 MOST_SKIPPED = 3
 """Steps in a row that may be skipped because they were not finite."""
@@ -67,6 +68,8 @@ class Loop:
     """Whether a signal has come."""
     clock: Clock
     tally: Tally
+    busy: Busy = field(default_factory=Unseen)
+    """How busy the GPU is."""
 
     @property
     def model(self) -> nn.Module:
@@ -156,7 +159,7 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
     """One update and its line in metrics.jsonl; where it is not finite, weights and optimizer stay as they are."""
     training, seed, step = loop.recipe.training, loop.recipe.seed, state.step + 1
     loop.heart.beat("computing", step)
-    watch = Stopwatch(loop.precision.device)
+    watch = Stopwatch(loop.precision.device, loop.busy)
     rate = rate_at(step, loop.steps, training)
     set_rate(loop.optimizer, rate)
     with together(loop.ranks):
@@ -200,7 +203,7 @@ def _skip(loop: Loop, state: State, error: NonFiniteError) -> State:
 
 def _evaluate(loop: Loop, state: State) -> State:
     """Validate, and judge whether this is a new best or the time to stop."""
-    watch, state = Stopwatch(loop.precision.device), replace(state, validated=state.step)
+    watch, state = Stopwatch(loop.precision.device, loop.busy), replace(state, validated=state.step)
     loop.heart.beat("validating", state.step)
     release_freed_memory()
     found = validation_loss(loop.model, loop.validation_rows, loop.micro_batch, loop.precision)

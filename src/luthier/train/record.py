@@ -3,6 +3,7 @@
 import math
 import socket
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
@@ -15,11 +16,12 @@ from luthier.runs.store import RunFolder
 from luthier.train.ranks import Ranks
 from luthier.train.step import StepRecord
 from luthier.train.validate import ValidationRecord
+from luthier.watch.busy import Busy, Unseen, sampled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line. Null: a validation has no rate, gradient or separate loading; a GPU's utilization is not measured here."""
+    """One line. Null: a validation has no rate, gradient or separate loading; a GPU's utilization is unknown without nvidia-smi."""
 
     step: int
     epoch: float
@@ -94,10 +96,10 @@ class Tally:
 
 
 class Stopwatch:
-    """Wall-clock and processor seconds since it was made."""
+    """Wall-clock and processor seconds since it was made, and how busy the device was."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, busy: Busy) -> None:
+        self.device, self._busy = device, busy
         self._wall, self._processor = time.perf_counter(), time.process_time()
 
     @property
@@ -107,9 +109,9 @@ class Stopwatch:
 
     @property
     def utilization(self) -> float | None:
-        """Share of torch's CPU threads that were busy."""
+        """Share of torch's CPU threads that were busy, or of the time in which the GPU ran a kernel."""
         if self.device.type == "cuda":
-            return None
+            return self._busy.since(self._wall)
         return min(1.0, (time.process_time() - self._processor) / (self.seconds * torch.get_num_threads()))
 
 
@@ -151,6 +153,11 @@ def of_validation(found: ValidationRecord, watch: Stopwatch, *, step: int, epoch
         memory_bytes=memory_bytes(watch.device),
         device_utilization=watch.utilization,
     )
+
+
+def device_use(device: torch.device) -> AbstractContextManager[Busy]:
+    """While it is open, a GPU is looked at; of a processor the steps tell themselves."""
+    return sampled(f"GPU-{torch.cuda.get_device_properties(device).uuid}") if device.type == "cuda" else nullcontext(Unseen())
 
 
 def memory_bytes(device: torch.device) -> int:

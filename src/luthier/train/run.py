@@ -49,12 +49,13 @@ from luthier.train.loop import Loop, fit
 from luthier.train.optim import make_optimizer
 from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
-from luthier.train.record import Tally
+from luthier.train.record import Tally, device_use
 from luthier.train.rehearse import Worst, rehearse, tell
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
 from luthier.watch.rules import found_in
 from luthier.watch.rules.case import look
+from luthier.watch.series import read
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +189,8 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         job.progress.say(f"resumed after step {state.step} of {plan.steps.total}")
     elif list(job.folder.checkpoints.glob("*.damaged")):
         job.progress.say("no whole checkpoint is left: training begins at step 1")
-    state = fit(loop, state)
+    with device_use(loop.precision.device) as busy:
+        state = fit(replace(loop, busy=busy), state)
     if number := int(*job.ranks.largest([loop.asked.number])):  # it came with the last step
         raise Interrupted(number)
     if job.ranks.first:
@@ -206,8 +208,9 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
 
 def _tell_findings(job: TrainingJob) -> None:
     """Say what is found of the run, and keep it with its events: each code once, however often the run is ended."""
-    told = {record.get("code") for record in jsonl.salvage(job.folder.events).records if record.get("event") == "finding"}
-    for finding in found_in(look(job.folder, job.recipe)):
+    events = jsonl.salvage(job.folder.events).records
+    told = {event.get("code") for event in events if event.get("event") == "finding"}
+    for finding in found_in(look(job.folder, job.recipe, read(job.folder.metrics), events)):
         job.progress.say(f"{finding.severity}: {finding.message} [{finding.code}]")
         if finding.code not in told:
             job.folder.event("finding", **finding.to_json())

@@ -14,6 +14,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -27,12 +28,16 @@ from luthier.core import files
 from luthier.core.errors import PlanRefused
 from luthier.core.finding import Finding
 from luthier.core.redact import redact
+from luthier.core.words import count
 from luthier.recipe.load import load
 from luthier.recipe.tracking import Tracker, Tracking
 from luthier.runs.store import RunFolder
 from luthier.watch.series import Column, Series, read, read_on
 
 SECONDS_BETWEEN_LOOKS = 1.0
+NICER = 10
+"""Than who trains: a tracker has what time is left."""
+ENDED = "its process ended: log.txt says why"
 SECONDS_TO_END = 10.0
 """For what is still to be told when training is over; for all trackers together."""
 NUMBERS: tuple[Column, ...] = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "device_utilization", "epoch")
@@ -82,17 +87,17 @@ def refuse_absent(tracking: Tracking) -> None:
 
 @contextmanager
 def tracked(run: RunFolder, tracking: Tracking, say: Callable[[str], None], seconds_to_end: float = SECONDS_TO_END) -> Iterator[None]:
-    """While it is open, the recipe's trackers follow the run; what they were not told by its end is an event, with a count."""
+    """While it is open, the recipe's trackers follow the run; one that ends before it, and what they were not told by then, are events."""
     late: set[Tracker] = set()
     with _started(run, tracking.report_to) as started:
         try:
-            yield
+            with _attended(run, started, say):
+                yield
         finally:  # a run that is stopped has some lines to tell, too
             late = _waited_for(started, seconds_to_end)
             for name in tracking.report_to:
                 if found := _untold(run, name, late=name in late, seconds=seconds_to_end):
-                    run.event("finding", **found.to_json())
-                    say(f"warn: {found.message} [{found.code}]")
+                    _tell(run, found, say)
 
 
 def told_file(run: RunFolder, name: Tracker) -> Path:
@@ -245,12 +250,35 @@ def _started(run: RunFolder, names: Sequence[Tracker]) -> Iterator[Mapping[Track
             for name in names:
                 command = [sys.executable, "-P", "-m", "luthier.watch.trackers", name, str(run.path)]
                 # A session of its own: Ctrl-C is for the run, which then has some more lines to tell.
-                started[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+                process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICER)  # at most 19, as the kernel has it
+                started[name] = process
         yield started
     finally:
         for process in started.values():
             process.kill()
             process.wait()
+
+
+@contextmanager
+def _attended(run: RunFolder, started: Mapping[Tracker, "subprocess.Popen[bytes]"], say: Callable[[str], None]) -> Iterator[None]:
+    """While it is open, a tracker that ends is told at once: whoever looks at its library's page sees a run that stands still."""
+    over = threading.Event()
+
+    def attend() -> None:
+        left = dict(started)
+        while left and not over.wait(SECONDS_BETWEEN_LOOKS):
+            for name in [name for name, process in left.items() if process.poll() is not None]:
+                del left[name]
+                _tell(run, _ended(run, name), say)
+
+    attending = threading.Thread(target=attend, name="trackers' ends")
+    attending.start()
+    try:
+        yield
+    finally:
+        over.set()
+        attending.join()
 
 
 def _waited_for(started: Mapping[Tracker, "subprocess.Popen[bytes]"], seconds: float) -> set[Tracker]:
@@ -265,13 +293,30 @@ def _waited_for(started: Mapping[Tracker, "subprocess.Popen[bytes]"], seconds: f
     return {name for name, process in started.items() if process.poll() is None}
 
 
+def _tell(run: RunFolder, found: Finding, say: Callable[[str], None]) -> None:
+    run.event("finding", **found.to_json())
+    say(f"{found.severity}: {found.message} [{found.code}]")
+
+
+def _ended(run: RunFolder, name: Tracker) -> Finding:
+    """A tracker that has ended while the run goes on: what it was told, and why."""
+    told = Told.read(told_file(run, name))
+    return Finding(
+        code="tracker-ended",
+        severity="warn",
+        message=f"{name} is told nothing more after {count(told.lines, 'line')}: {told.failed or ENDED}; the run goes on",
+        evidence={"tracker": name, "told": told.lines},
+        fix=f"luthier logs {run.name}",
+    )
+
+
 def _untold(run: RunFolder, name: Tracker, *, late: bool, seconds: float) -> Finding | None:
     """A tracker that has failed, or was too slow: how many lines it was not told, and why."""
     told = Told.read(told_file(run, name))
     left = len(_new(read(run.metrics), told))
     if not (left or told.failed or late):
         return None
-    why = told.failed or (f"it did not answer within {seconds:.0f} s of the run's end" if late else "its process ended: log.txt says why")
+    why = told.failed or (f"it did not answer within {seconds:.0f} s of the run's end" if late else ENDED)
     return Finding(
         code="tracker-behind",
         severity="warn",

@@ -10,7 +10,6 @@ from fastapi.staticfiles import StaticFiles
 
 from luthier import flow
 from luthier.core.errors import LuthierError, RunError, UsageError
-from luthier.flow.watching import MOVING, status_of
 from luthier.report.page import STYLE
 from luthier.web import views
 from luthier.web.answers import Asked
@@ -72,13 +71,8 @@ def _of_one_run(found: FastAPI, site: Site, over: Callable[[], bool]) -> None:
 
     @found.get("/runs/{name}/stream")
     def stream(name: str, place: str = "", last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
-        run = site.run(name)
-        parts = {
-            "standing": lambda: views.standing(site, status_of(run, ask_far=False)),
-            "events": lambda: views.newest(site, run),
-            "rest": lambda: views.rest(site, run),
-        }
-        told = Stream(run=run, at=at_place(last_event_id or place), parts=parts, over=over)
+        run = site.seen(name)
+        told = Stream(run=run.run, at=at_place(last_event_id or place), parts=views.live(site, run), over=over)
         return StreamingResponse(told.events(), media_type="text/event-stream")
 
     @found.get("/runs/{name}/rows", response_class=HTMLResponse)
@@ -103,7 +97,7 @@ def _buttons(found: FastAPI, site: Site) -> None:
     @found.post("/runs/{name}/stop", response_class=PlainTextResponse)
     def stop(name: str) -> str:
         status = flow.stop(str(site.run(name).path), patience=PATIENCE_SECONDS)
-        if status.state in MOVING:
+        if status.moves:
             return f"asked to save and end; it still does what it did ({status.phase})"
         kept = f"saved after step {status.checkpoint}" if status.checkpoint else "no step of it was saved"
         return f"{status.state}: {kept}; the same command goes on"

@@ -13,8 +13,9 @@ from luthier.core.errors import UsageError
 from luthier.core.redact import redact
 from luthier.recipe.schema import RUN_NAME
 from luthier.report.page import templates
+from luthier.runs.status import Status
 from luthier.runs.store import RunFolder
-from luthier.watch.series import Series
+from luthier.watch.seen import Seen
 
 HERE = Path(__file__).parent
 KEPT = 8
@@ -25,14 +26,15 @@ class NoRun(UsageError):
     """The address names no run of this folder."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Site:
     """The folder of runs that is shown."""
 
     root: Path
     environment: Environment = field(default_factory=lambda: templates(HERE / "templates"))
     of_rows: Environment = field(default_factory=lambda: templates(HERE / "templates", hides=False))
-    _read: OrderedDict[str, Series] = field(default_factory=OrderedDict)
+    _opened: OrderedDict[str, Seen] = field(default_factory=OrderedDict)
+    _listed: dict[str, Seen] = field(default_factory=dict)
     _lock: Lock = field(default_factory=Lock)
 
     def run(self, name: str) -> RunFolder:
@@ -41,16 +43,20 @@ class Site:
             raise NoRun(f"no run called {name!r:.80} in {self.root}")
         return RunFolder(self.root / name)
 
-    def series(self, run: RunFolder) -> Series:
-        """What the run has measured, read on from where it was read to last."""
+    def seen(self, name: str) -> Seen:
+        """The run of this name, as it was seen last, for a page of its own; raises NoRun."""
+        run = self.run(name)
         with self._lock:
-            before = self._read.pop(run.name, Series())
-        found = flow.series(str(run.path), before)
-        with self._lock:
-            self._read[run.name] = found
-            while len(self._read) > KEPT:
-                self._read.popitem(last=False)
+            found = self._opened[name] = self._opened.pop(name, Seen(run=run))
+            while len(self._opened) > KEPT:
+                self._opened.popitem(last=False)
         return found
+
+    def statuses(self) -> list[Status]:
+        """Where all runs stand."""
+        with self._lock:
+            runs = self._listed = flow.every_run(self.root, self._listed)
+        return flow.statuses_of(runs)
 
     def page(self, template: str, **given: Any) -> str:
         """A page, or a part of one: escaped, and without secrets."""

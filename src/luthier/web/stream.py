@@ -1,6 +1,7 @@
 """What a run writes while its page is open, as server-sent events: read on from a byte of its metrics."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,8 +14,15 @@ from luthier.watch.series import Series
 
 SECONDS_BETWEEN_LOOKS = 1.0
 
-Part = Callable[[], str]
-"""HTML of a part of the page, as it is now."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A part of the page."""
+
+    text: Callable[[], str]
+    """Its HTML, as it is now."""
+    of: Callable[[], object] = time.monotonic
+    """What it was made of: it is not made again while that is the same. Without one it may change by the clock alone."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -28,6 +36,7 @@ class Stream:
     """By the id of the element on the page."""
     over: Callable[[], bool] = lambda: False
     """Whether the server is to end, which it cannot while a stream is open."""
+    _of: dict[str, object] = field(default_factory=dict)
     _told: dict[str, str] = field(default_factory=dict)
 
     def look(self) -> dict[str, Any]:
@@ -39,16 +48,20 @@ class Stream:
         if not anew and (len(found.train) or len(found.validation)):
             told["charts"] = [each.to_json() for each in drawn(found)]
         self.at = found.behind
-        changed = {name: text for name, part in self.parts.items() if (text := part()) != self._told.get(name)}
+        before, self._of = self._of, {name: part.of() for name, part in self.parts.items()}
+        made = {name: part.text() for name, part in self.parts.items() if name not in before or before[name] != self._of[name]}
+        changed = {name: text for name, text in made.items() if text != self._told.get(name)}
         self._told |= changed
         return told | ({"parts": changed} if changed else {})
+
+    def decided(self) -> bool:
+        """Whether nothing more is to come."""
+        return self.run.verdict.exists() and self.run.finished
 
     async def events(self) -> AsyncIterator[str]:
         """Events for as long as the page is open, until the run is decided or the server ends."""
         while not self.over():
-            decided = await asyncio.to_thread(
-                lambda: self.run.finished and self.run.verdict.exists()
-            )  # before the last look: what was written last is in it
+            decided = await asyncio.to_thread(self.decided)  # before the last look: what was written last is in it
             told = await asyncio.to_thread(self.look)
             if told:
                 yield f"id: {place(self.at)}\ndata: {jsonl.dumps(told)}\n\n"

@@ -5,19 +5,20 @@ from typing import Any, get_args
 from urllib.parse import urlencode
 
 from luthier import flow
-from luthier.core import jsonl
+from luthier.core import files, jsonl
+from luthier.core.files import Stamp
 from luthier.data.inspect import visible
-from luthier.flow.watching import MOVING
+from luthier.flow.watching import status_of
 from luthier.report.curves import drawn, overlaid
 from luthier.report.facts import facts
 from luthier.report.page import report as page
 from luthier.runs.state import State
 from luthier.runs.status import Status
-from luthier.runs.store import RunFolder
+from luthier.watch.seen import Seen
 from luthier.web.answers import A_PAGE, Asked, answers
 from luthier.web.compare import differences, scored
 from luthier.web.site import Site
-from luthier.web.stream import place
+from luthier.web.stream import Part, place
 
 STATES: tuple[State, ...] = get_args(State)
 ROWS_A_PAGE = 10
@@ -27,7 +28,7 @@ SPLITS = ("train", "validation", "test")
 
 def runs(site: Site, state: str, text: str, *, part: bool = False) -> str:
     """All runs, or those of a state and whose name or reason holds the text."""
-    every = flow.statuses(site.root)
+    every = site.statuses()
     found = [each for each in every if state in ("", each.state) and text.lower() in f"{each.name} {each.why} {each.host}".lower()]
     given: dict[str, Any] = {"found": found, "num": len(every), "root": site.root}
     return site.page("table.html" if part else "runs.html", states=STATES, state=state, text=text, **given)
@@ -35,36 +36,38 @@ def runs(site: Site, state: str, text: str, *, part: bool = False) -> str:
 
 def run(site: Site, name: str) -> str:
     """One run, at once: its curves and what they show are asked for by the page."""
-    record = flow.record(str(site.run(name).path), diagnose=False)
-    return site.page("run.html", r=record, name=name, tab="run", events=EVENTS, moving=MOVING)
+    record = flow.record_of(site.seen(name), diagnose=False)
+    return site.page("run.html", r=record, name=name, tab="run", events=EVENTS)
 
 
 def curves(site: Site, name: str) -> str:
     """The curves of a run as JSON, and the place that the stream goes on from."""
-    series = site.series(site.run(name))
+    series = site.seen(name).series()
     return jsonl.dumps({"place": place(series), "charts": [each.to_json() for each in drawn(series)]})
 
 
 def looked_at(site: Site, name: str) -> str:
     """What the run's curves show: findings, plan against fact, ranks."""
-    run = site.run(name)
-    record = flow.record(str(run.path), site.series(run))
+    record = flow.record_of(site.seen(name), diagnose=True)
     return site.page("looked_at.html", r=record, facts=facts(record), name=name)
 
 
-def standing(site: Site, status: Status) -> str:
-    """The part of a run's page that changes with each step."""
-    return site.page("standing.html", status=status)
+def live(site: Site, run: Seen) -> dict[str, Part]:
+    """The parts of a run's page that are told while it is open, by the id of their element."""
 
+    def status() -> Status:
+        return status_of(run.run, run.events(), ask_far=False)
 
-def rest(site: Site, run: RunFolder) -> str:
-    """The part of a run's page that data, evaluations and verdict come to."""
-    return site.page("rest.html", r=flow.record(str(run.path), diagnose=False), name=run.name)
+    def rest() -> Stamp:
+        found = run.run
+        return files.stamp(found.data, found.environment, found.verdict, *found.path.glob("evaluations/*/scores.json"))
 
-
-def newest(site: Site, run: RunFolder) -> str:
-    """The part of a run's page that changes with each event."""
-    return site.page("events.html", found=flow.events(str(run.path)), most=EVENTS)
+    return {
+        "standing": Part(text=lambda: site.page("standing.html", status=status())),
+        "acts": Part(text=lambda: site.page("acts.html", status=status(), name=run.run.name)),
+        "events": Part(text=lambda: site.page("events.html", found=run.events(), most=EVENTS), of=lambda: len(run.events())),
+        "rest": Part(text=lambda: site.page("rest.html", r=flow.record_of(run, diagnose=False), name=run.run.name), of=rest),
+    }
 
 
 def rows(site: Site, name: str, split: str, start: int) -> str:
@@ -88,13 +91,12 @@ def predictions(site: Site, name: str, asked: Asked) -> str:
 
 def report(site: Site, name: str) -> str:
     """report.html of the run as it is now; nothing is written."""
-    run = site.run(name)
-    return page(flow.record(str(run.path), site.series(run)))
+    return page(flow.record_of(site.seen(name), diagnose=True))
 
 
 def compare(site: Site, names: Sequence[str]) -> str:
     """Several runs: how they stand, and in what their recipes differ. Their curves are asked for by the page."""
-    found = [flow.record(str(site.run(name).path), diagnose=False) for name in dict.fromkeys(names)]
+    found = [flow.record_of(site.seen(name), diagnose=False) for name in dict.fromkeys(names)]
     names = [each.run.name for each in found]
     query = urlencode([("run", name) for name in names])
     return site.page("compare.html", found=found, names=names, query=query, tasks=scored(found), differs=differences(found))
@@ -102,4 +104,4 @@ def compare(site: Site, names: Sequence[str]) -> str:
 
 def compared_curves(site: Site, names: Sequence[str]) -> str:
     """The curves of several runs, laid over each other, as JSON."""
-    return jsonl.dumps({"charts": [each.to_json() for each in overlaid({name: site.series(site.run(name)) for name in names})]})
+    return jsonl.dumps({"charts": [each.to_json() for each in overlaid({name: site.seen(name).series() for name in names})]})

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from luthier.recipe.schema import Recipe
+from luthier.runs.planned import Planned
 from luthier.watch.rows import Rows
-from luthier.watch.rules.case import Case, Planned, Scored
+from luthier.watch.rules.case import Case, Scored
 from luthier.watch.series import COLUMNS, Column, Lines, Series
 
 Floats = npt.NDArray[np.float64]
@@ -20,6 +21,18 @@ Draw = Callable[[np.random.Generator], Case]
 def recipe(**sections: Any) -> Recipe:
     plain = {"name": "a", "model": {"base": "demo"}, "data": {"sources": [{"path": "rows.jsonl"}]}}
     return Recipe.model_validate({**plain, **sections})
+
+
+def planned(total: int, *, device: str = "L4", device_bytes: int = 24 * 10**9, **rate: Any) -> Planned:
+    """A plan of steps of 0.4 s and 4,000 tokens, which may take 1.3 × as long."""
+    return Planned.model_validate(
+        {
+            "device": {"id": device},
+            "steps": {"total": total, "global_batch_size": 8, "tokens_per_step": 4000},
+            "memory": {"peak_bytes": device_bytes / 2, "device_bytes": device_bytes},
+            "time": {"low": 0.3 * total, "mid": 0.4 * total, "high": 0.52 * total, "step": 0.4, "rate": {"source": "probe", **rate}},
+        }
+    )
 
 
 def lines(num: int, **columns: Any) -> Lines:
@@ -97,9 +110,7 @@ def run(random: np.random.Generator, course: Course, curve: Floats, held_out: Fl
     return Case(
         recipe=changed.pop("recipe", recipe()),
         series=Series(train=lines(total, **{**columns, **changed.pop("columns", {})}), validation=validation),
-        planned=changed.pop(
-            "planned", Planned(total=total, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="L4", device_bytes=8 * 10**10)
-        ),
+        planned=changed.pop("planned", planned(total, device_bytes=8 * 10**10)),
         rows=rows,
         **changed,
     )

@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 
 from luthier.core.finding import Finding
+from luthier.runs.planned import Planned
 from luthier.score.intervals import exact
 from luthier.watch.rows import Rows
 from luthier.watch.rules import device, found_in, proof, training, validation
-from luthier.watch.rules.case import Case, Planned, Rule, Scored
+from luthier.watch.rules.case import Case, Rule, Scored
 from luthier.watch.rules.curves import fall
 from luthier.watch.series import Series
-from tests.watch.rules.drawn import Floats, lines, recipe
+from tests.watch.rules.drawn import Floats, lines, planned, recipe
 
 TOTAL = 400
 STEPS = np.arange(1, TOTAL + 1)
 NOISE = np.exp(np.random.default_rng(3).normal(0, 0.05, TOTAL))
 LEARNED = 1.0 + np.exp(-3 * STEPS / TOTAL)
-PLANNED = Planned(total=TOTAL, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="L4", device_bytes=24 * 10**9)
+PLANNED = planned(TOTAL)
 
 
 def case(validation: dict[int, Rows] | None = None, planned: Planned = PLANNED, **columns: Any) -> Case:
@@ -172,13 +173,23 @@ def test_a_hump_at_the_peak_of_the_rate_is_a_rate_too_high_and_one_after_a_resta
     assert not found(training.learning_rate_high, case(loss=hump, learning_rate=rates, recipe=restarts))
 
 
+def test_a_hump_that_goes_by_at_the_same_rate_is_not_the_rates_fault() -> None:
+    hump = np.interp(STEPS, [1, 20, 100, 150, 250, 400], [2.0, 1.5, 1.9, 1.9, 1.4, 1.3]) * NOISE
+    assert not found(training.learning_rate_high, case(loss=hump, learning_rate=3e-3))
+    late = np.where(STEPS > 300, 3e-4, 3e-3)  # the rate falls, but the loss had come back by then
+    assert not found(training.learning_rate_high, case(loss=hump, learning_rate=late))
+    finding = found(training.learning_rate_high, case(loss=hump, learning_rate=np.where(STEPS > 150, 1e-3, 3e-3)))
+    assert finding is not None and finding.evidence["rate"] == 3e-3 and finding.evidence["rate_at_fall"] == 1e-3
+    assert "at a learning rate of 0.003 (step " in finding.message and "came back at 0.001 (step " in finding.message
+
+
 def test_a_straight_line_is_a_rate_too_low_and_a_staircase_of_epochs_is_none() -> None:
     finding = found(training.learning_rate_low, case(loss=(2 - 0.4 * STEPS / TOTAL) * NOISE**0.3))
     assert finding is not None
     assert [(change.path, change.value) for change in finding.changes] == [("training.learning_rate", 9e-4), ("training.epochs", 4.0)]
     assert not found(training.learning_rate_low, case(loss=LEARNED * NOISE**0.3))
     assert not found(training.learning_rate_low, case(loss=(2 - 0.4 * (STEPS > 200)) * NOISE**0.3))  # what the second epoch knew already
-    half = Planned(total=800, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="L4", device_bytes=24 * 10**9)
+    half = planned(800)
     assert not found(training.learning_rate_low, case(loss=(2 - 0.4 * STEPS / TOTAL) * NOISE**0.3, planned=half))  # half of it is to come
 
 
@@ -241,8 +252,17 @@ def test_slower_steps_say_why() -> None:
     assert why() == "the device is slower than the plan took it for"
     assert why(tokens=8000) == "rows are 2 × as long"
     assert why(data_seconds=0.2) == "steps wait for their rows"
-    processor = Planned(total=TOTAL, step_seconds=0.4, high=1.3, tokens_per_step=4000, device="cpu", device_bytes=24 * 10**9)
+    processor = planned(TOTAL, device="cpu")
     assert why(device_utilization=0.5, planned=processor) == "other programs use the processor"
+
+
+def test_slower_steps_say_that_the_plans_rate_was_only_a_guess() -> None:
+    guess = planned(TOTAL, device="cpu", source="a guess for 2 cores of Xeon: nothing was measured here yet", measured=False)
+    finding = found(device.slower_than_planned, case(seconds=0.8, planned=guess))
+    assert finding is not None
+    assert finding.message.endswith("the plan's rate was a guess for 2 cores of Xeon: nothing was measured here yet")
+    longer = found(device.slower_than_planned, case(seconds=0.8, tokens=8000, planned=guess))
+    assert longer is not None and "rows are 2 × as long and the plan's rate was a guess for 2 cores" in longer.message
 
 
 def test_a_run_that_was_moved_is_judged_by_its_steps_since() -> None:

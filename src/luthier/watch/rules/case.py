@@ -9,8 +9,9 @@ from typing import Any, Literal
 from luthier.core import jsonl
 from luthier.core.finding import Change, Finding
 from luthier.recipe.schema import Recipe
+from luthier.runs.planned import Planned
 from luthier.runs.store import RunFolder
-from luthier.watch import rows, series
+from luthier.watch import rows
 from luthier.watch.rows import Rows
 from luthier.watch.series import Series
 
@@ -20,25 +21,6 @@ OF_A_RANK = {"step", "rank", "host", "seconds", "waiting_seconds"}
 """Of its keys, those that are looked at."""
 COMPARED = 3
 """Validations whose rows are read: the best one's, and those of so many newest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
-    """What plan.json says of the run."""
-
-    total: int
-    step_seconds: float
-    high: float
-    """Of its range, over its middle: more than this is slower than planned."""
-    tokens_per_step: float
-    device: str
-    """`cpu`, or the GPU's id."""
-    device_bytes: int
-
-    @property
-    def on_gpu(self) -> bool:
-        """Whether it was planned for a GPU."""
-        return self.device != "cpu"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +63,7 @@ class Case:
     @property
     def total(self) -> int:
         """Steps that the run is to have."""
-        return self.last_step if self.planned == "unknown" else self.planned.total
+        return self.last_step if self.planned == "unknown" else self.planned.steps.total
 
     @property
     def keeps_best(self) -> bool:
@@ -103,15 +85,14 @@ class Case:
 Rule = Callable[[Case], Iterator[Finding]]
 
 
-def look(run: RunFolder, recipe: Recipe, known: Series | Literal["none"] = "none") -> Case:
-    """The case of a run of this recipe; what is `known` of its metrics is read on from, for views that look again and again."""
-    measured = series.read(run.metrics) if known == "none" else series.read_on(run.metrics, known)
+def look(run: RunFolder, recipe: Recipe, measured: Series, events: Sequence[Mapping[str, Any]]) -> Case:
+    """The case of a run of this recipe, which has measured this and told these events."""
     return Case(
         recipe=recipe,
         series=measured,
-        planned=_planned(run.plan),
+        planned=Planned.of(run),
         rows=rows.kept(run, _compared(measured)),
-        events=jsonl.salvage(run.events).records,
+        events=events,
         ranks=newest_ranks(run.ranks),
         scores=tuple(_scores(run)),
     )
@@ -133,22 +114,6 @@ def _compared(measured: Series) -> set[int]:
         return set()
     best = validations["loss"].argmin()
     return {int(step) for step in (validations["step"][best], *validations["step"][-COMPARED:])}
-
-
-def _planned(path: Path) -> Planned | Literal["unknown"]:
-    """What a plan.json says; of one that is damaged, or of another version, nothing is known."""
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return Planned(
-            total=int(told["steps"]["total"]),
-            step_seconds=float(told["time"]["step"]),
-            high=float(told["time"]["high"] / told["time"]["mid"]),
-            tokens_per_step=float(told["steps"]["tokens_per_step"]),
-            device=str(told["device"]["id"]),
-            device_bytes=int(told["memory"]["device_bytes"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError):
-        return "unknown"
 
 
 def _scores(run: RunFolder) -> Iterator[Scored]:

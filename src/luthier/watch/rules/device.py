@@ -104,14 +104,14 @@ def device_memory_unused(case: Case) -> Iterator[Finding]:
     held = _steady(case)["memory_bytes"]
     if case.planned == "unknown" or not case.planned.on_gpu or len(held) < ENOUGH_STEPS:
         return
-    share, changes = float(held.max()) / case.planned.device_bytes, _fuller(case)
+    share, changes = float(held.max()) / case.planned.memory.device_bytes, _fuller(case)
     if share >= UNUSED_MEMORY or not changes:
         return
     yield Finding(
         code="device-memory-unused",
         severity="note",
         message=f"{percent(share)} of the device's memory is used",
-        evidence={"share": round(share, 3), "bytes": int(held.max()), "device_bytes": case.planned.device_bytes},
+        evidence={"share": round(share, 3), "bytes": int(held.max()), "device_bytes": int(case.planned.memory.device_bytes)},
         changes=changes,
     )
 
@@ -158,12 +158,14 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
     Severity: note.
 
     The median of all steps since the last start but the first five against the plan's, whose tolerance is its own (high over middle), and
-    at least 25 %. Why, as far as is measured: steps have more tokens than planned; they wait for rows; the processor is shared; or none of
-    these, and the device itself is slower than its table or its probe said.
+    at least 25 %. Why, as far as is measured: steps have more tokens than planned; they wait for rows; the processor is shared; the plan
+    counted on a rate that nobody had measured, a guess for a processor or a share of what a GPU's maker promises; or none of these, and
+    the device itself is slower than its probe or its earlier runs said.
 
     Arithmetic: planned 2.0 s (1.6 … 2.5), found 3.1 s: 1.55 ×; with 1.2 × the tokens, that is a part of it.
 
-    What to do: what the reason says. The remaining time that `luthier status` shows is measured, not planned.
+    What to do: what the reason says. A guess corrects itself: the next plan here goes by this run's rate. The remaining time that
+    `luthier status` shows is measured, not planned.
 
     Source: docs/notes/plan.md.
     """
@@ -171,23 +173,24 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
     if case.planned == "unknown" or len(steps) < ENOUGH_STEPS:
         return
     planned, found = case.planned, float(np.nanmedian(steps["seconds"]))  # what begins again takes long once
-    ratio = found / planned.step_seconds
-    if ratio < max(SLOWER, planned.high):
+    ratio = found / planned.time.step
+    if ratio < max(SLOWER, planned.time.slack):
         return
-    tokens = float(np.nanmean(steps["tokens"])) / planned.tokens_per_step
+    tokens = float(np.nanmean(steps["tokens"])) / planned.steps.tokens_per_step
     used = steps["device_utilization"][np.isfinite(steps["device_utilization"])]
     reasons = {
         f"rows are {tokens:.2g} × as long": tokens > LONGER,
         "steps wait for their rows": any(data_bound(case)),
         "other programs use the processor": not planned.on_gpu and len(used) > 0 and float(np.median(used)) < BUSY,
         "one rank is slow": any(rank_slow(case)),
+        f"the plan's rate was {planned.time.rate.source}": not planned.time.rate.measured,
     }
     why = " and ".join(reason for reason, holds in reasons.items() if holds) or "the device is slower than the plan took it for"
     yield Finding(
         code="slower-than-planned",
         severity="note",
-        message=f"A step takes {duration(found)}, {ratio:.2g} × what was planned ({duration(planned.step_seconds)}): {why}",
-        evidence={"seconds": round(found, 4), "planned": round(planned.step_seconds, 4), "tokens": round(tokens, 3), "why": why},
+        message=f"A step takes {duration(found)}, {ratio:.2g} × what was planned ({duration(planned.time.step)}): {why}",
+        evidence={"seconds": round(found, 4), "planned": round(planned.time.step, 4), "tokens": round(tokens, 3), "why": why},
     )
 
 

@@ -41,17 +41,24 @@ if (place) {
 function live(charts, at) {
   const looked = document.getElementById("looked-at");
   const look = () => part(looked, looked.dataset.part);
-  let lookedAt = Date.now(), reading = false, begun = false;
-  const stream = new EventSource(`/runs/${encodeURIComponent(run.dataset.run)}/stream?place=${at}`);
-  const anew = async () => {
-    if (reading) return;
-    reading = true;
-    stream.close();
-    live(charts, await charts.read());
+  let lookedAt = Date.now(), stream = null, begun = false, closed = false;
+  const close = () => { stream?.close(); stream = null; };
+  const open = () => {
+    if (stream || closed || document.hidden) return; // a browser has six connections to an address: pages that nobody sees need none
+    stream = new EventSource(`/runs/${encodeURIComponent(run.dataset.run)}/stream?place=${at}`);
+    stream.onmessage = heard;
+    stream.addEventListener("over", () => { closed = true; close(); });
   };
-  look();
-  stream.onmessage = (event) => {
+  const anew = async () => {
+    closed = true;
+    close();
+    at = await charts.read();
+    closed = false;
+    open();
+  };
+  const heard = (event) => {
     const told = JSON.parse(event.data);
+    at = event.lastEventId;
     if (told.parts) Object.entries(told.parts).forEach(([name, html]) => { document.getElementById(name).innerHTML = html; });
     if (told.anew || (told.charts && charts.add(told.charts))) anew();
     if (begun && (told.parts?.events || (told.charts && Date.now() - lookedAt > 10000))) {
@@ -60,10 +67,14 @@ function live(charts, at) {
     }
     begun = true;
   };
-  stream.addEventListener("over", () => stream.close());
+  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  look();
+  open();
 }
 
-document.querySelectorAll("form[data-act]").forEach((form) => form.addEventListener("submit", async (event) => {
+document.addEventListener("submit", async (event) => {
+  const form = event.target;
+  if (!form.matches("form[data-act]")) return; // those that come and go with the run's state
   event.preventDefault();
   if (form.dataset.act && !confirm(form.dataset.act)) return;
   const told = document.getElementById("told"), buttons = document.querySelectorAll("[data-act] button");
@@ -75,4 +86,4 @@ document.querySelectorAll("form[data-act]").forEach((form) => form.addEventListe
     told.textContent = "the page's server does not answer: is luthier ui still running?";
   }
   buttons.forEach((button) => { button.disabled = false; });
-}));
+});
