@@ -34,7 +34,6 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "serve.vllm",
         "serve.child",
         "serve.client",
-        "export.vllm",
         "report.page",
         "web.app",
         "serve.listen",

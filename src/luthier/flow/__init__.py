@@ -19,7 +19,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.checking import check
-from luthier.flow.evaluating import evaluate_rank, evaluated
+from luthier.flow.evaluating import evaluate_rank, evaluated, model_or_adapter, tuned_by
 from luthier.flow.handed import Exported, To, VerificationError
 from luthier.flow.handing import Address, export, verify
 from luthier.flow.health import doctor, write_unit
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from luthier.plan.plan import Plan
     from luthier.plan.steps import Steps
     from luthier.recipe.load import LoadedRecipe
-    from luthier.recipe.schema import BaselineMetric, Model, Recipe
+    from luthier.recipe.schema import BaselineMetric, Recipe
     from luthier.runs.store import RunFolder
 
 
@@ -223,11 +223,11 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
     else:
         own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        found = _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
+        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
         report(str(run.path))
         return found
     folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
-    return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
+    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
 def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
@@ -240,7 +240,7 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
 
     run = find(name)
     recipe = own_recipe(run)
-    tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
+    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
     verdict = gate.decide(tuned, _baseline(wanted, run, recipe, progress), recipe.decision)
     with files.told(run.verdict.name, run.path):
@@ -370,36 +370,8 @@ def _baseline(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe
     if not isinstance(wanted, str):
         return wanted
     if wanted == "base":
-        return _kept_or_made(_model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
+        return _kept_or_made(model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
     if Path(wanted).is_file():
         return kept_report(Path(wanted))
     other = find(wanted)
-    return _kept_or_made(_tuned(other, own_recipe(other)), recipe, run.evaluation(f"against-{other.name}"), progress)
-
-
-def _tuned(run: RunFolder, recipe: Recipe) -> Subject:
-    from luthier.evaluate.run import Subject
-
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
-    if recipe.lora == "none":
-        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
-    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
-
-
-def _model_or_adapter(name: str, recipe: Recipe) -> Subject:
-    """A folder with an adapter goes over the recipe's base; anything else is itself a model."""
-    from luthier.evaluate.run import Subject
-
-    if (Path(name) / "adapter_config.json").exists():
-        return Subject(name=name, model=recipe.model, adapters=(Path(name),))
-    if name == recipe.model.base:
-        return Subject(name=name, model=recipe.model)
-    return Subject(
-        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
-    )
-
-
-def _from_folder(recipe: Recipe, folder: Path) -> Model:
-    """The recipe's model with its weights and tokenizer from a folder."""
-    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
+    return _kept_or_made(tuned_by(other, own_recipe(other)), recipe, run.evaluation(f"against-{other.name}"), progress)
