@@ -151,26 +151,29 @@ def test_the_command_line_serves_until_it_is_stopped_and_leaves_nobody_behind(wo
     run = trained(workshop, **VLLM)
     words = [sys.executable, "-m", "luthier.cli.main", "serve", run.name, "serving.options.enforce_eager=true"]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout and process.stderr
-    url, token = process.stdout.readline().strip(), process.stdout.readline().strip()
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url) and token.startswith("token ")
-    listed = command_lines()
-    assert "--enforce-eager" in listed
-    assert token.removeprefix("token ") not in listed
-    ended = subprocess.run(
-        [sys.executable, "-m", "luthier.cli.main", "verify", run.name, "--url", url, "--token-env", "SERVED", "--json"],
-        env={**os.environ, "SERVED": token.removeprefix("token ")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout)["apart"]["served"]["mean"] < 1e-5 and "trained = served" in ended.stderr
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0, process.stderr.read()
-    port = url.split(":")[2].removesuffix("/v1")
-    assert f"--port {port}" not in command_lines()
+    try:
+        assert process.stdout and process.stderr
+        url, token = process.stdout.readline().strip(), process.stdout.readline().strip()
+        assert re.fullmatch(r"http://127\.0\.0\.1:\d+/v1", url) and token.startswith("token ")
+        listed = command_lines()
+        assert "--enforce-eager" in listed
+        assert token.removeprefix("token ") not in listed
+        ended = subprocess.run(
+            [sys.executable, "-m", "luthier.cli.main", "verify", run.name, "--url", url, "--token-env", "SERVED", "--json"],
+            env={**os.environ, "SERVED": token.removeprefix("token ")},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert ended.returncode == 0, ended.stderr
+        assert json.loads(ended.stdout)["apart"]["served"]["mean"] < 1e-5 and "trained = served" in ended.stderr
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0, process.stderr.read()
+        port = url.split(":")[2].removesuffix("/v1")
+        assert f"--port {port}" not in command_lines()
+    finally:
+        process.terminate()  # should the test have failed before
 
 
 def command_lines() -> str:
