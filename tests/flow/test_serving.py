@@ -188,6 +188,8 @@ def test_a_dialogue_remembers_forgets_and_shows_the_base(workshop: Workshop) -> 
         first = "".join(dialogue.say(QUESTION))
         assert "".join(dialogue.base_says()) != first
         again = "".join(dialogue.say(QUESTION))
+        with pytest.raises(UsageError, match=r"the dialogue has .* tokens; the model takes 256"):
+            next(dialogue.say("What? " * 300))
         dialogue.reset()
         assert "".join(dialogue.say(QUESTION)) == first
         dialogue.system = "You are a helpful assistant."

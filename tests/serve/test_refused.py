@@ -57,7 +57,8 @@ def test_a_prompt_over_length_is_refused_with_both_lengths(server: Place) -> Non
     assert found["code"] == "context_length_exceeded" and f"takes {MAX_LENGTH} tokens; asked are" in found["message"]
     found = error(server, CHAT, {**ASKED, "max_tokens": MAX_LENGTH - 2}, 400)
     assert f"and {MAX_LENGTH - 2} for the answer" in found["message"]
-    error(server, COMPLETIONS, {"model": "base", "prompt": [[1], [1] * MAX_LENGTH], "max_tokens": 1}, 400)
+    found = error(server, COMPLETIONS, {"model": "base", "prompt": [[1], [1] * MAX_LENGTH], "max_tokens": 1}, 400)
+    assert (found["code"], found["param"]) == ("context_length_exceeded", "prompt")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import typer
 from luthier import flow
 from luthier.cli.output import progress, say, tell
 from luthier.cli.words import OVERRIDE
-from luthier.core.errors import UsageError
+from luthier.core.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
     from luthier.serve.dialogue import Dialogue
@@ -69,7 +69,7 @@ def chat(
         for line in _lines():
             try:
                 _answer(dialogue, line, both=base)
-            except UsageError as error:
+            except LuthierError as error:  # such as a dialogue that is too long, or a template that takes no system prompt
                 tell(str(error))
 
 

@@ -25,19 +25,17 @@ class Dialogue:
 
     def say(self, text: str) -> Iterator[str]:
         """The tuned model's answer, in pieces; it is remembered once it is whole."""
-        self._turns += (Message(role="user", content=text),)
-        said = []
-        for piece in self._answer(self._model, self._turns):
+        turns, said = (*self._turns, Message(role="user", content=text)), []
+        for piece in self._answer(self._model, turns):
             said.append(piece)
             yield piece
-        self._turns += (Message(role="assistant", content="".join(said)),)
+        self._turns = (*turns, Message(role="assistant", content="".join(said)))
 
     def base_says(self) -> Iterator[str]:
         """What the base answers to what was said last, after the same turns; raises UsageError before there is one."""
         if not self._turns:
             raise UsageError("nothing was said yet", change="say something, then /base")
-        last = max(place for place, turn in enumerate(self._turns) if turn.role == "user")
-        yield from self._answer(self._base, self._turns[: last + 1])
+        yield from self._answer(self._base, self._turns[:-1])
 
     def _answer(self, model: str, turns: Sequence[Message]) -> Iterator[str]:
         system = (Message(role="system", content=self.system),) if self.system else ()

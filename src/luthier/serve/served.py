@@ -63,13 +63,13 @@ class Served:
             raise Refused(400, f"token ids go to {len(self.tokenizer.pretrained) - 1:,}: {largest:,} is none", param="prompt")
         return ids
 
-    def room(self, ids: Sequence[int], wanted: int | str) -> int:
+    def room(self, ids: Sequence[int], wanted: int | str, param: str) -> int:
         """Tokens that may be written after a prompt: as many as are wanted, or all that fit; raises Refused where they do not."""
         limit, rest = self.engine.max_length, self.engine.max_length - len(ids)
         if rest < 1 or (isinstance(wanted, int) and wanted > rest):
             answer = f" and {wanted:,} for the answer" if isinstance(wanted, int) else ""
             what = f"this model takes {limit:,} tokens; asked are {len(ids):,} of the prompt{answer}"
-            raise Refused(400, what, param="messages", code="context_length_exceeded")
+            raise Refused(400, what, param=param, code="context_length_exceeded")
         return wanted if isinstance(wanted, int) else rest
 
     def asked(self, body: Writing, ids: Sequence[int], max_new_tokens: int, **told: Any) -> list[Asked]:

@@ -147,7 +147,8 @@ class Site:
         served, body = self._ready(), read(Chat, given)
         served.adapter(body.model)
         ids = await asyncio.to_thread(served.dialogue_ids, body, with_tools=body.tool_choice == "auto")
-        room = served.room(ids, body.max_tokens if body.max_completion_tokens == "rest" else body.max_completion_tokens)
+        wanted = body.max_tokens if body.max_completion_tokens == "rest" else body.max_completion_tokens
+        room = served.room(ids, wanted, "messages")
         form = ChatForm(model=body.model, tokenizer=served.tokenizer, num_top=body.top_logprobs if body.logprobs else "none")
         asked = served.asked(body, ids, room, num_top=body.top_logprobs)
         await self._write(exchange, Job(body=body, asked=asked, form=form, num_prompt_tokens=len(ids)))
@@ -161,7 +162,7 @@ class Site:
             one
             for ids in prompts
             for one in served.asked(
-                body, ids, served.room(ids, body.max_tokens), num_top=num_top, prompt_told=body.prompt_logprobs != "none"
+                body, ids, served.room(ids, body.max_tokens, "prompt"), num_top=num_top, prompt_told=body.prompt_logprobs != "none"
             )
         ]
         form = TextForm(model=body.model, tokenizer=served.tokenizer, num_top=body.logprobs, num_prompt_top=body.prompt_logprobs)
@@ -184,6 +185,8 @@ class Site:
     @contextmanager
     def _places(self, number: int) -> Iterator[None]:
         """So many more answers are open; raises Refused where that is more than may be."""
+        if number > self.limits.answers:
+            raise Refused(400, f"{number:,} answers are asked at once; {self.limits.answers:,} may be", code="too_many_answers")
         if self.counts.answers_open + number > self.limits.answers:
             what = f"{self.counts.answers_open} of {self.limits.answers} answers are open already: there is no place for {number} more"
             raise Refused(429, what, code="queue_full", retry_seconds=1)
