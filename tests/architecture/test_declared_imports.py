@@ -20,10 +20,23 @@ def imported(path: Path) -> set[str]:
     return found - sys.stdlib_module_names - {"luthier"}
 
 
-EXTRAS = {"track": ("tensorboard", "wandb", "mlflow", "trackio"), "web": ("fastapi", "uvicorn"), "ray": ("ray",), "modal": ("modal",)}
+EXTRAS = {
+    "track": ("tensorboard", "wandb", "mlflow", "trackio"),
+    "web": ("fastapi", "uvicorn"),
+    "ray": ("ray",),
+    "modal": ("modal",),
+    "gguf": ("gguf",),
+}
 """Libraries of an extra."""
 TRACKERS = dict.fromkeys(EXTRAS["track"], "watch/trackers.py")
-FILES = {"ray": "launch/ray.py", "modal": "launch/modal.py", **TRACKERS, "fastapi": "web/app.py", "uvicorn": "web/serve.py"}
+FILES = {
+    "ray": "launch/ray.py",
+    "modal": "launch/modal.py",
+    "gguf": "export/gguf.py",
+    **TRACKERS,
+    "fastapi": "web/app.py",
+    "uvicorn": "serve/listen.py",
+}
 """The one file behind which each is."""
 REACHED_FROM = {"web/app.py": "web/serve.py"}
 """A file that is its extra's as a whole, and the one that imports it, inside a function."""

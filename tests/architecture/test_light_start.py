@@ -31,8 +31,12 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "watch.rules",
         "plan.steps",
         "evaluate.gate",
+        "serve.vllm",
+        "serve.child",
+        "serve.client",
         "report.page",
         "web.app",
+        "serve.listen",
         "score.scorers",
     )
     modules = ", ".join(f"luthier.{name}" for name in light)

@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
+from luthier.flow import kept_report
 from luthier.runs.store import RunFolder
 
 
@@ -106,3 +109,32 @@ def test_decide_reads_what_was_evaluated_and_ends_in_the_verdicts_code(folder: P
 def test_all_of_it_is_kept_as_one_page(run: RunFolder) -> None:
     text = run.report.read_text()
     assert "<svg" in text and "deploy" in text and "answers.exact" in text
+
+
+def test_the_run_answers_openais_client_in_two_commands(folder: Path, run: RunFolder) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LUTHIER_RUNS"}
+    command = [sys.executable, "-m", "luthier.cli.main", "serve", "quickstart", "--port", "0"]
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None and server.stderr is not None
+        url, token = (server.stdout.readline().split()[-1] for _ in range(2))
+        told = [server.stderr.readline() for _ in range(2)]
+        assert told[0].startswith("quickstart: trained = served: ") and told[1] == "ready: quickstart, demo; Ctrl-C ends it\n"
+        with OpenAI(base_url=url, api_key=token) as client:
+            row = kept_report(run.evaluation("tuned")).predictions["answers"][0]
+            answer = client.chat.completions.create(model="quickstart", messages=list(row.messages), max_tokens=32)  # type: ignore[arg-type]
+            assert answer.choices[0].message.content == row.answer
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(timeout=30) == 0
+        assert "Traceback" not in server.stderr.read()
+
+
+def test_chat_answers_with_run_and_base_what_comes_through_a_pipe(folder: Path, run: RunFolder) -> None:
+    row = kept_report(run.evaluation("tuned")).predictions["answers"][0]
+    system, question = (str(message["content"]) for message in row.messages)
+    environment = {name: value for name, value in os.environ.items() if name != "LUTHIER_RUNS"}
+    lines = f"{question}\n/base\n/nothing\n/reset\n\n{question}\n"
+    command = [sys.executable, "-m", "luthier.cli.main", "chat", "quickstart", "--system", system]
+    done = subprocess.run(command, cwd=folder, env=environment, input=lines, capture_output=True, text=True, timeout=120, check=True)
+    first, base, again = done.stdout.splitlines()
+    assert first == again == row.answer and base.startswith("base: ") and base != f"base: {first}"
+    assert "there is no /nothing" in done.stderr and "Traceback" not in done.stderr

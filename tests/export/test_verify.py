@@ -1,7 +1,6 @@
 """What is compared before something is called the model that was trained."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ def written(of: Handed, folder: Path) -> Path:
 
 
 def compared(of: tuple[Handed, Sample], folder: Path) -> Verification:
-    return verify(*of, folder, Silent())
+    return verify(*of, {"merged": folder}, Silent())
 
 
 def scaled(adapter: Path, factor: float) -> None:
@@ -149,7 +148,7 @@ class Server:
 
 def live(*, floor: float, change: float) -> Live:
     told = [np.array([-1.0, -2.0]), np.array([-0.5])]
-    return Live(told=told, floor=Apart(mean=floor, max=floor), change=Apart(mean=change, max=change))
+    return Live(told=told, base=[each - change for each in told], floor=Apart(mean=floor, max=floor))
 
 
 @pytest.mark.parametrize(
@@ -179,8 +178,15 @@ def test_what_an_adapter_changes_beyond_a_nat_allows_nothing_more() -> None:
 def test_what_is_within_four_noise_floors_is_noise_for_adapter_and_speaker_alike() -> None:
     known = live(floor=0.01, change=0.05)
     assert judge(known, {"served": Server(known.told, 0.039).log_probabilities(shared_rows()[:2])}, torch.float32).passed
-    drowned = judge(replace(known, change=Apart(mean=0.039, max=1.0)), {}, torch.float32)
+    drowned = judge(live(floor=0.01, change=0.039), {}, torch.float32)
     assert drowned.failures and drowned.failures[0].startswith("the adapter changes nothing")
+
+
+def test_a_server_that_answers_as_the_base_does_is_told_so() -> None:
+    """As one that drops the adapter in silence (trap 19)."""
+    known = live(floor=1e-6, change=1.0)
+    (failure,) = judge(known, {"served": known.base}, torch.float32).failures
+    assert failure.endswith("it answers as the base does: the adapter is not applied")
 
 
 def test_what_is_no_number_is_within_nothing() -> None:

@@ -10,7 +10,8 @@ from luthier.plan.advice import DataSize, advise
 from luthier.plan.hardware import device_of
 from luthier.recipe.load import LoadedRecipe, load
 from luthier.recipe.presets import Beginning, spelled, write_recipe
-from luthier.recipe.schema import Recipe, Scalar
+from luthier.recipe.schema import Recipe
+from luthier.recipe.section import Scalar
 
 MINE = Beginning(name="mine", base="Qwen/Qwen2.5-7B-Instruct", path="rows.jsonl", gpu="L4", facts=("7.6 G parameters", "238 rows", "L4"))
 

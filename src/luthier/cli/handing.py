@@ -9,25 +9,30 @@ import typer
 
 from luthier import flow
 from luthier.cli.output import Json, people, print_json, progress
+from luthier.core.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from luthier.export.verify import Apart, Verification
 
+FORMS = (
+    "merged: the adapter in the base's weights, for plain transformers; gguf: that as one file for llama.cpp and Ollama; "
+    "vllm: what vLLM loads, with a compose file and a systemd unit."
+)
 Run = Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")]
 
 
 def export(
     run: Run,
-    to: Annotated[Literal["merged"], typer.Option("--to", help="merged: the adapter in the base's weights, for plain transformers.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Write this folder in place of runs/RUN/merged.")] = None,
+    to: Annotated[Literal["merged", "gguf", "vllm"], typer.Option("--to", help=FORMS)],
+    out: Annotated[Path | None, typer.Option("--out", help="Write this folder in place of runs/RUN/FORM.")] = None,
     json: Json = False,
 ) -> None:
     """Hand a run's model over in a form that others load, compared with what was trained before it is done."""
     console = people(json)
     try:
-        exported = flow.export(run, out or "run", progress())
+        exported = flow.export(run, out or "run", progress(), to)
     except flow.VerificationError as error:
         print_verification(console, error.verification)
         if json:
@@ -42,10 +47,16 @@ def export(
 def verify(
     run: Run,
     merged: Annotated[Path | None, typer.Option("--merged", help="Compare this folder; else runs/RUN/merged, where there is one.")] = None,
+    url: Annotated[str | None, typer.Option("--url", help="Compare a server, too: vLLM's, or `luthier serve`'s.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model's name there; else the run's.")] = None,
+    token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with its token.")] = "LUTHIER_TOKEN",
     json: Json = False,
 ) -> None:
-    """Compare a run's live adapter with its base and its merged model, token for token. Exit code 1 where it is not what was trained."""
-    verification = flow.verify(run, merged or "run", progress())
+    """Compare a run's live adapter with its base, its merged model and a server, token for token; 1 where it is not what was trained."""
+    if model and not url:
+        raise UsageError("--model is a name on a server", change="give --url, too")
+    served: flow.Address | Literal["none"] = flow.Address(url=url, model=model or "run", token_env=token_env) if url else "none"
+    verification = flow.verify(run, merged or "run", progress(), served)
     print_verification(people(json), verification)
     if json:
         print_json(verification.to_json())

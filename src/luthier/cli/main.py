@@ -7,7 +7,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import checking, data, handing, health, pages, planning, proof, quickstart, training, watching
+from luthier.cli import checking, data, handing, health, pages, planning, proof, quickstart, serving, training, watching
 from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError, PlanRefused
@@ -46,6 +46,8 @@ for verb in (
     proof.decide,
     handing.export,
     handing.verify,
+    serving.serve,
+    serving.chat,
     pages.report,
     pages.ui,
     health.doctor,

@@ -131,10 +131,10 @@ def handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
 
 
 @contextmanager
-def left_by_ctrl_c() -> Iterator[None]:
-    """Ctrl-C ends what stands within, and is no interruption of anything."""
+def left_by_ctrl_c(*others: signal.Signals) -> Iterator[None]:
+    """Ctrl-C, or another of these signals, ends what stands within, and is no interruption of anything."""
     try:
         yield
     except Interrupted as ended:
-        if ended.signal != signal.SIGINT:
+        if ended.signal not in (signal.SIGINT, *others):
             raise

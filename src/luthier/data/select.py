@@ -11,7 +11,8 @@ from luthier.data.formats import Format
 from luthier.data.rows import Example, RawRow
 from luthier.data.similar import NearIndex, canonical, digest, whole_text
 from luthier.data.split import Placed, seeded
-from luthier.recipe.schema import Scalar, Source
+from luthier.recipe.schema import Source
+from luthier.recipe.section import Scalar
 
 FAILED = "failed interaction"
 """Reason for dropping an interaction whose `success` is there and not true."""

@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from luthier.core.chat import Conversation, Message
@@ -19,6 +20,7 @@ if TYPE_CHECKING:  # importing transformers takes 2 s, which a cached `prepare` 
 
 TEMPLATE_NAME = re.compile(r"[\w-]{1,100}")
 """Of a tokenizer with several: it becomes a file's name when the tokenizer is saved."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 QUESTION, ANSWER = "xQuestionx", "xAnswerx"
 THOUGHT = "<think>\nxThoughtx\n</think>\n\n"
 
@@ -53,8 +55,8 @@ class ChatTokenizer:
     cutting_ids: frozenset[int]
     """Special tokens that are found in raw text before it is split into words."""
 
-    def render(self, conversation: Conversation, *, add_generation_prompt: bool) -> str:
-        """The conversation as text, by the template, in transformers' sandbox; raises TemplateRefused.
+    def render(self, conversation: Conversation, *, add_generation_prompt: bool, variables: Mapping[str, Any] = NOTHING) -> str:
+        """The conversation as text, by the template, given variables beside it, in transformers' sandbox; raises TemplateRefused.
 
         A template is a program: it can be wrong in any way. It cannot reach outside its sandbox, but it can take for ever.
         """
@@ -62,7 +64,7 @@ class ChatTokenizer:
         tools: list[Any] = [dict(tool) for tool in conversation.tools]
         try:
             text = self.pretrained.apply_chat_template(
-                messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
+                messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt, **variables
             )
         except Exception as error:
             raise TemplateRefused(str(error) or type(error).__name__) from error

@@ -1,4 +1,4 @@
-"""Trained = merged (= served): what is handed over says the same, token for token, as the model that was trained (traps 13, 19, 22).
+"""Trained = merged = served: what is handed over says the same, token for token, as the model that was trained (traps 13, 19, 22).
 
 Compared are the log-probabilities of the supervised tokens of rows of the run's own data. How far two of one model's may lie apart is
 measured on the spot, not assumed: the same live adapter, row by row and in padded batches.
@@ -8,14 +8,17 @@ import gc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from peft import PeftModel
 from torch import nn
 
+from luthier.core.chat import Conversation
 from luthier.core.progress import Progress
 from luthier.data.render import Renderer
 from luthier.data.rows import Example
@@ -24,6 +27,7 @@ from luthier.data.store import Prepared, TokenRow
 from luthier.data.tokenizer import ChatTokenizer, load_tokenizer
 from luthier.export.merge import Handed
 from luthier.model.adapt import load_adapter
+from luthier.model.adapter_config import CONFIG
 from luthier.model.load import load_model
 from luthier.model.shard import evaluating
 from luthier.recipe.schema import Model
@@ -49,6 +53,17 @@ class Speaker(Protocol):
 
     def log_probabilities(self, rows: Sequence[TokenRow]) -> LogProbabilities:
         """Of each row's supervised tokens, each after all that stand before it in its row."""
+        ...
+
+
+NOBODY: Mapping[str, Speaker] = MappingProxyType({})
+
+
+class Server(Speaker, Protocol):
+    """A speaker with a tokenizer and a template of its own: what people ask it comes as messages."""
+
+    def prompt_ids(self, conversation: Conversation) -> list[int]:
+        """What it feeds its model before it answers the conversation's next turn."""
         ...
 
 
@@ -121,8 +136,14 @@ class Live:
     """What the trained model tells: its log-probabilities, how far it is from itself, and from its base."""
 
     told: LogProbabilities
+    base: LogProbabilities
+    """What its base tells of them."""
     floor: Apart
-    change: Apart
+
+    @property
+    def change(self) -> Apart:
+        """What training changed."""
+        return Apart.of(self.told, self.base)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,34 +171,70 @@ class Verification:
         return {**asdict(self), "apart": {name: asdict(apart) for name, apart in self.apart.items()}, "passed": self.passed}
 
 
-def verify(handed: Handed, sample: Sample, merged: Path | Literal["none"], progress: Progress) -> Verification:
-    """The live adapter against the model in a folder, loaded anew, where there is one; before, token ids against those prepared."""
-    failures, told = _rendered_otherwise(handed.tokenizer, handed, sample, "the run's tokenizer"), dict[str, LogProbabilities]()
-    if merged != "none":
-        failures += _rendered_otherwise(load_tokenizer(_whole(merged, handed.model)), handed, sample, "the merged model's tokenizer")
-    with progress.task("verify", 2) as advance:
+def verify(
+    handed: Handed, sample: Sample, folders: Mapping[str, Path], progress: Progress, speakers: Mapping[str, Speaker] = NOBODY
+) -> Verification:
+    """The live adapter against what lies in folders, each loaded anew (a whole model, or an adapter for the same base), and others.
+
+    Before, token ids against those prepared: as the run's tokenizer renders them, and each folder's.
+    """
+    failures, told = rendered_otherwise(handed, sample), dict[str, LogProbabilities]()
+    for name, folder in folders.items():
+        tokenizer = load_tokenizer(_whole(folder, handed.model))
+        failures += _otherwise(tokenizer, handed, sample, f"the {name} model's tokenizer")
+    with progress.task("verify", 1 + len(folders)) as advance:
         live = listen(handed, sample.rows)
         advance(1, "the live adapter has told")
-        if merged != "none":
-            told["merged"] = _speaker(_whole(merged, handed.model), handed.precision).log_probabilities(sample.rows)
-        advance(2, "all have told")
+        for number, (name, folder) in enumerate(folders.items(), 2):
+            told[name] = _in_folder(folder, handed).log_probabilities(sample.rows)
+            advance(number, f"{name} has told")
+    told |= {name: speaker.log_probabilities(sample.rows) for name, speaker in speakers.items()}
+    return judge(live, told, handed.precision.dtype, failures)
+
+
+def verify_served(live: Live, handed: Handed, sample: Sample, server: Server, folders: Mapping[str, Path]) -> Verification:
+    """What a server answers, and what lies in folders, against what the trained model told: first the ids of the same dialogues."""
+    failures = [*rendered_otherwise(handed, sample), *asked_otherwise(handed, sample, server)]
+    told = {name: _in_folder(folder, handed).log_probabilities(sample.rows) for name, folder in folders.items()}
+    told["served"] = server.log_probabilities(sample.rows)
     return judge(live, told, handed.precision.dtype, failures)
 
 
 def listen(handed: Handed, rows: Sequence[TokenRow]) -> Live:
-    """What the trained model tells of the rows, twice, and its base once; the models are gone afterwards."""
+    """What the trained model tells of the rows, twice, and its base once; the models are gone afterwards, and the device is free."""
+    live = _heard(handed, rows)
+    gc.collect()
+    torch.cuda.empty_cache()  # for a server that is to take it; nothing where there is none
+    return live
+
+
+def _heard(handed: Handed, rows: Sequence[TokenRow]) -> Live:
     precision = handed.precision
     if handed.origin.recipe.lora == "none":
         untrained = _speaker(handed.model, precision).log_probabilities(rows)
-        live = _speaker(_whole(handed.adapter, handed.model), precision)
+        live = _in_folder(handed.adapter, handed)
     else:
-        adapted = load_adapter(load_model(handed.model, precision.dtype, precision.device), handed.adapter)
-        live = LocalSpeaker(model=adapted, precision=precision)
-        with adapted.disable_adapter():
-            untrained = live.log_probabilities(rows)
+        return live_of(load_adapter(load_model(handed.model, precision.dtype, precision.device), handed.adapter), precision, rows)
+    return _live(live, untrained, rows)
+
+
+def live_of(adapted: PeftModel, precision: Precision, rows: Sequence[TokenRow]) -> Live:
+    """What the active adapter of a loaded model tells of the rows, twice, and its base once."""
+    live = LocalSpeaker(model=adapted, precision=precision)
+    with adapted.disable_adapter():
+        untrained = live.log_probabilities(rows)
+    return _live(live, untrained, rows)
+
+
+def compared(handed: Handed, sample: Sample, live: Live, told: Mapping[str, LogProbabilities]) -> Verification:
+    """Whether others that use the run's own tokenizer tell what the live adapter told."""
+    return judge(live, told, handed.precision.dtype, rendered_otherwise(handed, sample))
+
+
+def _live(live: LocalSpeaker, untrained: LogProbabilities, rows: Sequence[TokenRow]) -> Live:
     told = live.log_probabilities(rows)
-    again = LocalSpeaker(model=live.model, precision=precision, rows_at_once=TOGETHER).log_probabilities(rows)
-    return Live(told=told, floor=Apart.of(told, again), change=Apart.of(told, untrained))
+    again = LocalSpeaker(model=live.model, precision=live.precision, rows_at_once=TOGETHER).log_probabilities(rows)
+    return Live(told=told, base=untrained, floor=Apart.of(told, again))
 
 
 def judge(live: Live, told: Mapping[str, LogProbabilities], dtype: torch.dtype, failures: Sequence[str] = ()) -> Verification:
@@ -191,11 +248,12 @@ def judge(live: Live, told: Mapping[str, LogProbabilities], dtype: torch.dtype, 
     found = list(failures)
     if not live.change.mean > noise:
         found.append(f"the adapter changes nothing: it is {live.change.mean:.3g} nats a token from its base, and {noise:.3g} are noise")
-    found += [
-        f"{name} is not what was trained: {one.mean:.3g} nats a token from the live adapter, where {allowed:.3g} are allowed"
-        for name, one in apart.items()
-        if not one.mean <= allowed
-    ]
+    for name, one in apart.items():
+        if not one.mean <= allowed:
+            from_base = Apart.of(live.base, told[name]).mean
+            as_base = "; it answers as the base does: the adapter is not applied" if from_base < one.mean else ""
+            where = f"{one.mean:.3g} nats a token from the live adapter, where {allowed:.3g} are allowed"
+            found.append(f"{name} is not what was trained: {where}{as_base}")
     return Verification(
         rows=len(live.told),
         tokens=sum(map(len, live.told)),
@@ -207,10 +265,34 @@ def judge(live: Live, told: Mapping[str, LogProbabilities], dtype: torch.dtype, 
     )
 
 
+def rendered_otherwise(handed: Handed, sample: Sample) -> list[str]:
+    """In words, where the run's own tokenizer renders rows otherwise than they were prepared."""
+    return _otherwise(handed.tokenizer, handed, sample, "the run's tokenizer")
+
+
+def asked_otherwise(handed: Handed, sample: Sample, server: Server) -> list[str]:
+    """In words, the first dialogue of which a server makes another prompt than the run's tokenizer (traps 6, 13)."""
+    for number, example in sample.examples:
+        own, other = handed.tokenizer.prompt_ids(example.prompt), server.prompt_ids(example.prompt)
+        if own != other:
+            place = next((at for at, (one, two) in enumerate(zip(own, other, strict=False)) if one != two), min(len(own), len(other)))
+            what = f"the server makes {len(other)} token ids of the prompt of {sample.split} row {number} ({example.origin}), the run's"
+            return [f"{what} tokenizer {len(own)}: they differ from place {place} on"]
+    return []
+
+
 def _speaker(model: Model, precision: Precision) -> LocalSpeaker:
     """A whole model from its files."""
     gc.collect()  # what spoke before, or was merged, may hold itself in circles
     return LocalSpeaker(model=load_model(model, precision.dtype, precision.device), precision=precision)
+
+
+def _in_folder(folder: Path, handed: Handed) -> LocalSpeaker:
+    """A whole model, or an adapter over the base that it was trained over."""
+    if not (folder / CONFIG).exists():
+        return _speaker(_whole(folder, handed.model), handed.precision)
+    base = _speaker(handed.model, handed.precision)
+    return LocalSpeaker(model=load_adapter(base.model, folder), precision=handed.precision)
 
 
 def _whole(folder: Path, trained: Model) -> Model:
@@ -218,7 +300,7 @@ def _whole(folder: Path, trained: Model) -> Model:
     return Model(base=str(folder.absolute()), attention=trained.attention, trust_remote_code=trained.trust_remote_code)
 
 
-def _rendered_otherwise(tokenizer: ChatTokenizer, handed: Handed, sample: Sample, whose: str) -> list[str]:
+def _otherwise(tokenizer: ChatTokenizer, handed: Handed, sample: Sample, whose: str) -> list[str]:
     """In words, where a tokenizer stops on other ids than the run's, and the first row that it renders otherwise than it was prepared."""
     found = []
     if set(tokenizer.stop_ids) != set(handed.tokenizer.stop_ids):

@@ -19,14 +19,17 @@ from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import Options
 from luthier.flow.checking import check
 from luthier.flow.evaluating import evaluate_rank
-from luthier.flow.handing import Exported, VerificationError, export, verify
+from luthier.flow.handed import Exported, To, VerificationError
+from luthier.flow.handing import Address, export, verify
 from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.proving import Evaluated, decide, evaluate, kept_report
 from luthier.flow.reporting import record, record_of, report, rows
+from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
+from luthier.flow.vllm import Answering, serve_vllm, serving_of
 from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
 
 if TYPE_CHECKING:
@@ -42,11 +45,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SILENT",
+    "Address",
+    "Answering",
     "Evaluated",
     "Exported",
     "Launched",
+    "Opening",
     "Options",
     "Saved",
+    "Standing",
+    "To",
     "Trained",
     "VerificationError",
     "apply",
@@ -78,12 +86,16 @@ __all__ = [
     "save",
     "seen",
     "series",
+    "serve",
+    "serve_vllm",
+    "serving_of",
     "stated",
     "status",
     "statuses",
     "statuses_of",
     "steps",
     "stop",
+    "talking",
     "train",
     "train_rank",
     "verify",

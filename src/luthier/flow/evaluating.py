@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from luthier.core import files, hardware
-from luthier.core.errors import ModelError
+from luthier.core.errors import ModelError, UsageError
 from luthier.core.hardware import Gpu
 from luthier.core.progress import Progress, Silent, Told
 from luthier.core.signals import Interrupted, ending_at_once
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
     from luthier.plan.setup import Dtype
-    from luthier.recipe.schema import Recipe
+    from luthier.recipe.schema import Model, Recipe
+    from luthier.runs.store import RunFolder
 
 REQUEST, REPORT = "evaluation.json", "report"
 
@@ -77,6 +78,35 @@ def evaluate_rank(folder: Path) -> None:
         if ranks.first:
             report.write(folder / REPORT)
         part(ranks)
+
+
+def tuned_by(run: RunFolder, recipe: Recipe) -> Subject:
+    """What a finished run left: its adapter over its base, or its whole model."""
+    from luthier.evaluate.run import Subject
+
+    if not run.finished:
+        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
+    if recipe.lora == "none":
+        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
+    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
+
+
+def model_or_adapter(name: str, recipe: Recipe) -> Subject:
+    """A folder with an adapter goes over the recipe's base; anything else is itself a model."""
+    from luthier.evaluate.run import Subject
+
+    if (Path(name) / "adapter_config.json").exists():
+        return Subject(name=name, model=recipe.model, adapters=(Path(name),))
+    if name == recipe.model.base:
+        return Subject(name=name, model=recipe.model)
+    return Subject(
+        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
+    )
+
+
+def _from_folder(recipe: Recipe, folder: Path) -> Model:
+    """The recipe's model with its weights and tokenizer from a folder."""
+    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
 
 
 def _devices_needed(subject: Subject, gpus: Sequence[Gpu]) -> int:

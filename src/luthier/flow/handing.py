@@ -2,164 +2,105 @@
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from luthier.core import files
-from luthier.core.errors import RunError, UsageError
+from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
+from luthier.flow.handed import FORMS, Exported, Finished, To, VerificationError, finished
 from luthier.flow.planning import SILENT
+from luthier.flow.vllm import packed
 
 if TYPE_CHECKING:
-    import torch
-
-    from luthier.data.store import Prepared
-    from luthier.export.merge import Handed, Merged
-    from luthier.export.verify import Sample, Verification
-    from luthier.recipe.schema import Recipe
-    from luthier.runs.store import RunFolder
-    from luthier.train.card import Origin, Result
-
-MERGED = "merged"
-"""The folder, in the run's own, that `export` writes where it is not told another."""
+    from luthier.export.verify import Verification
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Exported:
-    """A folder that was handed over, how it was made, and what was compared before it took its place."""
+class Address:
+    """A server to compare with: where it is, the model's name there (`run`: the run's), and the environment variable with its token."""
 
-    folder: Path
-    made: Merged
-    verification: Verification
-
-    def to_json(self) -> dict[str, Any]:
-        """As `--json` prints it."""
-        made = {"over": self.made.over, "kl": dict(self.made.kl)}
-        return {"folder": str(self.folder), "merged": made, "verification": self.verification.to_json()}
+    url: str
+    model: str = "run"
+    token_env: str = "LUTHIER_TOKEN"
 
 
-def export(name: str, out: Path | Literal["run"] = "run", progress: Progress = SILENT) -> Exported:
-    """A finished run's model merged into one folder, `runs/NAME/merged` or another, that plain transformers loads.
+def export(name: str, out: Path | Literal["run"] = "run", progress: Progress = SILENT, to: To = "merged") -> Exported:
+    """A finished run's model in one folder, `runs/NAME/FORM` or another, that others load.
 
     It is loaded anew and compared with the live adapter first: where it is another model, VerificationError is raised and nothing is left.
     """
-    from luthier.export.merge import write
-    from luthier.export.verify import verify as compare
-    from luthier.train.card import Known
     from luthier.train.final import check_written
 
-    run, handed, sample = _handed(name, progress)
-    folder = run.path / MERGED if out == "run" else out.absolute()
+    if to == "gguf":
+        from luthier.export.gguf import checkout_of
+
+        checkout_of()  # before anything slow
+    found = finished(name, progress)
+    folder = found.run.path / to if out == "run" else out.absolute()
     _refuse_foreign(folder)
-    known = Known(data=sample.prepared.summary, results=_results(run))
-    with files.told("the merged model", folder), files.replacing(folder, check_written) as part:
-        made = write(handed, part, known, progress)
-        verification = compare(handed, sample, part, progress)
-        if not verification.passed:
-            raise VerificationError(verification, folder)
-    run.event("exported", to="merged", folder=str(folder), over=made.over, kl=dict(made.kl), verification=verification.to_json())
-    return Exported(folder=folder, made=made, verification=verification)
+    with files.told(f"the export to {to}", folder), files.replacing(folder, check_written) as part:
+        exported = {"merged": _merged, "gguf": _gguf, "vllm": packed}[to](found, part, folder, progress)
+        if not exported.verification.passed:
+            raise VerificationError(exported.verification, folder)
+    found.run.event("exported", to=to, **exported.to_json())
+    return exported
 
 
-def verify(name: str, merged: Path | Literal["run"] = "run", progress: Progress = SILENT) -> Verification:
-    """A finished run's live adapter against its base and its merged model: the run's own, where there is one, or the one in a folder."""
+def verify(
+    name: str, merged: Path | Literal["run"] = "run", progress: Progress = SILENT, served: Address | Literal["none"] = "none"
+) -> Verification:
+    """A finished run's live adapter against its base and its merged model: the run's own, where there is one, or the one in a folder; and,
+    where there is an address, against the server's."""
+    from luthier.export.verify import listen, verify_served
     from luthier.export.verify import verify as compare
 
-    run, handed, sample = _handed(name, progress)
-    own: Path | Literal["none"] = run.path / MERGED if (run.path / MERGED).exists() else "none"
-    return compare(handed, sample, own if merged == "run" else _model_in(merged), progress)
+    found = finished(name, progress)
+    folders = {"merged": _model_in(merged)} if merged != "run" else {"merged": found.run.merged} if found.run.merged.exists() else {}
+    if served == "none":
+        return compare(found.handed, found.sample, folders, progress)
+    from luthier.serve.client import Remote
+
+    model = found.run.name if served.model == "run" else served.model
+    server = Remote.at(served.url, model, os.environ.get(served.token_env, ""))
+    server.refuse_unknown()  # before anything slow
+    return verify_served(listen(found.handed, found.sample.rows), found.handed, found.sample, server, folders)
 
 
-class VerificationError(RunError):
-    """What was written is not what was trained; `verification` has the figures."""
+def _merged(found: Finished, part: Path, folder: Path, progress: Progress) -> Exported:
+    """Plain weights for plain transformers."""
+    from luthier.export.merge import write
+    from luthier.export.verify import verify as compare
 
-    def __init__(self, verification: Verification, folder: Path) -> None:
-        self.verification = verification
-        change = "evaluate it as it would be served; the adapter over its base is what was trained"
-        super().__init__("; ".join(verification.failures), where=str(folder), change=change)
-
-
-def _handed(name: str, progress: Progress) -> tuple[RunFolder, Handed, Sample]:
-    """The run, its weights and what they are used with, and rows to compare on; raises ModelError where these do not belong together."""
-    from luthier.data.tokenizer import load_tokenizer
-    from luthier.export.merge import Handed
-    from luthier.export.verify import Sample
-    from luthier.model.adapt import check_provenance
-    from luthier.model.load import resolve_device
-    from luthier.runs.store import find, own_recipe
-    from luthier.train.precision import Precision
-
-    run = find(name)
-    recipe = own_recipe(run)
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
-    tokenizer = load_tokenizer(recipe.model)
-    check_provenance(run.adapter, recipe.model, tokenizer)
-    sample = Sample.of(_prepared(run, recipe, progress))
-    handed = Handed(
-        origin=_origin(run, recipe),
-        adapter=run.adapter,
-        tokenizer=tokenizer,
-        precision=Precision.of(_dtype(run, recipe), resolve_device()),
-        rows=sample.rows,
-    )
-    return run, handed, sample
+    made = write(found.handed, part, found.known, progress)
+    verification = compare(found.handed, found.sample, {"merged": part}, progress)
+    return Exported(folder=folder, to="merged", made=made, verification=verification, told={})
 
 
-def _origin(run: RunFolder, recipe: Recipe) -> Origin:
-    """What the run's final weights came from, by the provenance.json beside them."""
+def _gguf(found: Finished, part: Path, folder: Path, progress: Progress) -> Exported:
+    """One file for llama.cpp, from the merged model, which does not stay."""
     from luthier.data.repository import read_json
+    from luthier.export import gguf
+    from luthier.export.merge import write
+    from luthier.export.verify import verify as compare
     from luthier.model.adapt import PROVENANCE
-    from luthier.train.card import Origin
 
-    told = read_json(run.adapter / PROVENANCE)
-    try:
-        return Origin(recipe=recipe, step=told["step"], final=told["final"], data_hash=told["data_hash"])
-    except KeyError as error:
-        change = "train again: the adapter was written by another version, or changed since"
-        raise RunError(f"provenance.json does not tell {error}", where=str(run.adapter), change=change) from error
-
-
-def _dtype(run: RunFolder, recipe: Recipe) -> torch.dtype:
-    """The type that the run computed in, by its plan, where `auto` chose it."""
-    from luthier.model.load import DTYPES, resolve_device, resolve_dtype
-
-    planned = run.plan.exists() and json.loads(run.plan.read_text(encoding="utf-8"))
-    if planned:
-        return next(DTYPES[item["value"]] for item in planned["resolved"] if item["path"] == "model.dtype")
-    dtype, _ = resolve_dtype(recipe.model.dtype, resolve_device())
-    return dtype
-
-
-def _prepared(run: RunFolder, recipe: Recipe, progress: Progress) -> Prepared:
-    """The rows that the run was trained on, as they were prepared, or prepared again where that is gone; raises RunError for others."""
-    from luthier.data.prepare import prepare
-    from luthier.data.store import Prepared
-    from luthier.runs.store import prepared_root
-    from luthier.runs.summary import DataSummary
-
-    trained = DataSummary.read(run.data).hash
-    kept = Prepared(prepared_root() / trained)
-    if (kept.folder / "data.json").exists():
-        return kept
-    again = prepare(recipe, progress)
-    if again.summary.hash != trained:
-        raise RunError("the rows have changed since this run was trained", where=str(run.path), change="put the old rows back")
-    return again
-
-
-def _results(run: RunFolder) -> tuple[Result, ...]:
-    """The tasks of every evaluation that the run keeps."""
-    from luthier.evaluate import report
-    from luthier.train.card import Result
-
-    return tuple(
-        Result(subject=folder.name, task=name, metric=task.metric, value=task.value, low=task.low, high=task.high, n=task.n)
-        for folder in sorted(path.parent for path in run.evaluation("").glob("*/scores.json"))
-        for name, task in report.read(folder).scores.tasks.items()
-    )
+    whole, name, tokenizer = part / "merged", f"{found.run.name}.gguf", found.handed.tokenizer
+    whole.mkdir()
+    made = write(found.handed, whole, found.known, progress)
+    progress.say("llama.cpp's converter writes the file")
+    gguf.convert(whole, part / name, found.handed.precision.dtype, tokenizer)
+    tensors = gguf.compare(part / name, whole, tokenizer)
+    verification = compare(found.handed, found.sample, {"merged": whole}, progress, gguf.runtimes(part / name))
+    files.write(part / "Modelfile", gguf.modelfile(name, tokenizer))
+    files.write(part / "README.md", (whole / "README.md").read_text(encoding="utf-8") + gguf.chapter(name, tensors))
+    provenance = {**read_json(whole / PROVENANCE), "gguf": tensors.to_json()}
+    shutil.rmtree(whole)
+    files.write_json(part / PROVENANCE, provenance | {"files": files.digests(part)})
+    return Exported(folder=folder, to="gguf", made=made, verification=verification, told={"tensors": tensors.to_json()})
 
 
 def _refuse_foreign(folder: Path) -> None:
@@ -168,7 +109,7 @@ def _refuse_foreign(folder: Path) -> None:
     from luthier.model.adapt import PROVENANCE
 
     empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
-    if not empty and not ((folder / PROVENANCE).exists() and "merged" in read_json(folder / PROVENANCE)):
+    if not empty and not ((folder / PROVENANCE).exists() and set(FORMS) & set(read_json(folder / PROVENANCE))):
         raise UsageError("the folder is not empty, and no earlier export", where=str(folder), change="give --out another folder")
 
 

@@ -12,7 +12,7 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import evaluated, timed
+from luthier.flow.evaluating import evaluated, model_or_adapter, timed, tuned_by
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
     from luthier.recipe.proof import BaselineMetric
-    from luthier.recipe.schema import Model, Recipe
+    from luthier.recipe.schema import Recipe
     from luthier.runs.store import RunFolder
 
 
@@ -50,11 +50,11 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
     else:
         own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        found = _evaluated(_tuned(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
+        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
         report(str(run.path))
         return found
     folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
-    return _evaluated(_model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
+    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
 def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
@@ -70,7 +70,7 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     run = find(name)
     recipe = own_recipe(run)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
-    tuned = _kept_or_made(_tuned(run, recipe), recipe, run.evaluation("tuned"), progress)
+    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress)
     against = _against(wanted, run, recipe, progress)
     base: Baseline | None = None
     if recipe.decision.compares_with("base"):
@@ -133,14 +133,14 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
     if wanted != "base" and Path(wanted).is_file():
         return kept_report(Path(wanted))
     if wanted == "base":
-        name, subject = "base", _model_or_adapter(recipe.model.base, recipe)
+        name, subject = "base", model_or_adapter(recipe.model.base, recipe)
     else:
         other = find(wanted)
-        name, subject = f"against-{other.name}", _tuned(other, own_recipe(other))
+        name, subject = f"against-{other.name}", tuned_by(other, own_recipe(other))
     made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
     if not recipe.decision.compares_times or not recipe.evaluation.tasks:
         return made
-    times = _kept_or_timed(_tuned(run, recipe), subject, recipe, run.evaluation(f"in-turn-{name}"), progress)
+    times = _kept_or_timed(tuned_by(run, recipe), subject, recipe, run.evaluation(f"in-turn-{name}"), progress)
     return Beside(report=made, times=times)
 
 
@@ -160,31 +160,3 @@ def _kept_or_timed(tuned: Subject, other: Subject, recipe: Recipe, folder: Path,
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(kept, found.model_dump(mode="json"))
     return found
-
-
-def _tuned(run: RunFolder, recipe: Recipe) -> Subject:
-    from luthier.evaluate.run import Subject
-
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
-    if recipe.lora == "none":
-        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
-    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
-
-
-def _model_or_adapter(name: str, recipe: Recipe) -> Subject:
-    """A folder with an adapter goes over the recipe's base; anything else is itself a model."""
-    from luthier.evaluate.run import Subject
-
-    if (Path(name) / "adapter_config.json").exists():
-        return Subject(name=name, model=recipe.model, adapters=(Path(name),))
-    if name == recipe.model.base:
-        return Subject(name=name, model=recipe.model)
-    return Subject(
-        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
-    )
-
-
-def _from_folder(recipe: Recipe, folder: Path) -> Model:
-    """The recipe's model with its weights and tokenizer from a folder."""
-    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})

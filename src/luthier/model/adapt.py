@@ -89,15 +89,22 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     return base
 
 
-def load_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
-    """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit."""
+def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = ADAPTER) -> PeftModel:
+    """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit.
+
+    A further one, under another name, is put beside those that it has, and is not the active one.
+    """
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise ModelError(f"no adapter here: it needs {CONFIG} and {WEIGHTS}", where=str(folder))
-    config = read_config(folder, model)
+    config = read_config(folder, base_of(model))
     try:
         with _quiet_peft(), warnings.catch_warnings():
             warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with random ones
-            adapted = PeftModel.from_pretrained(model, str(folder), config=config)
+            adapted = (
+                _beside(model, folder, name, config)
+                if isinstance(model, PeftModel)
+                else PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
+            )
     except Exception as error:  # weights of another base, a file that is cut, and whatever else a stranger's makes PEFT raise
         if is_out_of_memory(error):
             raise
@@ -179,6 +186,14 @@ def _fused_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Their shapes by the names that they have without an adapter around them."""
     named = experts.shapes(model).items()
     return {name.replace(".base_layer", ""): shape for name, shape in named if len(shape) == 3 and ".experts." in name}
+
+
+def _beside(model: PeftModel, folder: Path, name: str, config: LoraConfig) -> PeftModel:
+    """The model with one more adapter; raises ValueError where weights of it are missing."""
+    model.add_adapter(name, config)  # else PEFT would read the folder's own configuration
+    if missing := model.load_adapter(str(folder), name).missing_keys:
+        raise ValueError(f"{len(missing)} of its weights are missing, first {missing[0]}")
+    return model
 
 
 def _add_dropout(model: PeftModel, p: float) -> None:

@@ -11,7 +11,8 @@ from typing import Literal
 
 from luthier.plan.hardware import Device
 from luthier.recipe.presets import spelled
-from luthier.recipe.schema import Lora, Scalar
+from luthier.recipe.schema import Lora
+from luthier.recipe.section import Scalar
 
 SWEEP = "open sweep, Tinker cookbook's sft_sweep.md"
 WITHOUT_REGRET = "LoRA Without Regret, Thinking Machines 2025"

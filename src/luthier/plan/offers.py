@@ -7,7 +7,7 @@ from typing import Any
 from luthier.plan.hardware import Device, table
 from luthier.plan.layout import rented
 from luthier.plan.plan import Facts, Plan, make
-from luthier.plan.serving import Serving, serving_needs
+from luthier.plan.serving import Serving, longest_served, serving_needs
 
 SEQUENCES = 1
 """Answered at once, for the page's figures: one user waits for one answer."""
@@ -74,10 +74,7 @@ def _offer(facts: Facts, device: Device) -> Offer:
     launch = recipe.launch.model_copy(update={"gpu": gpu, "price_per_hour": stated})
     moved = recipe.model_copy(update={"launch": launch})
     plan = make(replace(facts, task=replace(facts.task, recipe=moved, place=rented(gpu, nodes))))
-    longest = recipe.serving.max_model_len
-    if longest == "auto":
-        rows = workload.longest if recipe.data.max_length == "fit" else recipe.data.max_length
-        longest = rows + max((task.max_new_tokens for task in recipe.evaluation.tasks), default=0)
+    longest = longest_served(recipe, workload.longest)
     serving = serving_needs(facts.task.shape, "bfloat16" if device.bfloat16 else "float16", "none", longest, SEQUENCES)
     return Offer(device=device, plan=plan, serving=serving)
 

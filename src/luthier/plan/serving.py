@@ -5,9 +5,14 @@ from dataclasses import dataclass
 from luthier.plan.setup import DTYPE_BYTES, Dtype, Quantization
 from luthier.plan.shape import Linear, ModelShape
 from luthier.plan.weights import matrix_bytes
+from luthier.recipe.schema import Recipe
 
 USABLE = 0.9
 """Of a device's memory, for weights and caches: vLLM's own default (`gpu_memory_utilization`); the rest is context and activations."""
+ENOUGH = 4096
+"""Tokens of a prompt and its answer that a server takes at least, where the model does: a dialogue outgrows a row."""
+VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM's `--max-lora-rank` may be (`config/lora.py`, 0.27 to 0.32)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +70,20 @@ def serving_needs(shape: ModelShape, dtype: Dtype, quantization: Quantization, m
         formula=f"{shape.parameters / 1e9:.3g} G parameters in {stored}: {weights / 1e9:.3g} GB; {sequences} × {max_model_len} tokens · "
         f"{each / max_model_len / 1e3:.3g} kB: {sequences * each / 1e9:.3g} GB",
     )
+
+
+def longest_served(recipe: Recipe, longest_row: int) -> int:
+    """Tokens of prompt and answer that a server must take: what the recipe says, or as long as its longest row and answer."""
+    if recipe.serving.max_model_len != "auto":
+        return recipe.serving.max_model_len
+    rows = longest_row if recipe.data.max_length == "fit" else recipe.data.max_length
+    return rows + max((task.max_new_tokens for task in recipe.evaluation.tasks), default=0)
+
+
+def answerable(recipe: Recipe, longest_row: int) -> int:
+    """Tokens of prompt and answer that a server takes, where the model does: what `serving.max_model_len: auto` becomes."""
+    longest = longest_served(recipe, longest_row)
+    return longest if recipe.serving.max_model_len != "auto" else max(longest, ENOUGH)
 
 
 def _own(shape: ModelShape) -> tuple[Linear, ...]:

@@ -8,7 +8,8 @@ from typing import Any, Literal, Self
 from luthier.core import jsonl
 from luthier.core.environment import Allocator
 from luthier.core.hardware import Float32Products
-from luthier.recipe.schema import Lora, Scalar
+from luthier.recipe.schema import Lora
+from luthier.recipe.section import Scalar
 from luthier.runs.workload import MicroBatchSize
 
 Dtype = Literal["bfloat16", "float16", "float32"]

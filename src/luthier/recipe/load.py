@@ -78,7 +78,7 @@ def resolve(draft: Draft) -> LoadedRecipe:
     for key, value in _leaves(draft.values, ()):
         if any(secret_line(str(text)) for text in (dotted(key), *(value if isinstance(value, list) else (value,)))):
             raise _secret(draft.where(key))
-    _make_absolute(draft)
+    make_absolute(draft)
     recipe = check(draft)
     provenance = {dotted(key): _provenance(key, draft) for key, _ in _leaves(_plain(recipe), ())}
     return LoadedRecipe(recipe=recipe, provenance=MappingProxyType(provenance), source=draft.file, text=dump(recipe))
@@ -170,7 +170,8 @@ def _provenance(key: Key, draft: Draft) -> str:
     return origin.provenance if origin else "default"
 
 
-def _make_absolute(draft: Draft) -> None:
+def make_absolute(draft: Draft) -> None:
+    """Replace relative paths of a draft by what they mean from where they stand."""
     for pattern in (*FILES, *PERHAPS_FILES):
         for key in _matching(draft, pattern):
             text = draft.value(key)

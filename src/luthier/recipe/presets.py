@@ -8,7 +8,8 @@ from typing import Any
 
 from luthier.recipe.load import written
 from luthier.recipe.override import key_of
-from luthier.recipe.schema import Recipe, Scalar
+from luthier.recipe.schema import Recipe
+from luthier.recipe.section import Scalar
 
 WIDTH = 120
 NEXT = """\

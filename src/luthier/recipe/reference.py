@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 
 from luthier.recipe import fields
-from luthier.recipe.options import OPTIONS
+from luthier.recipe.options import ENGINES, OPTIONS
 
 EMPTY = '""'
 
@@ -41,11 +41,12 @@ def _section(section: fields.Place, name: str) -> Iterator[str]:
 
 
 def _options() -> Iterator[str]:
-    """What each backend reads of `launch.options`."""
-    for on, kind in OPTIONS.items():
-        options = fields.Place("", kind.model_json_schema())
-        if options.fields:
-            yield from _section(options, f"launch.options of {on}")
+    """What each backend reads of `launch.options`, and each engine of `serving.options`."""
+    for section, kinds in (("launch", OPTIONS), ("serving", ENGINES)):
+        for name, kind in kinds.items():
+            options = fields.Place("", kind.model_json_schema())
+            if options.fields:
+                yield from _section(options, f"{section}.options of {name}")
 
 
 def _default(field: fields.Place) -> str:

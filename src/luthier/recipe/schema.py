@@ -6,13 +6,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from luthier.recipe.proof import Decision, Evaluation
-from luthier.recipe.section import Section
+from luthier.recipe.section import PositiveInt, Scalar, Section
+from luthier.recipe.serving import Serving
 from luthier.recipe.tracking import Tracking
 from luthier.score.scorers import metric_name
 
 Share = Annotated[float, Field(gt=0, le=1)]
-PositiveInt = Annotated[int, Field(gt=0)]
-Scalar = str | int | float | bool
 
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -244,15 +243,6 @@ class Parallel(Section):
         return self
 
 
-class Serving(Section):
-    """What the adapter is for: the engine that will answer with it."""
-
-    engine: Literal["embedded", "vllm"] = "embedded"
-    """Luthier's own, or vLLM, which is faster and loads fewer kinds of adapters."""
-    max_model_len: PositiveInt | Literal["auto"] = "auto"
-    """Tokens of prompt and answer; `auto`: `data.max_length`, or the longest row, and the longest answer of a task."""
-
-
 class Launch(Section):
     """Where it runs, and what that costs."""
 
@@ -273,9 +263,9 @@ class Launch(Section):
 
     @model_validator(mode="after")
     def _options_are_read(self) -> Self:
-        from luthier.recipe.options import check_options  # which are sections, too
+        from luthier.recipe.options import check_launch_options  # which are sections, too
 
-        check_options(self.on, self.options)
+        check_launch_options(self.on, self.options)
         if self.on == "modal" and self.gpu == "here":
             raise ValueError("`gpu` is `here`, and on: modal rents one: name it, such as L4, or take on: local")
         return self

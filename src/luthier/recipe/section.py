@@ -1,6 +1,11 @@
 """What all sections of a recipe have in common."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Scalar = str | int | float | bool
 
 
 class Section(BaseModel):

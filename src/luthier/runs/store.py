@@ -98,6 +98,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def merged(self) -> Path:
+        """The final adapter in its base's weights, where it was exported so."""
+        return self.path / "merged"
+
+    @property
     def verdict(self) -> Path:
         """The decision and its reasons."""
         return self.path / "verdict.json"

@@ -3,17 +3,11 @@
 Plain ASGI: it stands before every route, so that no route can forget it.
 """
 
-import hmac
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-Message = MutableMapping[str, Any]
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+from luthier.core.asgi import Application, Message, Receive, Scope, Send, headers_of, is_bearer, is_token
 
 HOSTS = {"127.0.0.1", "localhost", "[::1]"}
 """Names of this machine: a page elsewhere whose name was made to point here (DNS rebinding) sends its own."""
@@ -31,19 +25,19 @@ class Guard:
     """An application that is shown to those who have the token: in the link that was printed, in a cookie from then on, or as a bearer."""
 
     def __init__(self, application: Application, token: str) -> None:
-        self.application, self.token = application, token.encode()
-        self.cookie = f"luthier-{sha256(self.token).hexdigest()[:8]}"
+        self.application, self.token = application, token
+        self.cookie = f"luthier-{sha256(token.encode()).hexdigest()[:8]}"
         """Its own: cookies are shared by all ports of a machine."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is allowed."""
         if scope["type"] != "http":
             return
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = headers_of(scope)
         host = headers.get("host", "")
         if host.rpartition(":")[0] not in HOSTS and host not in HOSTS:
             await _answer(send, 403, "this page answers to the names of this machine only: 127.0.0.1, localhost")
-        elif self._is_token(dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", "")) and scope["method"] == "GET":
+        elif is_token(dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", ""), self.token) and scope["method"] == "GET":
             await _answer(send, 303, "", [(b"location", _without_token(scope)), (b"set-cookie", self._cookie())])
         elif not self._knows(headers):
             await _answer(send, 403, "open the link that luthier ui has printed: it has the token in it")
@@ -53,17 +47,11 @@ class Guard:
             await self.application(scope, receive, _with_headers(send))
 
     def _knows(self, headers: dict[str, str]) -> bool:
-        return self._is_token(self._of_cookie(headers)) or self._is_bearer(headers)
+        return is_token(self._of_cookie(headers), self.token) or is_bearer(headers, self.token)
 
     def _from_here(self, headers: dict[str, str], host: str) -> bool:
         """Whether what changes something was asked by this page, or by a program that has the token."""
-        return headers.get("origin") == f"http://{host}" or self._is_bearer(headers)
-
-    def _is_bearer(self, headers: dict[str, str]) -> bool:
-        return self._is_token(headers.get("authorization", "").removeprefix("Bearer "))
-
-    def _is_token(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode("utf-8", "replace"), self.token)
+        return headers.get("origin") == f"http://{host}" or is_bearer(headers, self.token)
 
     def _of_cookie(self, headers: dict[str, str]) -> str:
         """By hand: http.cookies drops all that stands behind a cookie of another program that it dislikes."""
@@ -71,7 +59,7 @@ class Guard:
         return next((value for name, _, value in pairs if name == self.cookie), "")
 
     def _cookie(self) -> bytes:
-        return b"%s=%s; Path=/; HttpOnly; SameSite=Strict" % (self.cookie.encode(), self.token)
+        return b"%s=%s; Path=/; HttpOnly; SameSite=Strict" % (self.cookie.encode(), self.token.encode())
 
 
 def _without_token(scope: Scope) -> bytes:

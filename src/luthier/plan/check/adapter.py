@@ -8,6 +8,7 @@ from luthier.plan.advice import learning_rate_range
 from luthier.plan.check.case import Case, Check
 from luthier.plan.check.words import percent
 from luthier.plan.families import HALVES
+from luthier.plan.serving import VLLM_RANKS
 from luthier.plan.shape import Linear
 from luthier.recipe.presets import spelled
 from luthier.recipe.schema import Lora
@@ -16,8 +17,6 @@ WILD = 10.0
 """Times the highest of the range of a size that was not swept, from which a rate is far even from a guess."""
 FAR = 3.0
 """Factor from the rates that did well in the sweep, which tried rates about a factor of 3 apart."""
-VLLM_RANK = 512
-"""Largest max_lora_rank of vLLM (`vllm/config/lora.py`, MaxLoRARanks, 0.14 to 0.27)."""
 ATTENTION = {"attention", "linear_attention"}
 
 
@@ -223,7 +222,7 @@ def adapter_not_servable(case: Case) -> Iterator[Finding]:
     What to do: plain LoRA of rank 512 at most on linear layers; or serve the merged model (`luthier export --to merged`), and compare
     what is served with what was trained (`luthier verify`).
 
-    Source: vLLM `lora/peft_helper.py` ("vLLM does not yet support DoRA") and `config/lora.py` (0.27); traps 19 and 24 (vllm#41384,
+    Source: vLLM `lora/peft_helper.py` ("vLLM does not yet support DoRA") and `config/lora.py` (0.27, 0.32); traps 19 and 24 (vllm#41384,
     vllm#52198, vllm#41754).
     """
     lora = case.recipe.lora
@@ -233,9 +232,9 @@ def adapter_not_servable(case: Case) -> Iterator[Finding]:
     if lora.use_dora:
         reasons.append("it is DoRA, which vLLM refuses")
         changes.append(Change(path="lora.use_dora", value=False, why="vLLM loads plain LoRA"))
-    if lora.r > VLLM_RANK:
-        reasons.append(f"its rank {lora.r} is above {VLLM_RANK}")
-        changes.append(Change(path="lora.r", value=VLLM_RANK, why="vLLM's largest"))
+    if lora.r > VLLM_RANKS[-1]:
+        reasons.append(f"its rank {lora.r} is above {VLLM_RANKS[-1]}")
+        changes.append(Change(path="lora.r", value=VLLM_RANKS[-1], why="vLLM's largest"))
     if experts := [linear.name for linear in adapted(case.shape, lora) if linear.fused]:
         reasons.append(f"it is on fused experts ({', '.join(experts)}), which versions of vLLM drop or misread")
         changes.append(Change(path="serving.engine", value="embedded", why="Luthier's own applies all of it"))

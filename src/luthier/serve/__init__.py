@@ -1,0 +1,1 @@
+"""A model that answers over HTTP, as OpenAI's interface has it."""
