@@ -40,7 +40,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One answer. `stopped` is false where `max_new_tokens` cut it; the times are of the whole batch it was made in."""
+    """One answer. `stopped` is false where `max_new_tokens` cut it; the times count from when its whole batch was asked."""
 
     text: str
     num_prompt_tokens: int

@@ -30,7 +30,7 @@ Told = Annotated[str, AfterValidator(redact)]
 
 
 class Prediction(BaseModel):
-    """One row of a task: what was asked, expected, answered, all redacted. `seconds` are of the batch it was made in."""
+    """One row of a task: what was asked, expected, answered, all redacted. `seconds` count from when its batch was asked."""
 
     model_config = STRICT
 

@@ -79,6 +79,11 @@ class RowTicket:
             self.changed.notify()
 
 
+def active_adapter(model: PreTrainedModel | PeftModel) -> str:
+    """The name of the adapter with which a model speaks as it is; empty for a base."""
+    return str(model.active_adapter) if isinstance(model, PeftModel) else ""
+
+
 class Decoder:
     """An Engine over a loaded model, base or with adapters by their names in PEFT.
 
@@ -106,7 +111,7 @@ class Decoder:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._num_writing = 0
-        self._adapter = _active(model)
+        self._adapter = active_adapter(model)
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -333,10 +338,6 @@ class Decoder:
         else:
             self._model.base_model.disable_adapter_layers()
         self._adapter = adapter
-
-
-def _active(model: PreTrainedModel | PeftModel) -> str:
-    return str(model.active_adapter) if isinstance(model, PeftModel) else ""
 
 
 def _closed() -> LuthierError:
