@@ -97,6 +97,7 @@ def test_answers_do_not_depend_on_the_batch_and_come_in_order(model: Qwen3ForCau
 
 
 def test_a_batch_stays_within_its_token_budget(model: Qwen3ForCausalLM, tokenizer: ChatTokenizer) -> None:
+    LocalCompleter(model, tokenizer).complete(ask("hi"), max_new_tokens=1)  # the first use tries the model
     shapes: list[tuple[int, int]] = []
     handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, arguments: shapes.append(tuple(arguments[0].shape)))
     LocalCompleter(model, tokenizer, batch_tokens=200).complete(ask(*QUESTIONS), max_new_tokens=4)
@@ -118,6 +119,7 @@ def test_generation_ends_on_every_stop_token_and_only_then_is_it_stopped(model: 
     (ids,) = [argmax_continuation(model, tokenizer, "seven", 8)]
     assert len(ids) == 8
     place = next(place for place in range(2, 8) if ids[place] not in ids[:place])
+    LocalCompleter(model, tokenizer).complete(ask("hi"), max_new_tokens=1)  # the first use tries the model
     forwards: list[int] = []
     model.model.embed_tokens.register_forward_pre_hook(lambda *_: forwards.append(1))
     for stops in ((ids[place], 999), (999, ids[place])):  # eos of the base and end-of-turn of the template, in either order

@@ -19,9 +19,11 @@ from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.generation import Asked, Listener, Token
+from luthier.model.abreast import Abreast
 from luthier.model.adapt import base_of
-from luthier.model.prefix import BLOCK, Prefixes
+from luthier.model.prefix import BLOCK, Block, Prefixes
 from luthier.model.sample import chosen, told
+from luthier.model.shard import evaluating
 from luthier.model.slots import Chunk, Slots
 from luthier.plan.scoring import BATCH_TOKENS
 
@@ -37,8 +39,11 @@ class Row:
     listener: Listener
     ids: list[int]
     """Prompt and answer."""
+    slot: int = -1
     done: int = 0
     """Tokens that are in the cache."""
+    blocks: Sequence[int] = ()
+    """What of its prompt is known, by the numbers of `Prefixes`."""
     prompt_told: list[Token] = field(default_factory=list)
     cancelled: bool = False
 
@@ -104,6 +109,10 @@ class Decoder:
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""
         self._model, self._base = model, base_of(model)
         self._slots = Slots(self._base.config, most_slots=slots, most_tokens=cache_tokens)
+        self._adapter = active_adapter(model)
+        self._speakers = {"": -1} | {name: number for number, name in enumerate(self.adapters)}
+        with evaluating(model):
+            self._passes = Abreast(self._base, self._slots, self.adapters, self._speakers[self._adapter])
         self._prefixes = Prefixes(0 if self._slots.has_states else prefix_tokens)
         self._max_length, self._chunk = max_length, chunk
         self._changed = threading.Condition()
@@ -111,7 +120,8 @@ class Decoder:
         self._waiting: deque[Row] = deque()
         self._rows: list[Row] = []
         self._num_writing = 0
-        self._adapter = active_adapter(model)
+        self._lenders: list[tuple[int, int]] = []
+        """Of those who write, as Chunk has them; none where it is to be found out."""
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -191,7 +201,7 @@ class Decoder:
         self._asked.clear()
         self._waiting.clear()
         self._rows, self._num_writing = [], 0
-        del self._model, self._base, self._slots, self._prefixes
+        del self._model, self._base, self._slots, self._prefixes, self._passes
 
     def _drop_cancelled(self) -> None:
         self._waiting = deque(row for row in self._waiting if not row.cancelled)
@@ -204,29 +214,31 @@ class Decoder:
             row = self._waiting.popleft()
             length = max(each.most_tokens for each in [*self._rows, row])
             try:
-                self._switch(row.asked.adapter)
+                if not self._passes.mixes:
+                    self._switch(row.asked.adapter)
                 self._slots.reserve(len(self._rows) + 1, length, len(self._rows))
                 if found:
-                    self._slots.put(len(self._rows), found)
+                    self._slots.put(len(self._rows), [block.part for block in found])
             except Exception as error:  # such as short memory, in the middle of a change: told to all whose slots are lost
                 self._rows, self._num_writing, lost = [], 0, [*self._rows, row]
                 self._slots.free()
                 for each in lost:
                     each.fail(error)
                 return
-            row.done = len(found) * BLOCK
+            row.slot, row.done = len(self._rows), len(found) * BLOCK
             self._rows.append(row)
 
-    def _place_for(self, row: Row) -> Sequence[tuple[Tensor, ...]] | None:
+    def _place_for(self, row: Row) -> Sequence[Block] | None:
         """What is known of the beginning of a row that may be read now; None where it must wait."""
         others = self._rows
         if not self._slots.fits(len(others) + 1, max(each.most_tokens for each in [*others, row])):
             return None
-        if others and others[0].asked.adapter != row.asked.adapter:
+        if not self._passes.mixes and others and others[0].asked.adapter != row.asked.adapter:
             return None
         found = [] if row.asked.prompt_told else self._prefixes.find(row.asked.adapter, row.ids)
         reading = others[self._num_writing :]
-        if any(self._prefixes.shared(row.ids, other.ids) > len(found) * BLOCK for other in reading) and not row.asked.prompt_told:
+        alike = [other for other in reading if other.asked.adapter == row.asked.adapter and not row.asked.prompt_told]
+        if any(self._prefixes.shared(row.ids, other.ids) > len(found) * BLOCK for other in alike):
             return None  # soon it will be known
         return found
 
@@ -246,7 +258,7 @@ class Decoder:
             width = wide
             rows.append(row)
         ids = [row.ids[row.done : row.done + width] for row in rows]
-        logits_BKV = self._pass(rows, Chunk(start=self._num_writing, ids=ids, done=[row.done for row in rows]))
+        logits_BKV = self._pass(rows, ids, keep=0 if rows[0].asked.prompt_told else 1)
         if logits_BKV is None:
             return
         for row, read in zip(rows, ids, strict=True):
@@ -262,16 +274,21 @@ class Decoder:
     def _write(self) -> None:
         """One token of each row that is being written."""
         rows = self._rows[: self._num_writing]
-        logits_B1V = self._pass(rows, Chunk(start=0, ids=[row.ids[-1:] for row in rows], done=[row.done for row in rows]))
+        self._lenders = self._lenders or _lenders(rows)
+        logits_B1V = self._pass(rows, [row.ids[-1:] for row in rows], self._lenders)
         if logits_B1V is not None:
             for row in rows:
                 row.done += 1
             self._tell(rows, logits_B1V[:, -1])
 
-    def _pass(self, rows: Sequence[Row], chunk: Chunk) -> Tensor | None:
+    def _pass(
+        self, rows: Sequence[Row], ids: Sequence[Sequence[int]], lenders: Sequence[tuple[int, int]] = (), *, keep: int = 1
+    ) -> Tensor | None:
         """The logits; None where it failed, which its rows have been told."""
+        speakers = [self._speakers[row.asked.adapter] for row in rows]
+        done = [row.done for row in rows]
         try:
-            return self._slots.logits(self._base, chunk, keep=0 if rows[0].asked.prompt_told and not rows[0].num_written else 1)
+            return self._passes.logits(Chunk(start=rows[0].slot, ids=ids, done=done, speakers=speakers, lenders=lenders), keep)
         except Exception as error:  # told to whom it concerns: others' rows are not touched by it
             for row in rows:
                 row.fail(error)
@@ -281,15 +298,14 @@ class Decoder:
     def _tell(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
         tokens = chosen(logits_BV, [row.asked for row in rows], [row.num_written for row in rows])
         for row, token in zip(rows, tokens, strict=True):
-            slot = self._rows.index(row)
             if not isfinite(token.logprob):
                 row.fail(RunError(f"the model's numbers are not finite after token {len(row.ids)}"))
-                self._slots.clear(slot)
+                self._slots.clear(row.slot)
                 self._leave(row)
                 continue
             if token.end or not row.num_written:  # an answer is kept too: it is part of the dialogue's next prompt
-                part = functools.partial(self._slots.part, slot)
-                self._prefixes.keep(row.asked.adapter, row.ids[: row.done], part)
+                part = functools.partial(self._slots.part, row.slot)
+                row.blocks = self._prefixes.keep(row.asked.adapter, row.ids[: row.done], part)
             row.tell(token)
             if token.end:
                 self._leave(row)
@@ -305,18 +321,21 @@ class Decoder:
 
     def _become_writer(self, row: Row) -> None:
         """Its slot is then behind those of others who write."""
-        slot, first = self._rows.index(row), self._num_writing
-        if slot != first:
+        first = self._num_writing
+        if row.slot != first:
             other = self._rows[first]
-            self._slots.swap(slot, first, max(row.done, other.done))
-            self._rows[slot], self._rows[first] = other, row
+            self._slots.swap(row.slot, first, max(row.done, other.done))
+            other.slot, self._rows[row.slot] = row.slot, other
+            row.slot, self._rows[first] = first, row
         self._num_writing += 1
+        self._lenders = []
 
     def _leave(self, row: Row) -> None:
         """Its slot goes to the last of those who write, whose own goes to the last who reads."""
-        hole = self._rows.index(row)
+        hole = row.slot
         if hole < self._num_writing:
             self._num_writing -= 1
+            self._lenders = []
             hole = self._fill(hole, self._num_writing)
         self._fill(hole, len(self._rows) - 1)
         self._rows.pop()
@@ -324,8 +343,9 @@ class Decoder:
     def _fill(self, hole: int, last: int) -> int:
         """Move a row into a hole; where the hole is then."""
         if hole != last:
-            self._slots.move(last, hole, self._rows[last].done)
-            self._rows[hole] = self._rows[last]
+            row = self._rows[last]
+            self._slots.move(last, hole, row.done)
+            row.slot, self._rows[hole] = hole, row
         return last
 
     def _switch(self, adapter: str) -> None:
@@ -338,6 +358,17 @@ class Decoder:
         else:
             self._model.base_model.disable_adapter_layers()
         self._adapter = adapter
+
+
+def _lenders(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    """For each row the first one that has more of its blocks than others, and how many tokens these are."""
+    slots: dict[int, int] = {}
+    found = []
+    for row in rows:
+        known = next((number for number in range(len(row.blocks), 0, -1) if row.blocks[number - 1] in slots), 0)
+        found.append((slots[row.blocks[known - 1]], known * BLOCK) if known else (row.slot, 0))
+        slots |= {block: row.slot for block in row.blocks[known:]}
+    return found
 
 
 def _closed() -> LuthierError:

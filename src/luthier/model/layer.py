@@ -146,12 +146,27 @@ FAMILIES = {
 
 def fused_layer(layer: Any) -> FusedLayer:
     """The functions for a layer of one of the FAMILIES; raises Unfusable for another, or where a linear layer in it cannot be."""
+    family, attention = family_of(layer), layer.self_attn
+    return FusedLayer(
+        qkv=_group(_frozen_norm(layer.input_layernorm, family), attention.q_proj, attention.k_proj, attention.v_proj),
+        heads=heads_of(attention, family),
+        out=_group(Nothing(), attention.o_proj),
+        mlp=_mlp(layer, family),
+    )
+
+
+def family_of(layer: nn.Module) -> Family:
+    """Of a decoder layer; raises Unfusable for one of another form."""
     name = f"{class_of(layer).__module__}.{class_of(layer).__qualname__}"
     if name not in FAMILIES:
         raise Unfusable(f"{type(layer).__name__} is not a layer that the fused functions know")
-    family, attention = FAMILIES[name], layer.self_attn
-    heads = HeadShape(
-        queries=attention.q_proj.out_features // attention.head_dim,  # of this rank
+    return FAMILIES[name]
+
+
+def heads_of(attention: Any, family: Family) -> HeadShape:
+    """Those of an attention module, as many as this rank has."""
+    return HeadShape(
+        queries=attention.q_proj.out_features // attention.head_dim,
         groups=attention.k_proj.out_features // attention.head_dim,
         size=attention.head_dim,
         scale=attention.scaling,
@@ -159,34 +174,39 @@ def fused_layer(layer: Any) -> FusedLayer:
         query_norm=_head_norm(attention.q_norm) if family.head_norms else None,
         key_norm=_head_norm(attention.k_norm) if family.head_norms else None,
     )
-    return FusedLayer(
-        qkv=_group(_norm(layer.input_layernorm, family), attention.q_proj, attention.k_proj, attention.v_proj),
-        heads=heads,
-        out=_group(Nothing(), attention.o_proj),
-        mlp=_mlp(layer, family),
-    )
 
 
-def _mlp(layer: Any, family: Family) -> DenseMlp | Mixture:
-    mlp, norm = layer.mlp, layer.post_attention_layernorm
+def norm_of(norm: Any, family: Family) -> Norm:
+    """What stands before a group."""
+    eps = norm.eps if family.norm_offset else norm.variance_epsilon  # Gemma's module calls it otherwise
+    return Norm(weight_D=norm.weight.detach().float() + family.norm_offset, eps=eps)
+
+
+def gate_of(mlp: Any) -> Gate | None:
+    """What stands before the down projection; nothing where the layer has experts instead."""
     if not {name for name, _ in mlp.named_children()} >= {"gate_proj", "up_proj", "down_proj"}:
-        return Mixture(norm=norm, experts=mlp)
+        return None
     activation = mlp.config.hidden_act
     if activation not in ACTIVATIONS:
         raise Unfusable(f"activation {activation}")
-    gate_up = _group(_norm(norm, family), mlp.gate_proj, mlp.up_proj)
-    return DenseMlp(gate_up=gate_up, down=_group(Gate(activation=ACTIVATIONS[activation]), mlp.down_proj))
+    return Gate(activation=ACTIVATIONS[activation])
+
+
+def _mlp(layer: Any, family: Family) -> DenseMlp | Mixture:
+    mlp, norm, gate = layer.mlp, layer.post_attention_layernorm, gate_of(layer.mlp)
+    if gate is None:
+        return Mixture(norm=norm, experts=mlp)
+    return DenseMlp(gate_up=_group(_frozen_norm(norm, family), mlp.gate_proj, mlp.up_proj), down=_group(gate, mlp.down_proj))
+
+
+def _frozen_norm(norm: Any, family: Family) -> Norm:
+    if norm.weight.requires_grad:
+        raise Unfusable("its norms are trained")
+    return norm_of(norm, family)
 
 
 def _group(prologue: Norm | Gate | Nothing, *layers: nn.Module) -> Group:
     return Group(prologue=prologue, members=tuple(member_of(layer) for layer in layers), division=division_of(layers[0]))
-
-
-def _norm(norm: Any, family: Family) -> Norm:
-    if norm.weight.requires_grad:
-        raise Unfusable("its norms are trained")
-    eps = norm.eps if family.norm_offset else norm.variance_epsilon  # Gemma's module calls it otherwise
-    return Norm(weight_D=norm.weight.detach().float() + family.norm_offset, eps=eps)
 
 
 def _head_norm(norm: Any) -> HeadNorm:

@@ -241,7 +241,7 @@ def member_of(layer: Any) -> Member:
     if any(parameter.requires_grad for name, parameter in layer.named_parameters() if "lora_" not in name):
         raise Unfusable("its own weights are trained")
     if class_of(layer) in LINEAR:
-        return _frozen(layer, adapter=None)
+        return frozen_member(layer)
     if class_of(layer) is not LoraLinear or type(layer.base_layer) not in LINEAR:
         raise Unfusable(f"{type(layer.base_layer if isinstance(layer, LoraLayer) else layer).__name__} is not a linear layer")
     if layer.lora_variant:
@@ -257,9 +257,10 @@ def member_of(layer: Any) -> Member:
         scaling=layer.scaling[ADAPTER],
         dropout=dropout if isinstance(dropout, TokenDropout) else None,
     )
-    return _frozen(layer.base_layer, adapter)
+    return frozen_member(layer.base_layer, adapter)
 
 
-def _frozen(layer: nn.Linear, adapter: Adapter | None) -> Member:
+def frozen_member(layer: nn.Linear, adapter: Adapter | None = None) -> Member:
+    """The member for a linear layer whose own weights are not trained."""
     form = layer.form if isinstance(layer, QuantizedLinear) else None
     return Member(stored=layer.weight.detach(), form=form, bias_O=None if layer.bias is None else layer.bias.detach(), adapter=adapter)

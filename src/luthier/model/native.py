@@ -1,4 +1,4 @@
-"""Builds pointwise.c at first use, keeps the library in a cache folder, and loads it into the process that torch is in."""
+"""Builds pointwise.c, which has slots.c in it, at first use, keeps the library in a cache folder, and loads it into torch's process."""
 
 import ctypes
 import functools
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch  # noqa: F401  brings the OpenMP runtime that the library takes its symbols from
 
 SOURCE = Path(__file__).with_name("pointwise.c")
+INCLUDED = SOURCE.with_name("slots.c")
 COMPILE = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # Without -fopenmp, so that no OpenMP runtime is linked: torch has loaded one, its symbols global. A second one would have its own threads.
 LINK = ("-shared", "-lm")
@@ -61,7 +62,9 @@ def built(compiler: Command) -> Path:
     """The library in the cache; compiled first where source, flags, compiler or processor are new."""
     version = _run(*compiler, "--version")
     command = shlex.join((*compiler, *COMPILE, *LINK))
-    key = hashlib.sha256(b"\n".join((SOURCE.read_bytes(), command.encode(), version, _processor().encode()))).hexdigest()
+    key = hashlib.sha256(
+        b"\n".join((SOURCE.read_bytes(), INCLUDED.read_bytes(), command.encode(), version, _processor().encode()))
+    ).hexdigest()
     path = cache_folder() / f"pointwise-{key[:20]}.so"
     if not path.is_file():
         with tempfile.TemporaryDirectory(dir=path.parent, prefix="build-") as folder:

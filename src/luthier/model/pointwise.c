@@ -1,7 +1,7 @@
 /* The row-wise functions of a training step on a CPU, for float32 and bfloat16. What they compute is written plainly in twins.py.
  *
- * native.py builds this file at first use. It includes itself twice: what comes first is shared, the rest is compiled with REAL = float and
- * with REAL = bfloat16. Arithmetic is in float32; a result is rounded once, when it is stored.
+ * native.py builds this file at first use. It includes itself twice: what comes first is shared, the rest, and slots.c, is compiled with
+ * REAL = float and with REAL = bfloat16. Arithmetic is in float32; a result is rounded once, when it is stored.
  *
  * A matrix is a pointer and the distance between its rows in elements; the elements of a row are neighbours. Rows go to the threads of the
  * OpenMP runtime that torch has loaded.
@@ -397,4 +397,5 @@ void NAMED(drop_add)(REAL *out, long out_row, const REAL *x, long x_row, const i
                      uint32_t threshold, float scale, long first) {
     NAMED(dropped)(x, x_row, keys, out, out_row, rows, width, (Dropping){threshold, scale, salt, first}, 1);
 }
+#include "slots.c"
 #endif

@@ -25,6 +25,7 @@ __all__ = [
     "HeadNorm",
     "Stacked",
     "Visible",
+    "attend",
     "cross_entropy_",
     "drop",
     "drop_add_",
@@ -53,6 +54,7 @@ PARAMETERS = {
     "head_dots": "pn pn p nnn",
     "merge": "pnn pn pnn pn nnn",
     "cross_entropy": "pn p p p nn",
+    "attend": "p p p p p nnnnn f",
     "drop": "pn p pn nn suf n",
     "drop_add": "pn pn p nn suf n",
 }
@@ -138,6 +140,17 @@ def softmax_backward_(scores_KML: Tensor, dp_KML: Tensor, stats: tuple[Tensor, T
     num_heads, width = len(stats[0]), scores_KML.shape[2]
     sizes = (num_heads, len(scores_KML) * scores_KML.shape[1] // num_heads, width)
     call(scores_KML.data_ptr(), dp_KML.data_ptr(), *_rows(stats[0]), *_rows(stats[1]), *sizes, scale, *_limits(visible))
+
+
+def attend(q_BC: Tensor, keys_SLHd: Tensor, values_SLHd: Tensor, rows_B4: Tensor, shape: tuple[float, int], out_BC: Tensor) -> None:
+    """Attention of a row's newest token to its row, into out; of each row: the place of its first token, counted through all slots, its
+    tokens, the place from where it reads the first of them, and how many it reads there. `shape` is the scale and the window."""
+    (scale, window), (groups, size) = shape, keys_SLHd.shape[2:]
+    call = _call("attend", q_BC, keys_SLHd, values_SLHd, out_BC)
+    if not call:
+        return _twin(twins.attend, q_BC)(q_BC, keys_SLHd, values_SLHd, rows_B4, shape, out_BC)
+    tensors = (q_BC, keys_SLHd, values_SLHd, rows_B4, out_BC)
+    call(*(each.data_ptr() for each in tensors), len(q_BC), q_BC.shape[1] // size, groups, size, window, scale)
 
 
 def head_dots(a_TC: Tensor, b_TC: Tensor, num_heads: int) -> Tensor:

@@ -35,7 +35,7 @@ class Prefixes:
         """Tokens that are kept."""
         return len(self._blocks) * BLOCK
 
-    def find(self, adapter: str, ids: Sequence[int]) -> list[Part]:
+    def find(self, adapter: str, ids: Sequence[int]) -> list[Block]:
         """The blocks with which a prompt begins; of its last token nothing is taken, for what follows it is to be computed."""
         parent: int | str = adapter
         found, keys = [], []
@@ -44,25 +44,26 @@ class Prefixes:
             block = self._blocks.get(key)
             if block is None:
                 break
-            found.append(block.part)
+            found.append(block)
             keys.append(key)
             parent = block.id
         self._use(keys)
         return found
 
-    def keep(self, adapter: str, ids: Sequence[int], part: Callable[[int, int], Part]) -> None:
-        """Keep the whole blocks of a sequence; `part` gives what lies between two places of it."""
+    def keep(self, adapter: str, ids: Sequence[int], part: Callable[[int, int], Part]) -> list[int]:
+        """Keep the whole blocks of a sequence, and their numbers; `part` gives what lies between two places of it."""
         parent: int | str = adapter
-        keys = []
+        keys, numbers = [], []
         for start in range(0, min(len(ids), self._most * BLOCK) - BLOCK + 1, BLOCK):
             key = (parent, tuple(ids[start : start + BLOCK]))
             if key not in self._blocks:
                 self._blocks[key] = Block(id=next(self._ids), part=part(start, start + BLOCK))
             keys.append(key)
-            parent = self._blocks[key].id
+            numbers.append(parent := self._blocks[key].id)
         self._use(keys)
         while len(self._blocks) > self._most:
             self._blocks.popitem(last=False)
+        return numbers
 
     def shared(self, one: Sequence[int], other: Sequence[int]) -> int:
         """With how many tokens that will be kept both begin."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, PreTrainedConfig, PreTrainedModel
+from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer, get_layer_types_and_kwargs
 
 from luthier.core.errors import ModelError
@@ -32,6 +32,10 @@ class Chunk:
     """The first row's slot."""
     ids: Sequence[Sequence[int]]
     done: Sequence[int]
+    speakers: Sequence[int]
+    """The number of each row's adapter; -1 for the base alone."""
+    lenders: Sequence[tuple[int, int]] = ()
+    """For passes of one token a row: the slot in which each row's first tokens stand as well, and how many; by default its own."""
 
     @property
     def stop(self) -> int:
@@ -57,27 +61,34 @@ class KeySlots(CacheLayerMixin):  # type: ignore[misc]  # to mypy, transformers'
     def __init__(self, slots: "Slots") -> None:
         super().__init__()
         self._slots = slots
+        self.is_initialized: bool = False
+
+    def make_room(self, num_heads: int, size: int, like: Tensor) -> None:
+        """When the first keys tell their shape and type."""
+        if not self.is_initialized:
+            shape = (self._slots.num_slots, self._slots.length, num_heads, size)
+            self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+            self.is_initialized = True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """When the first keys tell their shape."""
-        shape = (self._slots.num_slots, self._slots.length)
-        self.keys, self.values = (like.new_zeros(*shape, like.shape[1], like.shape[3]) for like in (key_states, value_states))
-        self.is_initialized = True
+        """As `make_room`."""
+        self.make_room(key_states.shape[1], key_states.shape[3], key_states)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Put the pass's keys and values [B, H, Q, d] where they belong; all of its rows' so far, [B, H, tokens, d]."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        return self._put(self.keys, key_states), self._put(self.values, value_states)
+        self.lazy_initialization(key_states, value_states)
+        for held_SLHd, new_BHQd in ((self.keys, key_states), (self.values, value_states)):
+            held_SLHd.flatten(0, 1).index_copy_(0, self._slots.places_T, new_BHQd.transpose(1, 2).flatten(0, 1))
+        return self.seen()
 
-    def _put(self, held_SLHd: Tensor, new_BHQd: Tensor) -> Tensor:
-        rows, (start, stop, length) = held_SLHd.flatten(0, 1), self._slots.seen
-        rows.index_copy_(0, self._slots.places_N, new_BHQd.transpose(1, 2).flatten(0, 1))
-        return held_SLHd[start:stop, :length].transpose(1, 2)
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of the pass's rows, [B, H, tokens, d]."""
+        start, stop, length = self._slots.aimed_at
+        return self.keys[start:stop, :length].transpose(1, 2), self.values[start:stop, :length].transpose(1, 2)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Keys of a pass."""
-        return self._slots.seen[2], 0
+        return self._slots.aimed_at[2], 0
 
     def get_seq_length(self) -> int:
         """Rows have lengths of their own, which the pass's positions tell."""
@@ -130,7 +141,7 @@ class StateSlots(LinearAttentionLayer):  # type: ignore[misc]
             if state is not None:
                 given = getattr(self, kind)[state_idx]
                 self._held[kind, state_idx] = held = given.new_zeros(self._slots.num_slots, *given.shape[1:])
-                start, stop, _ = self._slots.seen
+                start, stop, _ = self._slots.aimed_at
                 getattr(self, kind)[state_idx] = held[start:stop]
 
     def row(self, slot: int, start: int, stop: int) -> tuple[Tensor, ...]:
@@ -155,9 +166,9 @@ class Slots(Cache):  # type: ignore[misc]
             raise ModelError(f"rows cannot be written side by side with layers of {', '.join(sorted(strange))}")
         self.num_slots = self.length = 0
         self._most_slots, self._most_tokens = most_slots, most_tokens
-        self.seen = (0, 0, 0)
-        """The rows of the pass, and how many of their places it sees."""
-        self.places_N = torch.empty(0, dtype=torch.long)
+        self.aimed_at = (0, 0, 0)
+        """The first slot of the pass, the one behind its last, and how many places it sees."""
+        self.places_T = torch.empty(0, dtype=torch.long)
         """Where the pass's tokens go, counted through all slots."""
         super().__init__(layers=self._new())
 
@@ -189,25 +200,25 @@ class Slots(Cache):  # type: ignore[misc]
         self.num_slots = self.length = 0
         self.layers = self._new()
 
-    def logits(self, base: PreTrainedModel, chunk: Chunk, keep: int = 1) -> Tensor:
-        """Of each row's last `keep` tokens of the pass, all for 0 [B, ·, V]."""
-        device = base.device
-        width, length = chunk.width, chunk.length
-        ids_BQ, positions_BQ, places_BQ = (torch.tensor(rows, device=device) for rows in zip(*self._rows(chunk, width), strict=True))
-        self.seen, self.places_N = (chunk.start, chunk.stop, length), places_BQ.flatten()
+    def aim(self, chunk: Chunk, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Before a pass: its ids and positions [B, Q]."""
+        ids_BQ, positions_BQ, places_BQ = (torch.tensor(rows, device=device) for rows in zip(*self._rows(chunk, chunk.width), strict=True))
+        self.aimed_at, self.places_T = (chunk.start, chunk.stop, chunk.length), places_BQ.flatten()
         for layer in self.layers:
             if isinstance(layer, StateSlots):
                 layer.aim(chunk.start, chunk.stop, new=not chunk.done[0])
-        masks = {kind: None if kind in STATES else _mask(positions_BQ, length, window, base.dtype) for kind, window in self.windows.items()}
-        logits: Tensor = base(
-            input_ids=ids_BQ,
-            position_ids=positions_BQ,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
-            past_key_values=self,
-            use_cache=True,
-            logits_to_keep=keep,
-        ).logits
-        return logits
+        return ids_BQ, positions_BQ
+
+    def masks(self, positions_BQ: Tensor, dtype: torch.dtype) -> dict[str, Tensor | None]:
+        """Added to scores [B, 1, Q, tokens], by the kind of layer: a token sees those up to its own position, of a window so many."""
+        away_BQL = positions_BQ[..., None] - torch.arange(self.aimed_at[2], device=positions_BQ.device)
+        hidden = {
+            kind: (away_BQL < 0) if window is None else (away_BQL < 0) | (away_BQL >= window) for kind, window in self.windows.items()
+        }
+        return {
+            kind: None if kind in STATES else torch.zeros_like(away_BQL, dtype=dtype).masked_fill_(some, torch.finfo(dtype).min)[:, None]
+            for kind, some in hidden.items()
+        }
 
     def _rows(self, chunk: Chunk, width: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """Ids, positions and places of each row; padding before its tokens, at position 0 and its next token's place."""
@@ -250,10 +261,3 @@ class Slots(Cache):  # type: ignore[misc]
     def _row(self, slot: int, start: int, stop: int) -> Iterator[Tensor]:
         for layer in self.layers:
             yield from layer.row(slot, start, stop)
-
-
-def _mask(positions_BQ: Tensor, length: int, window: int | None, dtype: torch.dtype) -> Tensor:
-    """Added to scores [B, 1, Q, length]: a token sees those up to its own position, of a window so many."""
-    away_BQL = positions_BQ[..., None] - torch.arange(length, device=positions_BQ.device)
-    hidden_BQL = away_BQL < 0 if window is None else (away_BQL < 0) | (away_BQL >= window)
-    return torch.zeros(hidden_BQL.shape, dtype=dtype, device=positions_BQ.device).masked_fill_(hidden_BQL, torch.finfo(dtype).min)[:, None]

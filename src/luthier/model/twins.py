@@ -140,6 +140,17 @@ def softmax_backward_(scores_KML: Tensor, dp_KML: Tensor, stats: tuple[Tensor, T
     scores_HML.copy_(p)
 
 
+def attend(q_BC: Tensor, keys_SLHd: Tensor, values_SLHd: Tensor, rows_B4: Tensor, shape: tuple[float, int], out_BC: Tensor) -> None:
+    """Attention of one token of each row to its row."""
+    (scale, window), (groups, size) = shape, keys_SLHd.shape[2:]
+    keys_PHd, values_PHd = wide(keys_SLHd).flatten(0, 1), wide(values_SLHd).flatten(0, 1)
+    for q_C, out_C, (own, num, other, lent) in zip(wide(q_BC), out_BC, rows_B4.tolist(), strict=True):
+        places = [(other if place < lent else own) + place for place in range(max(0, num - window), num)]
+        q_HMd = q_C.view(groups, -1, size) * scale
+        shares_HML = (q_HMd @ keys_PHd[places].permute(1, 2, 0)).softmax(-1)
+        out_C.copy_((shares_HML @ values_PHd[places].transpose(0, 1)).flatten())
+
+
 def head_dots(a_TC: Tensor, b_TC: Tensor, num_heads: int) -> Tensor:
     """Each head's dot product of a and b, [H, T]."""
     return (wide(a_TC) * wide(b_TC)).reshape(len(a_TC), num_heads, -1).sum(-1).T.contiguous()
