@@ -43,9 +43,9 @@ class LocalCompleter:
         if not prompts:
             return []
         longest = max(map(len, prompts)) + max_new_tokens
-        decoder = Decoder(self.model, slots=SLOTS, max_length=longest, cache_tokens=self.batch_tokens, prefix_tokens=self.batch_tokens)
         answers = [_Answer(began=time.perf_counter()) for _ in prompts]
         with _evaluating(self.model):
+            decoder = Decoder(self.model, slots=SLOTS, max_length=longest, cache_tokens=self.batch_tokens, prefix_tokens=self.batch_tokens)
             for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
                 asked = Asked(
                     ids=tuple(prompts[row]),
