@@ -9,13 +9,11 @@ rows share once.
 
 import functools
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
@@ -25,17 +23,12 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from luthier.model.attention import FAR, Unfusable
-from luthier.model.fuse import TOLERANCE
 from luthier.model.layer import Family, HeadShape, family_of, gate_of, heads_of, norm_of
 from luthier.model.lora import Gate, Norm
 from luthier.model.native import native
 from luthier.model.pointwise import REALS, Angles, Stacked, attend, rotate
 from luthier.model.slots import Chunk, KeySlots, Slots
 from luthier.model.speakers import Products, Speakers, products_of
-
-SAME = "as the model's own layers"
-_found: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()
-"""What was found of a model when it was first tried."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,58 +125,46 @@ class SlotLayer:
         return out_BQHd.reshape(queries_TC.shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Abreast:
-    """Passes of a model over slots: by the functions here where they give what the model's own layers give, else by those.
+    """Passes of a model over slots: by the functions here, or by the model's own layers."""
 
-    Adapters are taken as they are when this is made.
-    """
-
-    def __init__(self, base: PreTrainedModel, slots: Slots, names: Sequence[str], speaker: int) -> None:
-        """`names` are those of PEFT's adapters, `speaker` is the number of the one with which the model itself speaks now."""
-        self._base, self._slots = base, slots
-        self._layers: dict[nn.Module, SlotLayer] = {}
-        try:
-            layers = slot_layers(base, names)
-        except Unfusable as reason:
-            self.note = str(reason)
-        else:
-            self.note = _found.get(base) or _found.setdefault(base, self._tried(layers, speaker))
-            self._layers = {} if self.note != SAME else layers
-        self.mixes = not names or (bool(self._layers) and all_inside(base, self._layers))
-        """Whether rows with different adapters may share a pass."""
+    base: PreTrainedModel
+    slots: Slots
+    layers: Mapping[nn.Module, SlotLayer]
+    """Empty: the model's own."""
+    mixes: bool
+    """Whether rows with different adapters may share a pass; else all speak with the one that is PEFT's active one."""
 
     def logits(self, chunk: Chunk, keep: int = 1) -> Tensor:
         """Of each row's last `keep` tokens of the pass, all for 0 [B, ·, V]."""
-        return self._logits(self._layers, self._slots, chunk, keep)
-
-    def _logits(self, layers: dict[nn.Module, SlotLayer], slots: Slots, chunk: Chunk, keep: int) -> Tensor:
-        ids_BQ, positions_BQ = slots.aim(chunk, self._base.device)
-        mask: Any = torch.zeros(1, 1, 1, 1)
-        with ExitStack() as stack:
-            if layers:
-                stack.enter_context(in_place(layers, _pass(slots, chunk, positions_BQ, self._base.dtype)))
-            else:
-                masks = slots.masks(positions_BQ, self._base.dtype)
-                mask = masks if len(masks) > 1 else next(iter(masks.values()))
-            inputs = {"input_ids": ids_BQ, "position_ids": positions_BQ, "attention_mask": mask, "past_key_values": slots}
-            logits: Tensor = self._base(**inputs, use_cache=True, logits_to_keep=keep).logits
+        ids_BQ, positions_BQ = self.slots.aim(chunk, self.base.device)
+        inputs: dict[str, Any] = {"input_ids": ids_BQ, "position_ids": positions_BQ, "past_key_values": self.slots, "use_cache": True}
+        if self.layers:
+            with _in_place(self.layers, _pass(self.slots, chunk, positions_BQ, self.base.dtype)):
+                logits: Tensor = self.base(**inputs, attention_mask=torch.zeros(1, 1, 1, 1), logits_to_keep=keep).logits
+            return logits
+        masks = self.slots.masks(positions_BQ, self.base.dtype)
+        mask = masks if len(masks) > 1 else next(iter(masks.values()))
+        logits = self.base(**inputs, attention_mask=mask, logits_to_keep=keep).logits
         return logits
 
-    def _tried(self, layers: dict[nn.Module, SlotLayer], speaker: int) -> str:
-        """What these layers give for two short rows, against the model's own; SAME where that is the same."""
-        random, vocabulary = np.random.default_rng(0), self._base.config.get_text_config().vocab_size
-        first, other = random.integers(0, vocabulary, 24).tolist(), random.integers(0, vocabulary, 17).tolist()
-        chunks = [
-            Chunk(start=0, ids=[first[:-1], other[:-1]], done=[0, 0], speakers=[speaker] * 2),
-            Chunk(start=0, ids=[first[-1:], other[-1:]], done=[23, 16], speakers=[speaker] * 2),
-        ]
-        given = []
-        for some in ({}, layers):
-            slots = Slots(self._base.config, most_slots=2, most_tokens=64)
-            slots.reserve(2, 32, 0)
-            given.append(torch.cat([self._logits(some, slots, chunk, 1) for chunk in chunks]).float())
-        apart = ((given[1] - given[0]).norm(dim=-1) / given[0].norm(dim=-1)).median()
-        return SAME if apart < TOLERANCE[self._base.dtype] else f"the functions over slots are {apart:.1%} off for this model"
+
+def slot_layers(base: PreTrainedModel, names: Sequence[str]) -> dict[nn.Module, SlotLayer]:
+    """Every decoder layer as above, with the adapters of these names as they are now; raises Unfusable where one of them cannot be so."""
+    if base.device.type != "cpu" or base.dtype not in REALS or native().library is None:
+        raise Unfusable("the functions over slots are in C, for float32 and bfloat16 on a CPU")
+    layers = [module for module in base.modules() if "self_attn" in dict(module.named_children())]
+    found = {layer: _slot_layer(layer, index, names) for index, layer in enumerate(layers)}
+    if isinstance(base, FSDPModule) or len(found) != base.config.get_text_config().num_hidden_layers:
+        raise Unfusable("some layers have no attention, or are elsewhere")
+    return found
+
+
+def all_inside(base: PreTrainedModel, layers: Mapping[nn.Module, SlotLayer]) -> bool:
+    """Whether no adapter stands anywhere else: on the head, on experts."""
+    known = {linear for layer in layers for name in ("self_attn", "mlp") for linear in _projections(layer.get_submodule(name))}
+    return all(module in known for module in base.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)))
 
 
 def _pass(slots: Slots, chunk: Chunk, positions_BQ: Tensor, dtype: torch.dtype) -> Pass:
@@ -206,25 +187,8 @@ def _pass(slots: Slots, chunk: Chunk, positions_BQ: Tensor, dtype: torch.dtype) 
     )
 
 
-def slot_layers(base: PreTrainedModel, names: Sequence[str]) -> dict[nn.Module, SlotLayer]:
-    """Every decoder layer as above, with the adapters of these names as they are now; raises Unfusable where one of them cannot be so."""
-    if base.device.type != "cpu" or base.dtype not in REALS or native().library is None:
-        raise Unfusable("the functions over slots are in C, for float32 and bfloat16 on a CPU")
-    layers = [module for module in base.modules() if "self_attn" in dict(module.named_children())]
-    found = {layer: _slot_layer(layer, index, names) for index, layer in enumerate(layers)}
-    if isinstance(base, FSDPModule) or len(found) != base.config.get_text_config().num_hidden_layers:
-        raise Unfusable("some layers have no attention, or are elsewhere")
-    return found
-
-
-def all_inside(base: PreTrainedModel, layers: dict[nn.Module, SlotLayer]) -> bool:
-    """Whether no adapter stands anywhere else: on the head, on experts."""
-    known = {linear for layer in layers for name in ("self_attn", "mlp") for linear in _projections(layer.get_submodule(name))}
-    return all(module in known for module in base.modules() if isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)))
-
-
 @contextmanager
-def in_place(layers: dict[nn.Module, SlotLayer], done: Pass) -> Iterator[None]:
+def _in_place(layers: Mapping[nn.Module, SlotLayer], done: Pass) -> Iterator[None]:
     """While it is open, the model's layers are these."""
     before = {layer: vars(layer).get("forward") for layer in layers}
     try:

@@ -19,12 +19,11 @@ from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, RunError
 from luthier.core.generation import Asked, Listener, Token
-from luthier.model.abreast import Abreast
 from luthier.model.adapt import base_of
 from luthier.model.prefix import BLOCK, Block, Prefixes
 from luthier.model.sample import chosen, told
-from luthier.model.shard import evaluating
 from luthier.model.slots import Chunk, Slots
+from luthier.model.ways import passes_of
 from luthier.plan.scoring import BATCH_TOKENS
 
 WASTE = 2
@@ -108,13 +107,13 @@ class Decoder:
         """`slots` rows at most are written at once, with at most `cache_tokens` places (rows × the longest), or one row; prompts are kept
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""
         self._model, self._base = model, base_of(model)
-        self._slots = Slots(self._base.config, most_slots=slots, most_tokens=cache_tokens)
         self._adapter = active_adapter(model)
         self._speakers = {"": -1} | {name: number for number, name in enumerate(self.adapters)}
-        with evaluating(model):
-            self._passes = Abreast(self._base, self._slots, self.adapters, self._speakers[self._adapter])
+        speaker = self._speakers[self._adapter]
+        self._passes = passes_of(self._base, self.adapters, speaker, most_slots=slots, most_tokens=cache_tokens)
+        self._slots = self._passes.slots
         self._prefixes = Prefixes(0 if self._slots.has_states else prefix_tokens)
-        self._max_length, self._chunk = max_length, chunk
+        self._max_length, self._chunk = max_length, chunk if isinstance(self._slots, Slots) else max_length
         self._changed = threading.Condition()
         self._asked: deque[Row] = deque()
         self._waiting: deque[Row] = deque()
@@ -134,6 +133,11 @@ class Decoder:
     def max_length(self) -> int:
         """Tokens of prompt and answer together, at most."""
         return self._max_length
+
+    @property
+    def num_kept(self) -> int:
+        """Tokens of prompts that are kept for others."""
+        return self._prefixes.num_tokens
 
     def submit(self, asked: Asked, listener: Listener) -> RowTicket:
         """Queue a request; it is the caller who checks that it fits, and that the adapter is known."""
@@ -217,7 +221,7 @@ class Decoder:
                 if not self._passes.mixes:
                     self._switch(row.asked.adapter)
                 self._slots.reserve(len(self._rows) + 1, length, len(self._rows))
-                if found:
+                if found and isinstance(self._slots, Slots):
                     self._slots.put(len(self._rows), [block.part for block in found])
             except Exception as error:  # such as short memory, in the middle of a change: told to all whose slots are lost
                 self._rows, self._num_writing, lost = [], 0, [*self._rows, row]
@@ -303,7 +307,9 @@ class Decoder:
                 self._slots.clear(row.slot)
                 self._leave(row)
                 continue
-            if token.end or not row.num_written:  # an answer is kept too: it is part of the dialogue's next prompt
+            if isinstance(self._slots, Slots) and (
+                token.end or not row.num_written
+            ):  # the answer too: it begins the dialogue's next prompt
                 part = functools.partial(self._slots.part, row.slot)
                 row.blocks = self._prefixes.keep(row.asked.adapter, row.ids[: row.done], part)
             row.tell(token)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from luthier.model.dropout import ADAPTER, TokenDropout
+from luthier.model.dropout import TokenDropout
 from luthier.model.pointwise import drop
 from luthier.model.quantize import Form, QuantizedLinear
 
@@ -143,12 +143,13 @@ def _wrappers(outer: ParamWrapper) -> Iterator[ParamWrapper]:
 
 
 def _adapter(wrapper: ParamWrapper) -> ExpertAdapter:
-    dropout = wrapper.lora_dropout[ADAPTER]
+    (name,) = wrapper.active_adapters
+    dropout = wrapper.lora_dropout[name]
     return ExpertAdapter(
-        a=wrapper.lora_A[ADAPTER].weight,
-        b=wrapper.lora_B[ADAPTER].weight,
+        a=wrapper.lora_A[name].weight,
+        b=wrapper.lora_B[name].weight,
         num_experts=wrapper.num_experts,
-        scaling=wrapper.scaling[ADAPTER],
+        scaling=wrapper.scaling[name],
         dropout=dropout if isinstance(dropout, TokenDropout) and dropout.training else None,
     )
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer, get_layer_types_and_kwargs
 
-from luthier.core.errors import ModelError
+from luthier.model.attention import Unfusable
 
 ROUND = 64
 """Tokens by which slots grow."""
@@ -156,14 +156,14 @@ class StateSlots(LinearAttentionLayer):  # type: ignore[misc]
 
 
 class Slots(Cache):  # type: ignore[misc]
-    """At most `most_slots` rows, and slots times their length at most `most_tokens`, or one row; raises ModelError for a model whose
+    """At most `most_slots` rows, and slots times their length at most `most_tokens`, or one row; raises Unfusable for a model whose
     layers keep something else."""
 
     def __init__(self, config: PreTrainedConfig, *, most_slots: int, most_tokens: int) -> None:
         self.kinds, self._options = get_layer_types_and_kwargs(config.get_text_config(decoder=True))
         self.windows = {kind: some.get("sliding_window") for kind, some in zip(self.kinds, self._options, strict=True)}
         if strange := set(self.kinds) - STATES - {"full_attention", "sliding_attention"}:
-            raise ModelError(f"rows cannot be written side by side with layers of {', '.join(sorted(strange))}")
+            raise Unfusable(f"rows cannot be written side by side with layers of kind {', '.join(sorted(strange))}")
         self.num_slots = self.length = 0
         self._most_slots, self._most_tokens = most_slots, most_tokens
         self.aimed_at = (0, 0, 0)

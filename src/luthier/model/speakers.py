@@ -38,7 +38,7 @@ class Speakers:
 
     def hide(self, z_TR: Tensor, owners: tuple[int, ...]) -> Tensor:
         """Zero in the columns of others."""
-        if all(owner == self.all_same for owner in owners):
+        if len(set(owners)) == 1 and owners[0] == self.all_same:
             return z_TR
         if owners not in self.hidden:
             self.hidden[owners] = self.numbers_T[:, None] != torch.tensor(owners, device=z_TR.device)
