@@ -154,6 +154,17 @@ def dotted(module: ModuleType, make: Maker) -> tuple[Tensor, ...]:
     return (module.head_dots(one, other, 3),)
 
 
+def attended(module: ModuleType, make: Maker) -> tuple[Tensor, ...]:
+    """Rows of one token to more than a tile, some of which read the beginning from another; with a window and without."""
+    keys, values = (make.values(3 * 150 * 3, make.width).reshape(3, 150, 3, make.width).contiguous() for _ in range(2))
+    queries = make.values(make.rows, 6 * make.width).contiguous()
+    rows = torch.tensor([(150 * (row % 3), (1, 64, 147)[row % 3], 150, (0, 17, 64)[row % 3]) for row in range(make.rows)])
+    whole, windowed = make.buffer(make.rows, 6 * make.width), make.buffer(make.rows, 6 * make.width)
+    module.attend(queries, keys, values, rows, (make.width**-0.5, FAR), whole)
+    module.attend(queries, keys, values, rows, (make.width**-0.5, 20), windowed)
+    return whole, windowed
+
+
 def losses(module: ModuleType, make: Maker) -> tuple[Tensor, ...]:
     logits_NV, targets_N = make.matrix, torch.arange(make.rows) % make.width
     return module.cross_entropy_(logits_NV, targets_N, 1 + targets_N % 3), logits_NV
@@ -168,7 +179,21 @@ def dropped(module: ModuleType, make: Maker) -> tuple[Tensor, ...]:
 
 
 Run = Callable[[ModuleType, Maker], tuple[Tensor, ...]]
-RUNS = (norm, norm_backward, rotated, rotated_back, gated, gated_back, probabilities, probabilities_back, dotted, merged, losses, dropped)
+RUNS = (
+    norm,
+    norm_backward,
+    rotated,
+    rotated_back,
+    gated,
+    gated_back,
+    probabilities,
+    probabilities_back,
+    dotted,
+    merged,
+    attended,
+    losses,
+    dropped,
+)
 
 
 def assert_same(found: Tensor, expected: Tensor) -> None:
