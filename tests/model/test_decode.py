@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import itertools
 import random
 import threading
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from luthier.core.errors import ModelError
 from luthier.core.generation import Asked, Sampling, Token
-from luthier.model import abreast
+from luthier.model import abreast, decode
 from luthier.model.decode import Decoder
 from luthier.model.native import Native
 from luthier.model.onebyone import OneByOne
@@ -189,6 +190,19 @@ def test_adapters_and_the_base_alone_are_answered_side_by_side(family: str) -> N
             model.set_adapter(name)
         assert answer == generated(model if name else base, ids, 12), name
     assert len({tuple(written(decoder, asked([1, 2, 3], adapter=name))[0]) for name in names}) == 4
+
+
+def test_where_adapters_take_turns_those_of_one_go_ahead_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decode, "TURN", 3)
+    decoder = engine(with_adapters("granite"))
+    over: list[str] = []
+    for row in range(16):
+        name = ("default", "second")[row % 2]
+        decoder.submit(asked([row, 1], 2, adapter=name), heard := Heard())
+        heard.token = lambda token, name=name: over.append(name) if token.end else None  # type: ignore[method-assign, misc]
+    decoder.run_until_idle()
+    runs = [len(list(group)) for _, group in itertools.groupby(over)]
+    assert sum(runs) == 16 and max(runs) <= 1 + 2 * 3 and len(runs) < 8
 
 
 @torch.no_grad()
@@ -415,4 +429,5 @@ def test_a_thread_of_its_own_answers_many_threads_and_ends_when_it_is_closed() -
     decoder.submit(asked([1, 2], 4_000), long := Heard())
     decoder.close()
     decoder.submit(asked([1, 2], 4), late := Heard())
-    assert "closed" in str(long.errors[0]) and "closed" in str(late.errors[0])
+    decoder.close()
+    assert "closed" in str(long.errors[0]) and "closed" in str(late.errors[0]) and decoder.adapters == ()

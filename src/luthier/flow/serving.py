@@ -32,16 +32,18 @@ ROWS = 32
 CACHE_SHARE = 0.5
 """Of the memory that is free beside the weights, for keys and values."""
 
+PARTS = ("base", "revision", "type", "quantization", "double_quant", "chat template", "stop ids")
+"""What runs that are served together have in common."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Opening:
-    """Where a server listens, who may ask, and how much."""
+    """Where a server listens, who may ask, and how long an answer may take."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     token_file: Path | Literal["none"] = "none"
     """Holds the token, or gets it; `none`: a new one each time, told once."""
-    answers: int = 256
     seconds: float = 600.0
 
 
@@ -79,7 +81,7 @@ def serve(
     token = token_in(opening.token_file)
     host = f"[{opening.host}]" if ":" in opening.host else opening.host
     url, shown = f"http://{host}:{listening.port}/v1", token if opening.token_file == "none" else ""
-    site = Site(token, Limits(answers=opening.answers, seconds=opening.seconds))
+    site = Site(token, Limits(seconds=opening.seconds))
     with ExitStack() as engine, listening.answering(site) as server:
         tell(Standing(url=url, token=shown))
         site.served = served = engine.enter_context(embedded(names, progress, verified=verified))
@@ -163,11 +165,8 @@ def _refuse_apart(runs: Sequence[Ready]) -> None:
                 raise UsageError(f"runs {first.run.name} and {run.run.name} differ in {what}{told}", change="serve them one by one")
 
 
-PARTS = ("base", "revision", "type", "quantization", "double_quant", "chat template", "stop ids")
-
-
 def _parts(run: Ready) -> tuple[object, ...]:
-    """What runs over one base have in common."""
+    """By PARTS."""
     from luthier.recipe.base import base_location
 
     model, tokenizer = run.recipe.model, run.tokenizer

@@ -140,13 +140,15 @@ class Abreast:
         """Of each row's last `keep` tokens of the pass, all for 0 [B, ·, V]."""
         ids_BQ, positions_BQ = self.slots.aim(chunk, self.base.device)
         inputs: dict[str, Any] = {"input_ids": ids_BQ, "position_ids": positions_BQ, "past_key_values": self.slots, "use_cache": True}
+        # By places: of a number, rows would lie apart, and torch would copy the head for each (7 rows, 32,000 words, bfloat16: 0.9 s).
+        inputs["logits_to_keep"] = torch.arange(chunk.width - keep if keep else 0, chunk.width, device=self.base.device)
         if self.layers:
             with _in_place(self.layers, _pass(self.slots, chunk, positions_BQ, self.base.dtype)):
-                logits: Tensor = self.base(**inputs, attention_mask=torch.zeros(1, 1, 1, 1), logits_to_keep=keep).logits
+                logits: Tensor = self.base(**inputs, attention_mask=torch.zeros(1, 1, 1, 1)).logits
             return logits
         masks = self.slots.masks(positions_BQ, self.base.dtype)
         mask = masks if len(masks) > 1 else next(iter(masks.values()))
-        logits = self.base(**inputs, attention_mask=mask, logits_to_keep=keep).logits
+        logits = self.base(**inputs, attention_mask=mask).logits
         return logits
 
 

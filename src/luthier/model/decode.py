@@ -26,6 +26,8 @@ from luthier.model.slots import Chunk, Slots
 from luthier.model.ways import passes_of
 from luthier.plan.scoring import BATCH_TOKENS
 
+TURN = 64
+"""Requests that one adapter may have answered while one for another waits."""
 WASTE = 2
 """How many times as many tokens a pass may take as its shortest row has."""
 
@@ -108,9 +110,10 @@ class Decoder:
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""
         self._model, self._base = model, base_of(model)
         self._adapter = active_adapter(model)
-        self._speakers = {"": -1} | {name: number for number, name in enumerate(self.adapters)}
+        names = tuple(model.peft_config) if isinstance(model, PeftModel) else ()
+        self._speakers = {"": -1} | {name: number for number, name in enumerate(names)}
         speaker = self._speakers[self._adapter]
-        self._passes = passes_of(self._base, self.adapters, speaker, most_slots=slots, most_tokens=cache_tokens)
+        self._passes = passes_of(self._base, names, speaker, most_slots=slots, most_tokens=cache_tokens)
         self._slots = self._passes.slots
         self._prefixes = Prefixes(0 if self._slots.has_states else prefix_tokens)
         self._max_length, self._chunk = max_length, chunk if isinstance(self._slots, Slots) else max_length
@@ -121,13 +124,15 @@ class Decoder:
         self._num_writing = 0
         self._lenders: list[tuple[int, int]] = []
         """Of those who write, as Chunk has them; none where it is to be found out."""
+        self._ahead = 0
+        """Requests that went ahead of the first who waits."""
         self._thread: threading.Thread | None = None
         self._closed = False
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the adapters over its base."""
-        return tuple(self._model.peft_config) if isinstance(self._model, PeftModel) else ()
+        return tuple(name for name in self._speakers if name)
 
     @property
     def max_length(self) -> int:
@@ -160,11 +165,11 @@ class Decoder:
     def close(self) -> None:
         """End what is being written, each listener told, and free the model."""
         with self._changed:
-            self._closed = True
+            was_closed, self._closed = self._closed, True
             self._changed.notify()
         if self._thread:
             self._thread.join()
-        else:
+        elif not was_closed:
             self._end()
 
     def step(self) -> bool:
@@ -196,7 +201,8 @@ class Decoder:
                         return
                 self.step()
         finally:
-            self._closed = True
+            with self._changed:
+                self._closed = True
             self._end()
 
     def _end(self) -> None:
@@ -213,9 +219,10 @@ class Decoder:
             self._leave(row)
 
     def _admit(self) -> None:
-        """Give slots to those who wait, in their order, as long as the first of them fits."""
-        while self._waiting and (found := self._place_for(self._waiting[0])) is not None:
-            row = self._waiting.popleft()
+        """Give slots to those who wait, in their order, as long as the next of them fits."""
+        while self._waiting and (found := self._place_for(row := self._next())) is not None:
+            self._ahead = 0 if row is self._waiting[0] else self._ahead + 1
+            self._waiting.remove(row)
             length = max(each.most_tokens for each in [*self._rows, row])
             try:
                 if not self._passes.mixes:
@@ -231,6 +238,13 @@ class Decoder:
                 return
             row.slot, row.done = len(self._rows), len(found) * BLOCK
             self._rows.append(row)
+
+    def _next(self) -> Row:
+        """The first who waits; where adapters take turns, the first with the adapter that speaks now, until TURN of them went ahead."""
+        first = self._waiting[0]
+        if self._passes.mixes or not self._rows or self._ahead >= TURN:
+            return first
+        return next((row for row in self._waiting if row.asked.adapter == self._adapter), first)
 
     def _place_for(self, row: Row) -> Sequence[Block] | None:
         """What is known of the beginning of a row that may be read now; None where it must wait."""

@@ -246,7 +246,7 @@ def _through_stages(
     part: Part,
     *,
     input_ids: Tensor,
-    logits_to_keep: int = 0,
+    logits_to_keep: int | Tensor = 0,
     **inputs: Any,
 ) -> CausalLMOutputWithPast:
     """The model's forward: this stage's part of it, then the logits from the last."""

@@ -5,7 +5,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -63,7 +63,7 @@ class Served:
             raise Refused(400, f"token ids go to {len(self.tokenizer.pretrained) - 1:,}: {largest:,} is none", param="prompt")
         return ids
 
-    def room(self, ids: Sequence[int], wanted: int | str, param: str) -> int:
+    def room(self, ids: Sequence[int], wanted: int | Literal["rest"], param: str) -> int:
         """Tokens that may be written after a prompt: as many as are wanted, or all that fit; raises Refused where they do not."""
         limit, rest = self.engine.max_length, self.engine.max_length - len(ids)
         if rest < 1 or (isinstance(wanted, int) and wanted > rest):

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from luthier.core.generation import Token
@@ -11,6 +11,8 @@ from luthier.data.tokenizer import ChatTokenizer
 from luthier.serve.text import BROKEN, Piece, Spoken
 
 Json = dict[str, Any]
+Top = int | Literal["none"]
+"""Likeliest tokens beside each; `none`: no log-probabilities at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,8 +33,7 @@ class ChatForm:
 
     model: str
     tokenizer: ChatTokenizer
-    num_top: int | str
-    """Likeliest tokens beside each; `none`: no log-probabilities."""
+    num_top: Top
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -83,8 +84,8 @@ class TextForm:
 
     model: str
     tokenizer: ChatTokenizer
-    num_top: int | str
-    num_prompt_top: int | str = "none"
+    num_top: Top
+    num_prompt_top: Top = "none"
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
