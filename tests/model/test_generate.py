@@ -162,6 +162,8 @@ def test_an_adapter_answers_too_and_training_may_go_on(model: Qwen3ForCausalLM, 
     adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, lora_dropout=0.5)).train()
     first = texts(LocalCompleter(adapted, tokenizer).complete(ask(*QUESTIONS), max_new_tokens=12))
     assert first != plain
+    with adapted.disable_adapter():
+        assert texts(LocalCompleter(adapted, tokenizer).complete(ask(*QUESTIONS), max_new_tokens=12)) == plain
     assert texts(LocalCompleter(adapted, tokenizer, batch_tokens=1).complete(ask(*QUESTIONS), max_new_tokens=12)) == first  # no dropout
     ids = torch.tensor([tokenizer.prompt_ids(ask("hi")[0])])
     adapted(input_ids=ids, labels=ids).loss.backward()

@@ -14,6 +14,7 @@ from typing import Self
 
 import torch
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -86,8 +87,9 @@ class RowTicket:
 
 
 def active_adapter(model: PreTrainedModel | PeftModel) -> str:
-    """The name of the adapter with which a model speaks as it is; empty for a base."""
-    return str(model.active_adapter) if isinstance(model, PeftModel) else ""
+    """The name of the adapter with which a model speaks as it is; empty for a base, and for one whose adapter is switched off."""
+    on = isinstance(model, PeftModel) and not any(layer.disable_adapters for layer in model.modules() if isinstance(layer, BaseTunerLayer))
+    return str(model.active_adapter) if on else ""
 
 
 class Decoder:
