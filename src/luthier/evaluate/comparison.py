@@ -77,7 +77,7 @@ def judge_against(tuned: Measurement, other: Measurement, comparison: Comparison
     part = f" from {comparison.factor:.0%} of that" if comparison.factor != 1 else ""
     reason = (
         f"{tuned.metric} is {comparison.told(outcome)}: {show(tuned.value, tuned.unit)} against {show(other.value, tuned.unit)}, "
-        f"difference{part} {_signed(change.interval, tuned.unit)}{_how(change)}"
+        f"difference{part} {signed(change.interval, tuned.unit)}{_how(change)}"
     )
     needed = 0.0 if outcome != "undecided" else rows_to_clear(gain, comparison.least, tuned.statistic, level)
     findings = (*_once(tuned), *_unpaired(tuned.metric, change))
@@ -166,7 +166,7 @@ def _how(change: Difference) -> str:
     return f" ({change.pairs} pairs of rows{p_value})" if change.pairs else " (not paired)"
 
 
-def _signed(change: Interval, unit: Unit) -> str:
+def signed(change: Interval, unit: Unit) -> str:
     """`+15.0 points (3.1 … 29.9)` for shares, in the metric's own unit else."""
     if unit == "share":
         return f"{100 * change.value:+.1f} points ({100 * change.low:+.1f} … {100 * change.high:+.1f})"

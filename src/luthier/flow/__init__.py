@@ -25,7 +25,7 @@ from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.proving import Evaluated, decide, evaluate, kept_report
-from luthier.flow.reporting import record, record_of, report, rows
+from luthier.flow.reporting import compare, record, record_of, report, rows
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
@@ -59,6 +59,7 @@ __all__ = [
     "VerificationError",
     "apply",
     "check",
+    "compare",
     "decide",
     "demo",
     "doctor",

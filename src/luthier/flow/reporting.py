@@ -12,6 +12,7 @@ from luthier.flow.watching import seen, status_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow
+    from luthier.report.compare import Compared
     from luthier.report.record import Record
     from luthier.watch.seen import Seen
 
@@ -27,6 +28,16 @@ def record_of(run: Seen, *, diagnose: bool) -> Record:
 
     stands = status_of(run.run, run.events(), ask_far=False)
     return read(run, run.diagnosed(stands) if diagnose else stands, measured=diagnose)
+
+
+def compare(names: Sequence[str]) -> Compared:
+    """Several runs, held against the first: recipes, metrics of the tuned models with their differences row by row, time and money."""
+    from luthier.report.compare import compare as held_together
+
+    runs = list(dict.fromkeys(names))
+    if len(runs) < 2:
+        raise UsageError("there is nothing to compare with", change="name two runs or more")
+    return held_together([record(name) for name in runs])
 
 
 def report(name: str) -> Path:

@@ -9,6 +9,7 @@ from luthier.core import files, jsonl
 from luthier.core.files import Stamp
 from luthier.data.inspect import visible
 from luthier.flow.watching import status_of
+from luthier.report.compare import compare as held_together
 from luthier.report.curves import drawn, overlaid
 from luthier.report.facts import facts
 from luthier.report.page import report as page
@@ -16,7 +17,6 @@ from luthier.runs.state import State
 from luthier.runs.status import Status
 from luthier.watch.seen import Seen
 from luthier.web.answers import A_PAGE, Asked, answers
-from luthier.web.compare import differences, scored
 from luthier.web.site import Site
 from luthier.web.stream import Part, place
 
@@ -99,7 +99,8 @@ def compare(site: Site, names: Sequence[str]) -> str:
     found = [flow.record_of(site.seen(name), diagnose=False) for name in dict.fromkeys(names)]
     names = [each.run.name for each in found]
     query = urlencode([("run", name) for name in names])
-    return site.page("compare.html", found=found, names=names, query=query, tasks=scored(found), differs=differences(found))
+    compared = held_together(found) if found else None
+    return site.page("compare.html", found=found, names=names, query=query, compared=compared)
 
 
 def compared_curves(site: Site, names: Sequence[str]) -> str:
