@@ -60,6 +60,23 @@ def test_few_bits_on_a_gpu_are_the_plain_twin_on_the_cpu(family: str, kind: str,
     assert_plain({name: gradient.cpu() for name, gradient in gradients(model).items()}, expected, tolerance=1e-3)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_padded_rows_on_a_gpu_are_those_on_the_cpu_by_every_attention(attention: str, tmp_path: Path) -> None:
+    """sdpa takes torch's flash kernel in 16 bits, where there is no mask to give; eager is the plain form."""
+    tiny("qwen3").save_pretrained(tmp_path)
+    asked, rows = Model.model_validate({"base": str(tmp_path), "attention": attention}), shared_rows()
+    found = {}
+    for device, dtype in ((torch.device("cpu"), torch.float32), (torch.device("cuda", 0), torch.bfloat16)):
+        model = adapted(load_model(asked, dtype, device)).to(device).train()
+        batch = collate(rows, range(len(rows)), device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            loss = nll_sum(model, batch) / batch.num_targets
+        loss.backward()  # type: ignore[no-untyped-call]
+        found[device.type] = loss.item(), {name: gradient.cpu().float() for name, gradient in gradients(model).items()}
+    assert found["cuda"][0] == pytest.approx(found["cpu"][0], rel=TOLERANCE[torch.bfloat16])
+    assert_plain(found["cuda"][1], found["cpu"][1], tolerance=10 * TOLERANCE[torch.bfloat16])
+
+
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_layers_on_two_devices_answer_as_on_the_cpu(quantization: str, tmp_path: Path) -> None:
     """The second device is the host, whose layers accelerate brings to the GPU when it is their turn."""
