@@ -23,6 +23,7 @@ def imported(path: Path) -> set[str]:
 EXTRAS = {
     "track": ("tensorboard", "wandb", "mlflow", "trackio"),
     "web": ("fastapi", "uvicorn"),
+    "review": ("nltk",),
     "ray": ("ray",),
     "modal": ("modal",),
     "gguf": ("gguf",),
@@ -36,6 +37,7 @@ FILES = {
     **TRACKERS,
     "fastapi": "web/app.py",
     "uvicorn": "serve/listen.py",
+    "nltk": "review/agreement.py",
 }
 """The one file behind which each is."""
 REACHED_FROM = {"web/app.py": "web/serve.py"}

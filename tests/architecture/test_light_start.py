@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 
-HEAVY = ("torch", "transformers", "peft", "scipy", "pyarrow", "datasketch")
+HEAVY = ("torch", "transformers", "peft", "scipy", "pyarrow", "datasketch", "nltk")
 
 
 def run(code: str) -> str:
@@ -35,6 +35,8 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "serve.child",
         "serve.client",
         "report.page",
+        "review.export",
+        "review.asking",
         "web.app",
         "serve.listen",
         "score.scorers",

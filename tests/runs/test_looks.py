@@ -42,3 +42,8 @@ def test_each_baseline_is_a_trial_of_its_own(run: RunFolder) -> None:
         for evidence, baseline in (("a", "base"), ("b", "first"), ("c", "base"), ("d", "second"), ("b", "first"))
     ]
     assert [(each.number, each.trial) for each in found] == [(1, 1), (2, 2), (3, 1), (4, 3), (2, 2)]
+
+
+def test_what_people_say_belongs_to_the_look_at_the_answers_when_it_is_first_heard(run: RunFolder) -> None:
+    looks = ("a", "a+ann", "a", "a+ann", "a+ann+ben", "b", "b+ann", "a+cleo", "c+ann", "c")
+    assert [look(run, evidence, "base", {}).number for evidence in looks] == [1, 1, 1, 1, 2, 3, 3, 4, 5, 6]

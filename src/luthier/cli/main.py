@@ -7,7 +7,21 @@ from typing import Annotated, NoReturn
 import typer
 
 from luthier import __version__
-from luthier.cli import checking, comparing, data, handing, health, pages, planning, proof, quickstart, serving, training, watching
+from luthier.cli import (
+    checking,
+    comparing,
+    data,
+    handing,
+    health,
+    pages,
+    planning,
+    proof,
+    quickstart,
+    reviewing,
+    serving,
+    training,
+    watching,
+)
 from luthier.cli.output import print_json, say, tell
 from luthier.core.environment import settle
 from luthier.core.errors import LuthierError, PlanRefused
@@ -44,6 +58,7 @@ for verb in (
     watching.stop,
     proof.evaluate,
     proof.decide,
+    reviewing.review,
     comparing.compare,
     handing.export,
     handing.verify,

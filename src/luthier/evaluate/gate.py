@@ -11,10 +11,11 @@ from luthier.core import files
 from luthier.core.finding import Finding
 from luthier.evaluate import bounds, comparison, metrics
 from luthier.evaluate.comparison import Comparison
-from luthier.evaluate.judgement import Judgement, Outcome
+from luthier.evaluate.judgement import Judgement, Outcome, unrated
 from luthier.evaluate.metrics import Measurement
+from luthier.evaluate.people import NOBODY, People
 from luthier.evaluate.report import InTurn, Report
-from luthier.recipe.proof import BaselineMetric, Decision
+from luthier.recipe.proof import PEOPLE, BaselineMetric, Decision
 from luthier.score.sequence import Level
 
 Choice = Literal["deploy", "iterate", "abort", "not_enough_data"]
@@ -26,6 +27,14 @@ class Beside:
 
     report: Report
     times: InTurn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reviewed:
+    """The tuned model's evaluation, and what people said of its answers."""
+
+    report: Report
+    people: People
 
 
 Baseline = Report | Beside | Mapping[str, BaselineMetric]
@@ -99,17 +108,19 @@ class Verdict:
 
 
 def decide(
-    tuned: Report, baseline: Baseline, decision: Decision, *, base: Baseline | None = None, look: int = 1, trial: int = 1
+    tuned: Report | Reviewed, baseline: Baseline, decision: Decision, *, base: Baseline | None = None, look: int = 1, trial: int = 1
 ) -> Verdict:
     """Apply the recipe's rule to what was measured; `base` is the untuned model's, where the rule compares with it.
 
     Abort when there are abort bounds and all are shown to hold; iterate when a deploy bound is shown to be violated; deploy when
-    all deploy bounds are shown to hold; else there is not enough data. Without deploy bounds, every task must be better than the
-    baseline. Each bound is judged at `confidence`: that all must hold needs no correction for their number (intersection–union), that
-    one is violated does, and has Holm's. From the second look on, intervals are wider, and of each `trial` of another baseline.
+    all deploy bounds are shown to hold and people have rated the rows they have to; else there is not enough data. Without deploy
+    bounds, every task must be better than the baseline. Each bound is judged at `confidence`: that all must hold needs no correction for
+    their number (intersection–union), that one is violated does, and has Holm's. From the second look on, intervals are wider, and of
+    each `trial` of another baseline.
     """
+    tuned, people = (tuned.report, tuned.people) if isinstance(tuned, Reviewed) else (tuned, NOBODY)
     rule = decision.deploy or {f"{name}.{task.metric}": "better than baseline" for name, task in tuned.scores.tasks.items()}
-    known = metrics.measurements(tuned)
+    known = {**metrics.measurements(tuned), **people.measured}
     _refuse_unknown(baseline, known)
     others = {"baseline": _side(baseline), "base": _side({} if base is None else base)}
     level = Level(confidence=decision.confidence, look=look, trial=trial)
@@ -119,6 +130,7 @@ def decide(
 
     deploy = {metric: judge(metric, level) for metric in rule}
     deploy |= unconfirmed(deploy, judge, level)
+    deploy |= {judgement.metric: judgement for judgement in people.demanded()}
     abort = [
         _judge(metrics.find(metric, known, f"decision.abort.{metric}"), text, f"decision.abort.{metric}", others, level)
         for metric, text in decision.abort.items()
@@ -136,8 +148,8 @@ def decide(
     return _verdict("not_enough_data", [*deploy.values()], "undecided", about, look)
 
 
-def evidence(tuned: Report, *others: Baseline) -> str:
-    """A digest of the answers and times that a verdict rests on: another one is another look."""
+def evidence(tuned: Report, *others: Baseline, people: People = NOBODY) -> str:
+    """A digest of the answers and times that a verdict rests on, and after a `+` one of what people say: another one is another look."""
     parts = [tuned.scores.model_dump_json()]
     for other in others:
         if isinstance(other, Beside):
@@ -146,7 +158,7 @@ def evidence(tuned: Report, *others: Baseline) -> str:
             parts.append(other.scores.model_dump_json())
         else:
             parts.append(repr(sorted((metric, number.value, number.n) for metric, number in other.items())))
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16] + people.evidence
 
 
 def unconfirmed(judged: Mapping[str, Judgement], judge: Callable[[str, Level], Judgement], level: Level) -> dict[str, Judgement]:
@@ -165,6 +177,8 @@ def unconfirmed(judged: Mapping[str, Judgement], judge: Callable[[str, Level], J
 
 
 def _judge(measured: Measurement, text: str, where: str, others: Mapping[str, Side], level: Level) -> Judgement:
+    if measured.metric.startswith(f"{PEOPLE}.") and not measured.n:
+        return unrated(measured.metric, text)
     if not comparison.is_comparison(text):
         return bounds.judge_number(measured, bounds.parse(text, measured, where), level)
     wanted = comparison.parse(text, measured, where)

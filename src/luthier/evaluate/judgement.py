@@ -64,6 +64,12 @@ def not_finite(metric: str, bound: str) -> Judgement:
     return Judgement(metric=metric, bound=bound, outcome="undecided", reason=reason, findings=(finding,))
 
 
+def unrated(metric: str, bound: str) -> Judgement:
+    """Of what people have not said, nothing is shown."""
+    reason = f"{metric} is not known before people have rated the answers (luthier review): {bound} is not shown"
+    return Judgement(metric=metric, bound=bound, outcome="undecided", reason=reason, rows_needed=math.inf)
+
+
 def rows_to_clear(interval: Interval, bound: float, statistic: Statistic, level: Level) -> float:
     """As `rows_to_show`; an interval with an open end first needs the rows from which it has both, and if it has them, no number helps."""
     if math.isfinite(interval.high - interval.low):

@@ -26,6 +26,7 @@ from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.proving import Evaluated, decide, evaluate, kept_report
 from luthier.flow.reporting import compare, record, record_of, report, rows
+from luthier.flow.reviewing import review, reviewed, write_ratings
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
@@ -83,6 +84,8 @@ __all__ = [
     "record",
     "record_of",
     "report",
+    "review",
+    "reviewed",
     "rows",
     "save",
     "seen",
@@ -100,6 +103,7 @@ __all__ = [
     "train",
     "train_rank",
     "verify",
+    "write_ratings",
     "write_splits",
     "write_unit",
 ]

@@ -15,6 +15,7 @@ from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import evaluated, model_or_adapter, timed, tuned_by
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
+from luthier.flow.reviewing import people
 
 if TYPE_CHECKING:
     from luthier.evaluate.gate import Baseline, Verdict
@@ -76,9 +77,13 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     if recipe.decision.compares_with("base"):
         base = against if wanted == "base" else _against("base", run, recipe, progress)
     rows = {task: scores.n for task, scores in tuned.scores.tasks.items()}
+    if recipe.asks_people:  # who compare the answers with the base's, whatever the baseline is
+        _kept_or_made(model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
+    said = people(run, recipe)
     with files.told(run.looks.name, run.path):
-        look = looks.look(run, gate.evidence(tuned, against, *([base] if base else [])), str(wanted), rows)
-    verdict = gate.decide(tuned, against, recipe.decision, base=base, look=look.number, trial=look.trial)
+        look = looks.look(run, gate.evidence(tuned, against, *([base] if base else []), people=said), str(wanted), rows)
+    reviewed = gate.Reviewed(report=tuned, people=said)
+    verdict = gate.decide(reviewed, against, recipe.decision, base=base, look=look.number, trial=look.trial)
     verdict = replace(verdict, findings=(*look.findings(), *verdict.findings))
     with files.told(run.verdict.name, run.path):
         verdict.write(run.verdict)

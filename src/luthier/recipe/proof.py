@@ -1,4 +1,4 @@
-"""The recipe's sections `evaluation` and `decision`: what is asked, and what must be shown before a model is deployed."""
+"""The recipe's sections `evaluation`, `decision` and `review`: what models and people are asked, and what must be shown."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -12,6 +12,9 @@ BOUND = re.compile(rf"\s*(?P<comparison>>=|<=|>|<)\s*{AMOUNT}\s*")
 """A metric against a number."""
 COMPARISON = re.compile(rf"\s*(?P<claim>better|not better|not worse)\s+than\s+(?P<other>baseline|base)(?:\s+by\s+{AMOUNT})?\s*")
 """A metric against the same one of the baseline, or of the untuned model."""
+PEOPLE, PREFERRED = "review", "preferred"
+"""How bounds name what people say: `review.preferred`, `review.CRITERION`."""
+CRITERION = re.compile(r"[A-Za-z0-9_-]+")
 EXAMPLES = "'>= 0.98', '< 12 s', '<= 10 GB', 'better than baseline' or 'not worse than baseline by 2 %'"
 
 
@@ -60,6 +63,8 @@ class Evaluation(Section):
         names = [task.name for task in self.tasks]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two tasks are called {repeated[0]!r}")
+        if PEOPLE in names:
+            raise ValueError(f"no task can be called {PEOPLE!r}: so bounds call what people say")
         return self
 
 
@@ -98,8 +103,40 @@ class Decision(Section):
             COMPARISON.fullmatch(bound) and metric.startswith(("latency_", "first_token_", "per_token_")) for metric, bound in bounds
         )
 
+    @property
+    def bounds_people(self) -> bool:
+        """Whether a bound is about what people say."""
+        return any(metric.startswith(f"{PEOPLE}.") for metric in (*self.deploy, *self.abort))
+
     def compares_with(self, other: Literal["baseline", "base"]) -> bool:
         """Whether a bound speaks of it; a rule without deploy bounds compares every task with the baseline."""
         bounds = (*self.deploy.values(), *self.abort.values())
         named = any(found["other"] == other for bound in bounds if (found := COMPARISON.fullmatch(bound)))
         return named or (other == "baseline" and not self.deploy)
+
+
+class Review(Section):
+    """What people are asked by `luthier review`: which of two answers is better, not knowing whose they are."""
+
+    rows: Annotated[int, Field(gt=0)] = 50
+    """Rows that are drawn, by group, from those that base and tuned model answered differently."""
+    rubric: dict[str, str] = {}
+    """Criterion → what to look at, in words: `{helpful: 'Could a beginner act on it?'}`. By each of them each answer is scored, 1 (bad) …
+    5 (good)."""
+    required: Annotated[int, Field(ge=0)] = 0
+    """Rows that must have been rated before `decide` says deploy; 0: none. `decision.deploy` may bound what is said, too:
+    `review.preferred: '> 0.5'` (share of rows on which the tuned model is preferred, a tie counting half), `review.CRITERION: '>= 0.75'`
+    (the tuned model's mean score, 1 … 5 as 0 … 1)."""
+
+    @model_validator(mode="after")
+    def _can_be_asked(self) -> Self:
+        if wrong := next((name for name in self.rubric if not CRITERION.fullmatch(name) or name == PREFERRED), ""):
+            raise ValueError(f"criterion {wrong!r}: a name is letters, digits, - and _, and not {PREFERRED!r}")
+        if self.required > self.rows:
+            raise ValueError(f"`required` is {self.required}, and only {self.rows} `rows` are drawn")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What can be measured of it, by the names that bounds use."""
+        return tuple(f"{PEOPLE}.{name}" for name in (PREFERRED, *self.rubric))

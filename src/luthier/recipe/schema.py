@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.proof import Decision, Evaluation
+from luthier.recipe.proof import BOUND, PEOPLE, Decision, Evaluation, Review
 from luthier.recipe.section import PositiveInt, Scalar, Section
 from luthier.recipe.serving import Serving
 from luthier.recipe.tracking import Tracking
@@ -294,12 +294,19 @@ class Recipe(Section):
     """The questions."""
     decision: Decision = Decision()
     """The rule."""
+    review: Review = Review()
+    """What people are asked."""
     serving: Serving = Serving()
     """What comes after."""
     tracking: Tracking = Tracking()
     """The lookers-on."""
     launch: Launch = Launch()
     """The machine."""
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether a decision waits for what people say."""
+        return bool(self.review.required) or self.decision.bounds_people
 
     @model_validator(mode="after")
     def _quantised_weights_are_frozen(self) -> Self:
@@ -322,4 +329,15 @@ class Recipe(Section):
         measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in self.evaluation.tasks if not task.data)]
         if self.checkpoints.best_by not in measured:
             raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")
+        return self
+
+    @model_validator(mode="after")
+    def _people_are_asked_what_is_bounded(self) -> Self:
+        for metric, bound in (*self.decision.deploy.items(), *self.decision.abort.items()):
+            if not metric.startswith(f"{PEOPLE}."):
+                continue
+            if metric not in self.review.metrics:
+                raise ValueError(f"decision bounds {metric}, which is none of what `review` asks: {', '.join(self.review.metrics)}")
+            if not BOUND.fullmatch(bound):
+                raise ValueError(f"bound {bound!r} of {metric}: what people say is bounded by a number, such as '> 0.5'")
         return self

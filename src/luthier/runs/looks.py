@@ -1,6 +1,7 @@
 """How often a run was decided about, each time with other answers or another baseline: looks.jsonl.
 
-To ask again of the same is no new look. A look at more rows is one, and so is a trial against another baseline.
+To ask again of the same is no new look. A look at more rows is one, and so is a trial against another baseline. What people say of answers
+belongs to the look at these answers, when it is heard for the first time: of no interval have there been two looks then.
 """
 
 import time
@@ -33,13 +34,21 @@ class Look:
 
 
 def look(run: RunFolder, evidence: str, baseline: str, rows: Mapping[str, int]) -> Look:
-    """The look that this evidence (a digest) belongs to, counted before its verdict is known; `rows` of each task."""
+    """The look that this evidence belongs to, counted before its verdict is known; `rows` of each task.
+
+    The evidence is a digest of answers, or `DIGEST+DIGEST` with what people say of them.
+    """
     before = jsonl.salvage(run.looks).records
     fewer = tuple(task for task, n in rows.items() if any(record["rows"].get(task, 0) > n for record in before))
     tried = list(dict.fromkeys([*(record["baseline"] for record in before), baseline]))
-    for record in before:
-        if record["evidence"] == evidence and record["baseline"] == baseline:
-            return Look(number=record["look"], trial=tried.index(baseline) + 1, withdrawn=fewer)
-    number = 1 + max((record["look"] for record in before), default=0)
-    jsonl.append(run.looks, {"look": number, "time": time.time(), "evidence": evidence, "baseline": baseline, "rows": dict(rows)})
+    known = {record["evidence"]: record["look"] for record in before if record["baseline"] == baseline}
+    number = known.get(evidence) or _unheard(evidence, known) or 1 + max((record["look"] for record in before), default=0)
+    if evidence not in known:
+        jsonl.append(run.looks, {"look": number, "time": time.time(), "evidence": evidence, "baseline": baseline, "rows": dict(rows)})
     return Look(number=number, trial=tried.index(baseline) + 1, withdrawn=fewer)
+
+
+def _unheard(evidence: str, known: Mapping[str, int]) -> int | None:
+    """The look at the same answers, of which people had not said anything before."""
+    answers, _, _ = evidence.partition("+")
+    return None if any(each.startswith(f"{answers}+") for each in known) else known.get(answers)

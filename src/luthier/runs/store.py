@@ -113,6 +113,11 @@ class RunFolder:
         return self.path / "looks.jsonl"
 
     @property
+    def ratings(self) -> Path:
+        """What people said of its answers (`luthier.review.store`)."""
+        return self.path / "ratings.sqlite"
+
+    @property
     def report(self) -> Path:
         """The run as one page, to send to somebody."""
         return self.path / "report.html"

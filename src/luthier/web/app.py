@@ -1,17 +1,18 @@
-"""The addresses of `luthier ui`. FastAPI is known to this file alone."""
+"""The addresses of `luthier ui` and of `luthier review`. FastAPI is known to this file alone."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from fastapi import FastAPI, Header, Query, Request
-from fastapi.responses import HTMLResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 
 from luthier import flow
 from luthier.core.errors import LuthierError, RunError, UsageError
 from luthier.report.page import STYLE
-from luthier.web import views
+from luthier.review.asking import By, Review, Said
+from luthier.web import asked, views
 from luthier.web.answers import Asked
 from luthier.web.guard import Guard
 from luthier.web.site import HERE, NoRun, Site
@@ -23,22 +24,62 @@ PATIENCE_SECONDS = 30.0
 
 def app(root: Path, token: str, over: Callable[[], bool] = lambda: False) -> FastAPI:
     """The page over a folder of runs, for who has the token; what it streams ends where the server is `over`."""
-    found = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     site = Site(root)
-    found.add_middleware(Guard, token=token)
-    found.mount("/static", StaticFiles(directory=HERE / "static"))
+    found = _guarded(site, token)
     _pages(found, site)
     _of_one_run(found, site, over)
     _buttons(found, site)
-    _errors(found, site)
     return found
 
 
-def _pages(found: FastAPI, site: Site) -> None:
+def asking(review: Review, token: str) -> FastAPI:
+    """The pages of a review, for who has the token; nothing else of its run, which would tell whose an answer is."""
+    site = Site(review.ratings.path.parent)
+    found = _guarded(site, token)
+
+    @found.get("/", response_class=HTMLResponse)
+    def who() -> str:
+        return asked.who(site, review)
+
+    @found.get("/rows")
+    def next_row(by: Annotated[By, Query()]) -> RedirectResponse:
+        return RedirectResponse(asked.address(review, by.reviewer), status_code=303)
+
+    @found.get("/rows/{pair}", response_class=HTMLResponse)
+    def row(pair: str, by: Annotated[By, Query()]) -> str:
+        return asked.row(site, review, by.reviewer, pair)
+
+    @found.get("/done", response_class=HTMLResponse)
+    def done(by: Annotated[By, Query()]) -> str:
+        return asked.done(site, review, by.reviewer)
+
+    @found.post("/ratings", response_class=PlainTextResponse)
+    def rate(said: Said) -> str:
+        review.rate(said)
+        return asked.address(review, said.reviewer)
+
+    @found.post("/undo", response_class=PlainTextResponse)
+    def undo(by: By) -> str:
+        return asked.taken_back(review, by.reviewer)
+
+    return found
+
+
+def _guarded(site: Site, token: str) -> FastAPI:
+    """An application with what every page needs: the guard, scripts and style, errors."""
+    found = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    found.add_middleware(Guard, token=token)
+    found.mount("/static", StaticFiles(directory=HERE / "static"))
+    _errors(found, site)
+
     @found.get("/style.css")
     def style() -> Response:
         return Response(STYLE.read_bytes(), media_type="text/css")
 
+    return found
+
+
+def _pages(found: FastAPI, site: Site) -> None:
     @found.get("/", response_class=HTMLResponse)
     def runs(state: str = "", text: str = "") -> str:
         return views.runs(site, state, text)

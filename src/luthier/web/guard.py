@@ -40,7 +40,7 @@ class Guard:
         elif is_token(dict(parse_qsl(scope["query_string"].decode("latin-1"))).get("token", ""), self.token) and scope["method"] == "GET":
             await _answer(send, 303, "", [(b"location", _without_token(scope)), (b"set-cookie", self._cookie())])
         elif not self._knows(headers):
-            await _answer(send, 403, "open the link that luthier ui has printed: it has the token in it")
+            await _answer(send, 403, "open the link that was printed: it has the token in it")
         elif scope["method"] not in ("GET", "HEAD") and not self._from_here(headers, host):
             await _answer(send, 403, "this was asked by another page")
         else:
