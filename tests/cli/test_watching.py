@@ -46,7 +46,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
 
 
 @pytest.fixture
-def running(run: RunFolder) -> Iterator[RunFolder]:
+def running(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFolder]:
+    monkeypatch.delenv("COLUMNS", raising=False)  # which pytest-xdist sets: what is piped is as wide as it has to be
     with alone(run):
         beat(run, step=41)
         yield run
