@@ -176,11 +176,12 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
         workload, data = rows, "stated"
     gpu, nodes = recipe.launch.gpu, recipe.parallel.nodes
     own = there and gpu != "here" and stands_here(gpu, host)
-    place = arrived(gpu, host, nodes) if own else place_of(gpu, host, layout_of(recipe).devices, nodes)
+    ranks = layout_of(recipe).devices
+    place = arrived(gpu, host, nodes) if own else place_of(gpu, host, ranks, nodes)
     place = replace(
         place,
         device=_with_bandwidth(place.device, recipe, host, progress if probe else "as known"),
-        free_bytes=min(place.device.memory_bytes, place.free_bytes + resident_bytes()),
+        free_bytes=place.free_bytes + (resident_bytes() if ranks == 1 else 0),
     )
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
