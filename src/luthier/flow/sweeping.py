@@ -121,7 +121,7 @@ class _Sweep:
         kept = survivors(values, number, higher_is_better=higher_is_better)
         self.folder.event("rung", share=share, values=values, kept=list(kept))
         told = "; ".join(self.planned[name].trial.told for name in kept)
-        self.progress.say(f"after {percent(share)} of their steps {len(kept)} of {len(values)} go on: {told}")
+        self.progress.say(f"rung at {percent(share)}: {len(kept)} of {len(values)} go on: {told}")
         return kept
 
     def _turn(self, each: _Planned, last: int) -> str:
