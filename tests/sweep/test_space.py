@@ -63,7 +63,7 @@ def test_a_range_between_whole_numbers_gives_whole_numbers_and_no_more_than_ther
 
 
 def test_a_grid_has_no_end_of_a_range() -> None:
-    with pytest.raises(UsageError, match="training.learning_rate is a range"):
+    with pytest.raises(UsageError, match=r"training\.learning_rate is a range"):
         grid([axis("training.learning_rate=1e-5..1e-3")])
 
 

@@ -55,8 +55,9 @@ class Standing:
         return 1.0 if self.run.finished else max(self.values, default=0) / self.steps.total
 
     def reached(self, step: int) -> bool:
-        """Whether it has shown this step and can go on from there."""
-        return self.run.finished or (step in self.values and max(self.run.saved_steps, default=0) >= step)
+        """Whether it has shown this step and can go on from there; after the last there is an adapter."""
+        on_the_way = step < self.steps.total and step in self.values and max(self.run.saved_steps, default=0) >= step
+        return self.run.finished or on_the_way
 
     @property
     def latest(self) -> Shown | None:
