@@ -203,3 +203,12 @@ def test_the_command_prints_the_trials_and_what_to_do_next(home: Home) -> None:
     assert "lora.r=2" in printed.output and "luthier decide tiny.r-" in printed.output
     again = CliRunner().invoke(app, [*words, "--json"])
     assert [trial["state"] for trial in json.loads(again.stdout)["trials"]] == ["finished", "finished"]
+
+
+@pytest.mark.slow
+def test_trials_in_two_ranks_leave_off_and_go_on_as_in_one(home: Home) -> None:
+    ranks = ("parallel.data=2", "training.max_steps=4", "checkpoints.eval_steps=2", "lora.dropout=0")
+    found = home.sweep("lora.r=2,4", overrides=ranks, halving=True)
+    assert [(entry.how, entry.share) for entry in found.entries] == [("finished", 1), ("stopped", 0.5)]
+    best = home.run(found.entries[0].trial.name)
+    assert [event["step"] for event in jsonl.records(best.events) if event["event"] in ("paused", "resumed")] == [2, 2]
