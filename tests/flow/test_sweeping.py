@@ -18,7 +18,7 @@ from luthier.flow.planning import facts_of
 from luthier.plan.plan import make
 from luthier.recipe.load import dump
 from luthier.runs.status import status
-from luthier.runs.store import RunFolder
+from luthier.runs.store import RunFolder, alone, open_or_create
 from luthier.sweep.budget import Budget
 from luthier.sweep.options import Asked
 from luthier.sweep.table import Table
@@ -144,6 +144,15 @@ def test_trials_that_fail_or_are_no_recipe_are_told_and_the_others_go_on(home: H
     assert how == "failed" and "no adapter in" in why
     assert "lora.r" in told["lora.r=0", "lora.init_from=''"][1]
     assert {event["event"] for event in jsonl.records(Path(found.folder) / "events.jsonl")} >= {"failed", "refused", "trained", "ended"}
+
+
+def test_a_trial_that_another_process_trains_is_left_to_it_and_taken_up_later(home: Home) -> None:
+    short = ("training.max_steps=2",)
+    held = flow.load(home.recipe, (*short, "lora.r=2", "name=tiny.r-2"))
+    with alone(open_or_create("tiny.r-2", held.text, held.source)):
+        found = home.sweep("lora.r=2,4", overrides=short)
+    assert [entry.how for entry in found.entries] == ["finished", "left"] and "is being trained by process" in found.entries[1].why
+    assert [entry.how for entry in home.sweep("lora.r=2,4", overrides=short).entries] == ["finished", "finished"]
 
 
 def test_where_no_trial_can_be_trained_the_first_error_is_raised(home: Home) -> None:

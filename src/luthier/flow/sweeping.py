@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from luthier.core import files, jsonl
 from luthier.core.errors import LuthierError, UsageError
+from luthier.core.files import DiskError
 from luthier.core.progress import Advance, Progress
 from luthier.core.signals import Interrupted
 from luthier.core.words import count, percent
@@ -133,7 +134,7 @@ class _Sweep:
 
         stands, steps, time = each.standing, each.plan.steps.total, each.plan.time.total.mid
         done = max(stands.run.saved_steps, default=0) if stands else 0
-        seconds = time * (last - done) / steps
+        seconds = time * max(0, last - done) / steps
         spent, budget = self.folder.state.spent, self.asked.budget
         if not budget.bears(spent, need := Spent(seconds=seconds, dollars=seconds * each.price)):
             self.folder.event("left_out", trial=each.trial.name, step=last, seconds=need.seconds, dollars=need.dollars)
@@ -152,6 +153,10 @@ class _Sweep:
             if not over.is_set():
                 raise
             return f"stopped as {budget} were spent"
+        except UsageError as error:  # another process trains it
+            return str(error)
+        except DiskError:  # of which the next would die, too
+            raise
         except LuthierError as error:
             self._give_up(each.trial, str(error))
         except Exception as error:  # the next call goes on with the others
