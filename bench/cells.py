@@ -168,7 +168,7 @@ def make_job(cell: Cell, work: Path) -> TrainingJob:
         tokenizer=load_tokenizer(recipe.model),
         folder=folder,
         progress=Silent(),
-        score=lambda model: {},
+        score=lambda model, step: {},
     )
 
 

@@ -37,6 +37,8 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "report.page",
         "review.export",
         "review.asking",
+        "sweep.table",
+        "sweep.folder",
         "web.app",
         "serve.listen",
         "score.scorers",

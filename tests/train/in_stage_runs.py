@@ -34,7 +34,7 @@ def answers(job: TrainingJob) -> list[str]:
     """Everything that is said while the best checkpoint is looked for."""
     told: list[str] = []
 
-    def score(model: nn.Module) -> dict[str, float]:
+    def score(model: nn.Module, step: int) -> dict[str, float]:
         rows = job.prepared.examples("validation")
         found = LocalCompleter(model, job.tokenizer).complete([row.prompt for row in rows], max_new_tokens=ANSWERED)  # type: ignore[arg-type]
         told.extend(each.text for each in found)
@@ -73,7 +73,7 @@ class Stages:
         """A signal comes to the last stage alone, before the third token."""
         tokens = 0
 
-        def score(model: nn.Module) -> dict[str, float]:
+        def score(model: nn.Module, step: int) -> dict[str, float]:
             def count(*_: object) -> None:
                 nonlocal tokens
                 tokens += 1

@@ -41,7 +41,7 @@ class Divided:
         """Of the best by a metric: both ranks answer, with the same words."""
         told: list[str] = []
 
-        def score(model: nn.Module) -> dict[str, float]:
+        def score(model: nn.Module, step: int) -> dict[str, float]:
             rows = job.prepared.examples("validation")
             found = LocalCompleter(model, job.tokenizer).complete([row.prompt for row in rows], max_new_tokens=6)
             told.extend(each.text for each in found)
@@ -55,7 +55,7 @@ class Divided:
         """It comes to one rank alone, between two tokens."""
         tokens = 0
 
-        def score(model: nn.Module) -> dict[str, float]:
+        def score(model: nn.Module, step: int) -> dict[str, float]:
             def count(*_: object) -> None:
                 nonlocal tokens
                 tokens += 1

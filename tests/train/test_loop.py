@@ -73,7 +73,7 @@ def test_training_stops_when_validation_no_longer_improves_and_the_best_becomes_
 def test_the_best_may_be_chosen_by_a_metric_which_is_better_when_higher(workshop: Workshop) -> None:
     scores = iter([0.2, 0.7, 0.7, 0.1])
 
-    def score(model: nn.Module) -> dict[str, float]:
+    def score(model: nn.Module, step: int) -> dict[str, float]:
         assert not model.training
         return {"answers.exact": next(scores)}
 
@@ -89,7 +89,7 @@ def test_a_metric_that_the_task_does_not_give_is_named_with_those_it_gives(works
     tasks = {"tasks": [{"name": "answers", "split": "validation"}]}
     job = workshop.job(checkpoints={"eval_steps": 3, "best_by": "answers.exact"}, evaluation=tasks)
     with pytest.raises(RunError, match=r"(?s)'answers\.exact' was not measured.*measured were answers\.truncated"):
-        train(replace(job, score=lambda _: {"answers.truncated": 0.5}))
+        train(replace(job, score=lambda *_: {"answers.truncated": 0.5}))
 
 
 def test_the_last_weights_become_the_adapter_where_the_recipe_says_so(workshop: Workshop) -> None:

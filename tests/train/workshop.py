@@ -180,7 +180,7 @@ class Workshop:
             tokenizer=family("chatml"),
             folder=run,
             progress=Silent(),
-            score=lambda model: {},
+            score=lambda model, step: {},
         )
 
 

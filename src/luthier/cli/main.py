@@ -19,6 +19,7 @@ from luthier.cli import (
     quickstart,
     reviewing,
     serving,
+    sweeping,
     training,
     watching,
 )
@@ -60,6 +61,7 @@ for verb in (
     proof.decide,
     reviewing.review,
     comparing.compare,
+    sweeping.sweep,
     handing.export,
     handing.verify,
     serving.serve,

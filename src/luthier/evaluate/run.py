@@ -1,6 +1,5 @@
 """One evaluation, whole: load the model, measure its loss, ask every task, time single answers."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +14,11 @@ from luthier.data.questions import asked_hash, questions
 from luthier.data.rows import Example
 from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
+from luthier.evaluate.loss import loss_of
 from luthier.evaluate.measure import latency_rows, measure_latency
-from luthier.evaluate.report import Latency, Loss, Report, RowLoss, Scores
+from luthier.evaluate.report import Latency, Loss, Report, Scores
 from luthier.evaluate.shared import SharedCompleter
-from luthier.evaluate.task import digest, evaluate_task
+from luthier.evaluate.task import evaluate_task
 from luthier.model.adapt import base_of, check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import free_bytes, load_model, resolve_devices, resolve_dtype
@@ -96,17 +96,7 @@ def _validation_loss(model: nn.Module, prepared: Prepared, precision: Precision)
     if not len(rows):
         return None
     record = validation_loss(model, rows, LOSS_BATCH, precision)
-    keys = [digest(example.key) for example in prepared.stream_examples("validation")]
-    lost = tuple(
-        RowLoss(
-            row=hashlib.sha256(rows[place].ids.tobytes()).hexdigest()[:16],
-            key=keys[rows.example_index[place]],
-            nats=float(record.losses_R[place]),
-            tokens=int(record.targets_R[place]),
-        )
-        for place in range(len(rows))
-    )
-    return Loss(value=record.loss, n=len(rows), tokens=record.num_targets, rows=lost)
+    return loss_of(prepared, record.losses_R, record.targets_R)
 
 
 def _latency(recipe: Recipe, prepared: Prepared, completer: LocalCompleter, progress: Progress) -> Latency | None:

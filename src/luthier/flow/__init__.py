@@ -29,6 +29,7 @@ from luthier.flow.reporting import compare, record, record_of, report, rows
 from luthier.flow.reviewing import review, reviewed, write_ratings
 from luthier.flow.serving import Opening, Standing, serve, talking
 from luthier.flow.steering import Saved, save, stop
+from luthier.flow.sweeping import sweep
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.vllm import Answering, serve_vllm, serving_of
 from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
@@ -99,6 +100,7 @@ __all__ = [
     "statuses_of",
     "steps",
     "stop",
+    "sweep",
     "talking",
     "train",
     "train_rank",

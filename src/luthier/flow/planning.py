@@ -161,6 +161,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.data.survey import PreparedWorkload
     from luthier.plan.layout import Task, arrived, layout_of, place_of, stands_here
     from luthier.plan.plan import Facts
+    from luthier.plan.resident import resident_bytes
     from luthier.plan.shape import shape_of
     from luthier.recipe.load import dump
     from luthier.runs.store import of_recipe
@@ -175,8 +176,13 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
         workload, data = rows, "stated"
     gpu, nodes = recipe.launch.gpu, recipe.parallel.nodes
     own = there and gpu != "here" and stands_here(gpu, host)
-    place = arrived(gpu, host, nodes) if own else place_of(gpu, host, layout_of(recipe).devices, nodes)
-    place = replace(place, device=_with_bandwidth(place.device, recipe, host, progress if probe else "as known"))
+    ranks = layout_of(recipe).devices
+    place = arrived(gpu, host, nodes) if own else place_of(gpu, host, ranks, nodes)
+    place = replace(
+        place,
+        device=_with_bandwidth(place.device, recipe, host, progress if probe else "as known"),
+        free_bytes=place.free_bytes + (resident_bytes() if ranks == 1 else 0),
+    )
     task = Task(recipe=recipe, shape=shape_of(config), workload=workload, place=place)
     rate = RateHere(task=task, config=config, host=host, progress=progress, probe=probe)
     return Facts(task=task, data=data, host=host, rate=rate, run=of_recipe(recipe.name, dump(recipe)))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -127,7 +126,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
 
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
-    score = functools.partial(_validation_scores, prepared, tokenizer, recipe, ranks, Alive(heart))
+    score = _Scoring(run=run, prepared=prepared, tokenizer=tokenizer, recipe=recipe, ranks=ranks, progress=Alive(heart))
     run_training(
         TrainingJob(
             plan=planned,
@@ -192,17 +191,30 @@ class Alive:
         self._progress.say(line)
 
 
-def _validation_scores(
-    prepared: Prepared, tokenizer: ChatTokenizer, recipe: Recipe, ranks: Ranks, progress: Progress, model: nn.Module
-) -> dict[str, float]:
-    """`TASK.metric` of the task that `checkpoints.best_by` names, on validation rows; ranks that each have the whole model share them."""
-    from luthier.evaluate.shared import SharedCompleter
-    from luthier.evaluate.task import evaluate_task
-    from luthier.model.generate import LocalCompleter
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Scoring:
+    """The task that `checkpoints.best_by` names, asked of validation rows; ranks that each have the whole model share them."""
 
-    name = recipe.checkpoints.best_by.partition(".")[0]
-    task = next(task for task in recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
-    own = LocalCompleter(model, tokenizer)
-    completer = SharedCompleter(own=own, ranks=ranks) if ranks.each_whole else own
-    scores = evaluate_task(task, prepared.examples("validation"), completer, recipe.seed, progress).scores
-    return {f"{name}.{scores.metric}": scores.value}
+    run: RunFolder
+    prepared: Prepared
+    tokenizer: ChatTokenizer
+    recipe: Recipe
+    ranks: Ranks
+    progress: Progress
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """`TASK.metric`; the answers are kept beside the validation's losses, by which two runs are compared row by row."""
+        from luthier.evaluate.report import Report, Scores
+        from luthier.evaluate.shared import SharedCompleter
+        from luthier.evaluate.task import evaluate_task
+        from luthier.model.generate import LocalCompleter
+
+        name = self.recipe.checkpoints.best_by.partition(".")[0]
+        task = next(task for task in self.recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
+        own = LocalCompleter(model, self.tokenizer)
+        completer = SharedCompleter(own=own, ranks=self.ranks) if self.ranks.each_whole else own
+        found = evaluate_task(task, self.prepared.examples("validation"), completer, self.recipe.seed, self.progress)
+        if not self.run.read_only:
+            scores = Scores(subject=f"{self.run.path} after step {step}", data_hash=self.prepared.summary.hash, tasks={name: found.scores})
+            Report(scores=scores, predictions={name: found.predictions}).write(self.run.answers(step))
+        return {f"{name}.{found.scores.metric}": found.scores.value}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from luthier.recipe.load import values_of
 from luthier.report.record import Record
 from luthier.score.sequence import Level
 
+Key = TypeVar("Key")
 ABSENT = "–"
 PAIRED = ("share", "nats")
 """Units of what is compared row by row. Times and memory were measured at other hours, beside other loads: they are shown."""
@@ -105,7 +106,7 @@ def compare(records: Sequence[Record], level: Level | None = None) -> Compared:
         for name, one in by_run.items()
         if name != first and first in by_run and one.unit in PAIRED and one.sample.rows
     }
-    against = _against(pairs, level or Level())
+    against = held_against(pairs, level or Level())
     return Compared(
         names=tuple(record.run.name for record in records),
         recipes=tuple(changed(records)),
@@ -140,8 +141,10 @@ def apart(differences: Mapping[Any, Callable[[Level], Difference]], level: Level
     return real
 
 
-def _against(pairs: Mapping[tuple[str, str], tuple[Measurement, Measurement]], level: Level) -> dict[tuple[str, str], Against]:
-    def asked(key: tuple[str, str]) -> Callable[[Level], Difference]:
+def held_against(pairs: Mapping[Key, tuple[Measurement, Measurement]], level: Level) -> dict[Key, Against]:
+    """The first of each pair held against the second; which are apart, is asked of all together."""
+
+    def asked(key: Key) -> Callable[[Level], Difference]:
         return lambda at: difference(*pairs[key], at)
 
     differences = {key: difference(one, other, level) for key, (one, other) in pairs.items()}

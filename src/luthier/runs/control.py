@@ -1,6 +1,9 @@
-"""What a run is asked from outside: one word in its `control` file, which who trains it reads after each step and then takes away."""
+"""What a run is asked from outside: one word in its `control` file, which who trains it reads after each step and then takes away; and in
+its `until` file the step to leave off after, which it reads when it begins."""
 
-from contextlib import suppress
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 import psutil
@@ -35,8 +38,28 @@ def obeyed(run: RunFolder, wish: Wish) -> None:
         run.control.unlink(missing_ok=True)
 
 
+def until(run: RunFolder) -> int:
+    """The step to leave off after; beyond every last one where none is asked."""
+    try:
+        return int(run.until.read_text(encoding="utf-8", errors="replace"))
+    except (FileNotFoundError, ValueError):
+        return sys.maxsize
+
+
+@contextmanager
+def leaving_off_after(run: RunFolder, step: int) -> Iterator[None]:
+    """Within, the run is trained to this step of its schedule, saved, and no further; the same command goes on with it."""
+    with files.told(run.until.name, run.path):
+        files.write(run.until, f"{step}\n")
+    try:
+        yield
+    finally:
+        run.until.unlink(missing_ok=True)
+
+
 def forget(run: RunFolder) -> None:
     """Take away what was asked before this process began: of one that was killed before it could obey. What was asked since is for it."""
-    with suppress(FileNotFoundError):
-        if run.control.stat().st_mtime < psutil.Process().create_time():
-            run.control.unlink()
+    for asked in (run.control, run.until):
+        with suppress(FileNotFoundError):
+            if asked.stat().st_mtime < psutil.Process().create_time():
+                asked.unlink()

@@ -105,6 +105,8 @@ def _ended(events: Sequence[Mapping[str, Any]], said: Sequence[Beat]) -> tuple[S
                 return "failed", str(why)
             case {"event": "interrupted", "signal": signal}:
                 return "stopped", f"by {signal}"
+            case {"event": "paused", "step": step}:
+                return "stopped", f"after step {step}, as a sweep asked"
     words = [beat.last_words for beat in sorted(said, key=lambda beat: beat.time) if beat.last_words]
     if failed := [word for word in words if word.code not in (0, *STOPS)]:
         return "failed", ": ".join(filter(None, (failed[0].where, failed[0].what))) or f"exit code {failed[0].code}"

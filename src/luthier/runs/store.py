@@ -77,6 +77,10 @@ class RunFolder:
         """One of them (`luthier.watch.rows`)."""
         return self.validations / f"step-{step:06d}.npy"
 
+    def answers(self, step: int) -> Path:
+        """Folder of what a task that chooses the best was answered at one of them (`luthier.evaluate.report`)."""
+        return self.validations / f"step-{step:06d}"
+
     @property
     def validated_steps(self) -> tuple[int, ...]:
         """The steps of those that are there, in order."""
@@ -151,6 +155,11 @@ class RunFolder:
     def control(self) -> Path:
         """What the run is asked from outside (`luthier.runs.control`); there until it has obeyed."""
         return self.path / "control"
+
+    @property
+    def until(self) -> Path:
+        """The step after which it is asked to leave off (`luthier.runs.control`); there while a sweep wants no more of it."""
+        return self.path / "until"
 
     @property
     def identity(self) -> str:

@@ -51,6 +51,8 @@ class Loop:
 
     recipe: Recipe
     steps: Steps
+    until: int
+    """The step after which it saves and leaves off: the last, or the one that was asked for (`luthier.runs.control`)."""
     batches: Ahead
     validation_rows: TokenRows
     placed: Placed
@@ -60,7 +62,8 @@ class Loop:
     patience: int
     folder: RunFolder
     progress: Progress
-    score: Callable[[nn.Module], Mapping[str, float]]
+    score: Callable[[nn.Module, int], Mapping[str, float]]
+    """Of a model after a step."""
     origins: Callable[[Sequence[int]], list[str]]
     """Where training rows come from, for the report of a step that failed."""
     heart: Heart
@@ -88,7 +91,7 @@ class Loop:
 
 
 def fit(loop: Loop, state: State) -> State:
-    """Train from `state` to the last step, or until validation no longer improves.
+    """Train from `state` to the last step, to the one it was asked to leave off after, or until validation no longer improves.
 
     Raises Interrupted where a signal or the control file asks to end, TooLarge where memory is short: with all that was learned saved.
     """
@@ -108,7 +111,7 @@ def fit(loop: Loop, state: State) -> State:
                 later = wish == "save" and (not state.step or state.skipped)  # there is nothing to save yet
                 if wish != "nothing" and loop.ranks.first and not later:
                     control.obeyed(loop.folder, wish)
-                if state.step >= loop.steps.total or state.stopped_early:
+                if state.step >= loop.until or state.stopped_early:
                     return state
                 if wish == "stop":
                     loop.asked.number = signal.SIGTERM
@@ -147,7 +150,7 @@ def _is_save_due(loop: Loop, state: State, saved: _Saved, *, asked: bool) -> boo
     if (state.step, state.validated) == (saved.of.step, saved.of.validated):
         return False
     minutes = loop.recipe.checkpoints.save_minutes
-    if state.stopped_early or state.step == loop.steps.total or (state.best is not None and state.best.step == state.step):
+    if state.stopped_early or state.step == loop.until or (state.best is not None and state.best.step == state.step):
         return True
     due = asked or state.step in loop.steps.saves
     if minutes != "off" and not due:
@@ -238,7 +241,7 @@ def _scored(loop: Loop, step: int) -> float:
     by = loop.recipe.checkpoints.best_by
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
-        scores = loop.ranks.same(_scores(loop)) if loop.ranks.each_whole else _together(loop)
+        scores = loop.ranks.same(_scores(loop, step)) if loop.ranks.each_whole else _together(loop, step)
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)
@@ -247,7 +250,7 @@ def _scored(loop: Loop, step: int) -> float:
     return scores[by]
 
 
-def _together(loop: Loop) -> Mapping[str, float]:
+def _together(loop: Loop, step: int) -> Mapping[str, float]:
     """What the task measured where ranks divide the model: all of them answer the same rows. Nothing where a signal came to one."""
 
     def look(*_: object) -> None:
@@ -258,20 +261,20 @@ def _together(loop: Loop) -> Mapping[str, float]:
     hook = base_of(loop.placed.model).register_forward_pre_hook(look)
     try:
         with as_one(loop.model):
-            return loop.score(loop.model)
+            return loop.score(loop.model, step)
     except Stopped:
         return {}
     finally:
         hook.remove()
 
 
-def _scores(loop: Loop) -> dict[str, float]:
+def _scores(loop: Loop, step: int) -> dict[str, float]:
     """What the task measured, of which each rank answers a share; nothing where a signal came to one, for answers may take minutes: the
     validation is owed then."""
     if any(loop.ranks.any([bool(loop.asked)])):
         return {}
     try:
-        return dict(loop.score(loop.model))
+        return dict(loop.score(loop.model, step))
     except Interrupted as ended:
         loop.asked.number = loop.asked.number or ended.signal
         return {}

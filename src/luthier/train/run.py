@@ -26,12 +26,14 @@ from luthier.model.load import DTYPES, load_model, resolve_device
 from luthier.model.peak import is_out_of_memory, used_memory
 from luthier.model.pipeline import elsewhere
 from luthier.model.place import place
+from luthier.model.share import base_for
 from luthier.model.tensor import as_if_whole, numbers_of_all
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.plan.speed import stages
 from luthier.plan.weights import Stage
 from luthier.recipe.schema import Recipe
+from luthier.runs import control
 from luthier.runs.heartbeat import Heart, Unheard
 from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
@@ -60,7 +62,7 @@ from luthier.watch.series import read
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """A plan with all that it needs to be trained here and now. `score` measures the metrics that `best_by` may name.
+    """A plan with all that it needs to be trained here and now. `score` measures the metrics that `best_by` may name after a step.
 
     Of several ranks only the first has a folder that it writes into: the others' is `read_only`.
     """
@@ -70,7 +72,7 @@ class TrainingJob:
     tokenizer: ChatTokenizer
     folder: RunFolder
     progress: Progress
-    score: Callable[[nn.Module], Mapping[str, float]]
+    score: Callable[[nn.Module, int], Mapping[str, float]]
     ranks: Ranks = ALONE
     heart: Heart = field(default_factory=Unheard)
 
@@ -82,7 +84,10 @@ class TrainingJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """How a run ended: its last step, the step whose weights are in `adapter/`, the best validation, and the plan it followed."""
+    """How a run ended: its last step, the step whose weights are in `adapter/`, the best validation, and the plan it followed.
+
+    One that was asked to go so far and no further has no `adapter/` yet, and both steps are the one it is saved after.
+    """
 
     last_step: int
     final_step: int
@@ -195,6 +200,9 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         raise Interrupted(number)
     if job.ranks.first:
         loop.clock.keep_rate()
+    if state.step < plan.steps.total and not state.stopped_early:
+        job.folder.event("paused", step=state.step)
+        return TrainingResult(last_step=state.step, final_step=state.step, best=state.best, plan=plan)
     final_step = _take_best(loop, state) if plan.ending.best else state.step
     final: Literal["best", "last"] = "best" if state.best and final_step == state.best.step else "last"
     origin = Origin(recipe=job.recipe, step=final_step, final=final, data_hash=job.prepared.summary.hash)
@@ -254,6 +262,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     loop = Loop(
         recipe=recipe,
         steps=plan.steps,
+        until=min(plan.steps.total, job.ranks.same(control.until(job.folder) if job.ranks.first else 0)),
         batches=Ahead(make=batches_of, last=plan.steps.total),
         validation_rows=validation_rows,
         placed=placed,
@@ -295,7 +304,12 @@ def _base(job: TrainingJob, device: torch.device, stage: Stage) -> PreTrainedMod
     recipe, setup = job.recipe, job.plan.setup
     dtype = torch.float32 if recipe.lora == "none" else DTYPES[setup.dtype]
     where = torch.device("cpu") if setup.layout.shard == "zero3" else device
-    base = load_model(recipe.model, dtype, where, job.ranks.mesh.tensor, lambda empty: elsewhere(empty, stage))
+
+    def load() -> PreTrainedModel:
+        return load_model(recipe.model, dtype, where, job.ranks.mesh.tensor, lambda empty: elsewhere(empty, stage))
+
+    stays = recipe.lora != "none" and job.ranks.size == 1  # ranks end with their run
+    base = base_for((recipe.model, dtype, where), load) if stays else load()
     if recipe.lora == "none":
         job.folder.event("model", trained=numbers_of_all(base), modules=["all"])
     return base
