@@ -369,6 +369,31 @@ def test_a_pass_that_fails_is_told_to_its_rows_and_to_no_others() -> None:
     assert writing.ids == generated(model, [1, 2, 3], 10) and later.ids == generated(model, range(30), 10)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("function", ["chosen", "told"])
+def test_memory_that_is_short_behind_a_pass_fails_its_rows_and_not_the_engine(function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny("qwen3").eval()
+    decoder = engine(model).start()
+    real = getattr(decode, function)
+
+    def short(logits: Tensor, *given: Any) -> Any:
+        if len(logits) == 4:  # of a prompt all but its first token; or of four that write
+            raise MemoryError("no room for logits")
+        return real(logits, *given)
+
+    monkeypatch.setattr(decode, function, short)
+    unlucky = [Heard() for _ in range(4)]
+    with decoder._changed:  # so that all are asked before the first step
+        for row, listener in enumerate(unlucky):
+            decoder.submit(asked([1 + row, 2, 3, 4, 5], 6, prompt_told=function == "told"), listener)
+    assert all(listener.over.wait(30) for listener in unlucky)
+    assert [[str(error) for error in listener.errors] for listener in unlucky] == [["no room for logits"]] * 4
+    assert not decoder.has_ended
+    decoder.submit(asked([1, 2, 3], 10), heard := Heard())
+    assert heard.over.wait(30) and heard.ids == generated(model, [1, 2, 3], 10)
+    decoder.close()
+    assert decoder.has_ended
+
+
 def test_numbers_that_are_not_finite_fail_their_row_and_leave_nothing_behind() -> None:
     model = tiny("qwen3").eval()
     expected = generated(model, [1, 2, 3], 10)
