@@ -136,11 +136,6 @@ class Decoder:
                 self._write()
         return bool(self._rows or self._waiting or self._asked)
 
-    def run_until_idle(self) -> None:
-        """All that was asked, in this thread."""
-        while self.step():
-            pass
-
     def _work(self) -> None:
         try:
             while True:
