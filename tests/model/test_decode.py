@@ -188,6 +188,7 @@ def test_adapters_and_the_base_alone_are_answered_side_by_side(family: str) -> N
     model, base = with_adapters(family, **lora), tiny(family).eval()
     decoder, names = engine(model), ["", "default", "second", "third"]
     assert decoder.adapters == ("default", "second", "third")
+    assert decoder._passes.mixes == (family in ("qwen3", "llama"))  # by functions that a trial found right: else right, but in turns
     rows = [(ids, names[row % 4]) for row, ids in enumerate(prompts(5, 16))]
     found = written(decoder, *(asked(ids, adapter=name) for ids, name in rows))
     for (ids, name), answer in zip(rows, found, strict=True):
