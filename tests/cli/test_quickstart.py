@@ -132,9 +132,9 @@ def test_chat_answers_with_run_and_base_what_comes_through_a_pipe(folder: Path, 
     row = kept_report(run.evaluation("tuned")).predictions["answers"][0]
     system, question = (str(message["content"]) for message in row.messages)
     environment = {name: value for name, value in os.environ.items() if name != "LUTHIER_RUNS"}
-    lines = f"{question}\n/base\n/nothing\n/reset\n\n{question}\n"
+    lines = f"/base\n{question}\n/base\n/nothing\n/reset\n\n{question}\n"
     command = [sys.executable, "-m", "luthier.cli.main", "chat", "quickstart", "--system", system]
     done = subprocess.run(command, cwd=folder, env=environment, input=lines, capture_output=True, text=True, timeout=120, check=True)
     first, base, again = done.stdout.splitlines()
     assert first == again == row.answer and base.startswith("base: ") and base != f"base: {first}"
-    assert "there is no /nothing" in done.stderr and "Traceback" not in done.stderr
+    assert "nothing was said yet" in done.stderr and "there is no /nothing" in done.stderr and "Traceback" not in done.stderr

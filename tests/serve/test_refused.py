@@ -35,6 +35,7 @@ def test_every_address_asks_for_the_token(server: Place) -> None:
                 for method in ("GET", "POST", "DELETE", "OPTIONS"):
                     answer = plain.request(method, path)
                     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "invalid_api_key"), path
+                assert plain.head(path).status_code == 401, path
     with pytest.raises(openai.AuthenticationError, match="luthier serve has printed it"):
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="sk-none", max_retries=0).models.list()
 

@@ -6,6 +6,7 @@ from luthier import flow
 from luthier.cli.output import people, progress
 
 NEXT = """\
+Ask it: luthier chat quickstart, or luthier serve quickstart for OpenAI's clients (docs/guide/serve.md)
 Next, with your own rows and a real model:
   write recipe.yaml:        name: mine
                             model: {base: Qwen/Qwen3-0.6B}

@@ -93,9 +93,8 @@ def _answer(dialogue: Dialogue, line: str, *, both: bool) -> None:
 
 def _print(who: str, pieces: Iterable[str]) -> None:
     """An answer as it is written."""
-    sys.stdout.write(who)
-    for piece in pieces:
-        sys.stdout.write(piece)
+    for number, piece in enumerate(pieces):
+        sys.stdout.write(piece if number else who + piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
     sys.stdout.flush()

@@ -78,6 +78,11 @@ class Engine(Protocol):
         """Tokens of prompt and answer together, at most."""
         ...
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether it was closed, or could not go on: nothing is answered any more."""
+        ...
+
     def submit(self, asked: Asked, listener: Listener) -> Ticket:
         """Queue a request; the caller has checked that it fits `max_length` and that the adapter is known."""
         ...

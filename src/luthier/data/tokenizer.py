@@ -54,6 +54,8 @@ class ChatTokenizer:
     """sha256 of the chat template."""
     cutting_ids: frozenset[int]
     """Special tokens that are found in raw text before it is split into words."""
+    longest_token: int
+    """Characters of text that one token stands for, at most."""
 
     def render(self, conversation: Conversation, *, add_generation_prompt: bool, variables: Mapping[str, Any] = NOTHING) -> str:
         """The conversation as text, by the template, given variables beside it, in transformers' sandbox; raises TemplateRefused.
@@ -184,6 +186,7 @@ def chat_tokenizer(pretrained: "PreTrainedTokenizerBase", eos_ids: Sequence[int]
         pad_id=pretrained.pad_token_id if pretrained.pad_token_id is not None else next(iter(eos), 0),
         template_hash=hashlib.sha256(text.encode()).hexdigest(),
         cutting_ids=frozenset(id for id, token in pretrained.added_tokens_decoder.items() if token.special and not token.normalized),
+        longest_token=max(map(len, pretrained.get_vocab()), default=1),
     )
     end, stop_id = _end_of_turn(plain)
     ended = replace(plain, stop_ids=tuple(dict.fromkeys((*eos, stop_id))), end_of_turn=end)

@@ -57,7 +57,9 @@ def _drawn(logits_SV: Tensor, asked: Sequence[Asked], places: Sequence[int]) -> 
 
     temperature_S1, top_p_S1 = (column([getattr(one.sampling, name) for one in asked]) for name in ("temperature", "top_p"))
     share_S1 = column([uniform(one.sampling.seed, place) for one, place in zip(asked, places, strict=True)])
-    probabilities_SV = (logits_SV / temperature_S1.float()).softmax(-1)
+    # below the least float32, or far above the largest quotient, there would be no number: so cold, the likeliest is all there is
+    colder_SV = (logits_SV - logits_SV.amax(-1, keepdim=True)) / temperature_S1.float().clamp_min(torch.finfo(torch.float32).tiny)
+    probabilities_SV = colder_SV.softmax(-1)
     if asked[0].sampling.top_p >= 1:
         return _passing(probabilities_SV, share_S1)[:, 0]
     values_SK, ids_SK = probabilities_SV.topk(min(LIKELY, probabilities_SV.shape[-1]), -1)

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from luthier.serve.refused import Refused
 
 MOST_TOP, MOST_CHOICES, MOST_STOPS, MOST_PROMPTS = 20, 32, 16, 64
+MOST_STOP_CHARACTERS = 1000
+# `fail_fast` below: a body has room for millions of items; a list of all that are wrong took gigabytes, and a minute of everybody's time.
 HARMLESS = frozenset(
     (
         "user",
@@ -49,7 +51,7 @@ NEUTRAL: Mapping[str, tuple[object, ...]] = {
 """Parameters that are not supported, and the values at which they ask for nothing: accepted so, refused otherwise."""
 
 
-Stop = Annotated[str, Field(min_length=1)]
+Stop = Annotated[str, Field(min_length=1, max_length=MOST_STOP_CHARACTERS)]
 
 
 class Body(BaseModel):
@@ -93,8 +95,8 @@ class Writing(Body):
 class Templated(Body):
     """A dialogue, and what its chat template is given."""
 
-    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
-    tools: list[dict[str, Any]] = []
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1, fail_fast=True)]
+    tools: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = []
     chat_template_kwargs: dict[str, Any] = {}
     add_generation_prompt: bool = True
 
@@ -116,13 +118,14 @@ class Chat(Writing, Templated):
         return self
 
 
-Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+Ids = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1, fail_fast=True)]
+SEVERAL = Field(min_length=1, max_length=MOST_PROMPTS, fail_fast=True)
 
 
 class Completions(Writing):
     """`/v1/completions`. A prompt is text or token ids; text is encoded as it stands, and nothing is put before it."""
 
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1, max_length=MOST_PROMPTS)]
+    prompt: str | Ids | Annotated[list[str], SEVERAL] | Annotated[list[Ids], SEVERAL]
     max_tokens: Annotated[int, Field(ge=1)] = 16
     logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | Literal["none"] = "none"
     prompt_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | Literal["none"] = "none"

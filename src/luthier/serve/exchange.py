@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from typing import Any
 
 from luthier.core import jsonl
@@ -10,6 +11,8 @@ from luthier.serve.refused import Refused
 
 LEFT = 499
 """The status that nobody is sent: nginx's, for a client that has left."""
+SECONDS_TO_REFUSE = 5.0
+"""For the last words of a stream, to a client that may not read them."""
 
 
 class Left(Exception):
@@ -28,7 +31,7 @@ class Exchange:
         self.whole = False
         """Whether the body has been read."""
         self._receive, self._send = receive, send
-        self._streams = False
+        self._begun = self._streams = False
 
     async def body(self, most_bytes: int) -> bytes:
         """What was sent; raises Refused as soon as it is more than may be."""
@@ -84,11 +87,14 @@ class Exchange:
         await self._send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def refuse(self, refused: Refused) -> None:
-        """Answer with an error: where a stream has begun, as its last event."""
+        """Answer with an error: where a stream has begun, as its last event; where another answer has, not at all."""
         if self._streams:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(SECONDS_TO_REFUSE):
+                    await self.event(refused.to_json())
+                    await self.end_events()
+        if self._begun:
             self.status = refused.status
-            await self.event(refused.to_json())
-            await self.end_events()
             return
         headers = [(b"retry-after", str(refused.retry_seconds).encode())] if refused.retry_seconds else []
         if refused.status == 401:
@@ -96,7 +102,7 @@ class Exchange:
         await self.json(refused.to_json(), refused.status, headers)
 
     async def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        self.status = status
+        self.status, self._begun = status, True
         own = (b"x-content-type-options", b"nosniff")
         await self._send({"type": "http.response.start", "status": status, "headers": [*headers, own]})
 

@@ -17,7 +17,7 @@ from luthier.data.turns import openai_turns
 from luthier.serve.asked import Templated, Writing
 from luthier.serve.refused import Refused
 
-RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters)
+RESERVED = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters) | {"messages"}
 """Its own parameters: a template sees none of them, and one of them is the template (trap 13)."""
 
 
@@ -52,16 +52,23 @@ class Served:
             raise Refused(400, error.what, param="messages", code="invalid_parameter") from error
         except TemplateRefused as error:
             raise Refused(400, f"the chat template does not take this: {error.what}", param="messages") from error
-        return self.tokenizer.encode(text)
+        return self.ids(text, "messages")
 
     def prompt_ids(self, prompt: str | list[int]) -> list[int]:
         """A prompt in token ids; raises Refused for one without tokens, and for ids that the tokenizer does not have."""
-        ids = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        ids = self.ids(prompt, "prompt") if isinstance(prompt, str) else prompt
         if not ids:
             raise Refused(400, "the prompt has no tokens", param="prompt", code="invalid_parameter")
         if (largest := max(ids)) >= len(self.tokenizer.pretrained):
             raise Refused(400, f"token ids go to {len(self.tokenizer.pretrained) - 1:,}: {largest:,} is none", param="prompt")
         return ids
+
+    def ids(self, text: str, param: str) -> list[int]:
+        """Text in token ids; raises Refused for what is over length however it is cut: cutting 8 MB takes half a minute, and 1 GB."""
+        if (least := -(-len(text) // self.tokenizer.longest_token)) > (limit := self.engine.max_length):
+            what = f"this model takes {limit:,} tokens; asked are at least {least:,}: {len(text):,} characters"
+            raise Refused(400, what, param=param, code="context_length_exceeded")
+        return self.tokenizer.encode(text)
 
     def room(self, ids: Sequence[int], wanted: int | Literal["rest"], param: str) -> int:
         """Tokens that may be written after a prompt: as many as are wanted, or all that fit; raises Refused where they do not."""

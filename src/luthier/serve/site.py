@@ -140,7 +140,7 @@ class Site:
         else:
             text = read(TokenizeText, given)
             served.adapter(text.model)
-            ids = await asyncio.to_thread(served.tokenizer.encode, text.prompt)
+            ids = await asyncio.to_thread(served.ids, text.prompt, "prompt")
         await exchange.json({"tokens": ids, "count": len(ids), "max_model_len": served.engine.max_length})
 
     async def _chat(self, exchange: Exchange, given: dict[str, Any]) -> None:
@@ -199,6 +199,8 @@ class Site:
     def _ready(self) -> Served:
         if isinstance(self.served, str):
             raise Refused(503, "the model is still being loaded", code="not_ready", retry_seconds=2)
+        if self.served.engine.has_ended:
+            raise Refused(500, "the engine has ended; the server's log has more", code="engine_failed")
         return self.served
 
 
