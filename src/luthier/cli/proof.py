@@ -12,11 +12,15 @@ from luthier.core.errors import UsageError
 
 
 def evaluate(
-    words: Annotated[list[str], typer.Argument(metavar="RUN|MODEL [KEY=VALUE]", help="A run, a model, or a folder with an adapter.")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="RUN|MODEL|URL [KEY=VALUE]", help="A run, a model, a folder with an adapter, or a server.")
+    ],
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe with data and tasks; a run brings its own.")] = None,
     split: Annotated[Literal["train", "validation", "test", "recipe"], typer.Option("--split", help="Ask these rows.")] = "recipe",
     data: Annotated[Path | None, typer.Option("--data", help="Ask the rows of this file, all of them, in place of the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most so many rows.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="The model's name on a server that has several.")] = None,
+    token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with a server's token.")] = "LUTHIER_TOKEN",
     json: Json = False,
 ) -> None:
     """Ask the recipe's tasks; print the scores with their intervals, per group, and what an answer costs."""
@@ -28,7 +32,10 @@ def evaluate(
         raise UsageError(what, change="give --recipe, --split, --data or --limit")
     options = flow.Options(split=split, data=data or "recipe", limit=limit or "recipe")
     asked = flow.load(recipe, given.overrides).recipe if recipe else None
-    evaluated = flow.evaluate(given.subject, options, asked, progress())
+    if model and "://" not in given.subject:
+        raise UsageError("--model is a name on a server", change=f"give its address in place of {given.subject}")
+    name = f"{given.subject}#{model}" if model else given.subject
+    evaluated = flow.evaluate(name, options, asked, progress(), token_env)
     print_scores(people(json), evaluated.report.scores)
     people(json).print(f"kept in {evaluated.folder}", soft_wrap=True)
     if json:
@@ -37,13 +44,16 @@ def evaluate(
 
 def decide(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
-    baseline: Annotated[str, typer.Option("--baseline", help="base, another run, or a scores.json; else the recipe's.")] = "recipe",
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="base, another run, a server, or a scores.json; else the recipe's.")
+    ] = "recipe",
+    token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with that server's token.")] = "none",
     json: Json = False,
 ) -> None:
     """Judge a run by its recipe's rule. Exit code: deploy 0, iterate 10, abort 11, not enough data 12."""
     from luthier.cli.show import print_verdict
 
-    verdict = flow.decide(run, baseline, progress())
+    verdict = flow.decide(run, baseline, progress(), token_env)
     print_verdict(people(json), verdict)
     if json:
         print_json(verdict.to_json())

@@ -40,7 +40,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One answer. `stopped` is false where `max_new_tokens` cut it; the times count from when its whole batch was asked."""
+    """One answer. `stopped` is false where `max_new_tokens` cut it; the times count from when its whole batch was asked.
+
+    What a server does not tell is 0 tokens, and a first token after NaN seconds.
+    """
 
     text: str
     num_prompt_tokens: int

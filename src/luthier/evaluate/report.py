@@ -26,6 +26,8 @@ def _unbounded(stored: Any) -> Any:
 
 
 Estimate = Annotated[Interval, BeforeValidator(_unbounded)]
+Number = Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
+"""NaN where it was not measured, which JSON writes as null."""
 Told = Annotated[str, AfterValidator(redact)]
 """Text of a row, or of an answer to it: redacted, so that no row's secret gets into a run folder. It was scored as it was."""
 
@@ -69,12 +71,12 @@ class TaskScores(BaseModel):
 
 
 class AnswerTime(BaseModel):
-    """One answer made alone: seconds until its first token, and whole."""
+    """One answer made alone: seconds until its first token (NaN of a server that does not stream), and whole."""
 
     model_config = STRICT
 
     origin: str
-    first_token_seconds: float
+    first_token_seconds: Number
     seconds: float
     tokens: int
 
@@ -127,7 +129,7 @@ class Loss(BaseModel):
 
     model_config = STRICT
 
-    value: Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
+    value: Number
     n: int
     tokens: int
     rows: tuple[RowLoss, ...] = ()

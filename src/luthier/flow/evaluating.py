@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -24,12 +24,38 @@ if TYPE_CHECKING:
     from luthier.plan.setup import Dtype
     from luthier.recipe.schema import Model, Recipe
     from luthier.runs.store import RunFolder
+    from luthier.serve.completer import RemoteCompleter
 
 REQUEST, REPORT = "evaluation.json", "report"
 
 
-def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A model on a server: its address, with the model's name there behind a # where it has several; and the variable with its token.
+
+    The variable is named by who calls, never by a recipe: that could be a stranger's.
+    """
+
+    name: str
+    token_env: str = "none"
+
+    def completer(self, recipe: Recipe) -> RemoteCompleter:
+        """It, ready to be asked; raises UsageError for what is no address, ModelError where one of several models is not named."""
+        from luthier.data.tokenizer import load_tokenizer
+        from luthier.serve.completer import RemoteCompleter
+        from luthier.serve.wire import Wire
+
+        url, _, model = self.name.partition("#")
+        return RemoteCompleter.at(Wire.to(url, os.environ.get(self.token_env, "")), model, load_tokenizer(recipe.model).spoken)
+
+
+def evaluated(subject: Subject | Elsewhere, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:
     """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
+    if isinstance(subject, Elsewhere):
+        from luthier.evaluate.asking import evaluate_elsewhere
+
+        completer = subject.completer(recipe)
+        return evaluate_elsewhere(completer.name, completer, recipe, prepared, progress)
     from luthier.evaluate.run import evaluate
 
     here = hardware.this_machine()
@@ -40,11 +66,14 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
 
 
-def timed(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
+def timed(tuned: Subject, other: Subject | Elsewhere, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
     """Single answers of both, in turn, on as many devices as the larger takes."""
     from luthier.evaluate.in_turn import time_in_turn
 
     here = hardware.this_machine()
+    if isinstance(other, Elsewhere):
+        alone = replace(tuned, num_devices=_devices_needed(tuned, here.gpus))
+        return time_in_turn(alone, other.completer(recipe), recipe, prepared, progress)
     needed = max(_devices_needed(subject, here.gpus) for subject in (tuned, other))
     return time_in_turn(replace(tuned, num_devices=needed), replace(other, num_devices=needed), recipe, prepared, progress)
 
@@ -78,6 +107,11 @@ def evaluate_rank(folder: Path) -> None:
         if ranks.first:
             report.write(folder / REPORT)
         part(ranks)
+
+
+def is_address(name: str) -> bool:
+    """Whether it is a server that is named."""
+    return name.startswith(("http://", "https://"))
 
 
 def tuned_by(run: RunFolder, recipe: Recipe) -> Subject:

@@ -12,7 +12,7 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import evaluated, model_or_adapter, timed, tuned_by
+from luthier.flow.evaluating import Elsewhere, evaluated, is_address, model_or_adapter, timed, tuned_by
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 from luthier.flow.reviewing import people
@@ -34,14 +34,26 @@ class Evaluated:
     report: Report
 
 
-def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None = None, progress: Progress = SILENT) -> Evaluated:
-    """Answers of a run, a model or an adapter folder to the recipe's tasks, scored and measured.
+def evaluate(
+    name: str,
+    options: Options = AS_THE_RECIPE,
+    recipe: Recipe | None = None,
+    progress: Progress = SILENT,
+    token_env: str = "LUTHIER_TOKEN",
+) -> Evaluated:
+    """Answers of a run, a model, an adapter folder or a server to the recipe's tasks, scored and measured.
 
-    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; a model or an
-    adapter folder needs a recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
+    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; all else needs a
+    recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's. `token_env` is the variable with a
+    server's token.
     """
     from luthier.runs.store import find, own_recipe, runs_root
 
+    if is_address(name):
+        if recipe is None:
+            raise UsageError("a server knows no tasks", change="give --recipe, for data and tasks")
+        folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
+        return _evaluated(Elsewhere(name=name, token_env=token_env), options.apply(recipe), folder, progress)
     try:
         run = find(name)
     except UsageError as error:
@@ -54,12 +66,13 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
         found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
         report(str(run.path))
         return found
-    folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
+    folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
     return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
-def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
+def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, token_env: str = "none") -> Verdict:
     """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made.
+    `token_env` is the variable with the token of a baseline that is a server.
 
     It is kept in verdict.json, and shown with all else in report.html. What was never looked at before is counted in looks.jsonl, and
     judged so that all looks together err no more often than the rule's confidence has it.
@@ -72,7 +85,10 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     recipe = own_recipe(run)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
     tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress)
-    against = _against(wanted, run, recipe, progress)
+    if isinstance(wanted, str) and is_address(wanted):
+        against = _beside(Elsewhere(name=wanted, token_env=token_env), f"against-{_as_a_name(wanted)}", run, recipe, progress)
+    else:
+        against = _against(wanted, run, recipe, progress)
     base: Baseline | None = None
     if recipe.decision.compares_with("base"):
         base = against if wanted == "base" else _against("base", run, recipe, progress)
@@ -106,7 +122,7 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
     return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
 
 
-def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
+def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
     from luthier.data.prepare import prepare
 
     progress.say(f"evaluating {subject.name}")
@@ -116,7 +132,7 @@ def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progres
     return Evaluated(folder=folder, report=report)
 
 
-def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Report:
+def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Report:
     """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
@@ -130,7 +146,6 @@ def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Prog
 
 def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
     """What the run is compared with: numbers, or a report on this run's own rows; times in turn with it, where the rule compares times."""
-    from luthier.evaluate.gate import Beside
     from luthier.runs.store import find, own_recipe
 
     if not isinstance(wanted, str):
@@ -138,10 +153,15 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
     if wanted != "base" and Path(wanted).is_file():
         return kept_report(Path(wanted))
     if wanted == "base":
-        name, subject = "base", model_or_adapter(recipe.model.base, recipe)
-    else:
-        other = find(wanted)
-        name, subject = f"against-{other.name}", tuned_by(other, own_recipe(other))
+        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress)
+    other = find(wanted)
+    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress)
+
+
+def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
+    """Its report, kept in the run's folder by this name; and where the rule compares times, both's."""
+    from luthier.evaluate.gate import Beside
+
     made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
     if not recipe.decision.compares_times or not recipe.evaluation.tasks:
         return made
@@ -149,7 +169,12 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
     return Beside(report=made, times=times)
 
 
-def _kept_or_timed(tuned: Subject, other: Subject, recipe: Recipe, folder: Path, progress: Progress) -> InTurn:
+def _as_a_name(name: str) -> str:
+    """As a folder may be called."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def _kept_or_timed(tuned: Subject, other: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> InTurn:
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
     from luthier.evaluate.report import InTurn

@@ -56,7 +56,8 @@ class Evaluation(Section):
     tasks: tuple[Task, ...] = ()
     """The questions. Without any, only losses are reported."""
     baseline: str | dict[str, BaselineMetric] = "base"
-    """`base` (the untuned model), another run's name, a scores.json, or numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
+    """`base` (the untuned model), another run's name, a scores.json, a server (`https://HOST/v1#MODEL`, which is sent the rows), or
+    numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
