@@ -59,3 +59,11 @@ class Completer(Protocol):
     def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
         """One answer per conversation, in order."""
         ...
+
+
+class Chooser(Completer, Protocol):
+    """A Completer that can be held to a closed set of answers."""
+
+    def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
+        """One of the labels, of which there are two or more, for each conversation, in order."""
+        ...

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from luthier.core.chat import Completer
+from luthier.core.chat import Chooser, Completer
 from luthier.core.progress import Progress
 from luthier.data.questions import asked_hash, questions
 from luthier.data.rows import Example
@@ -14,13 +14,13 @@ from luthier.recipe.proof import Task
 from luthier.recipe.schema import Recipe
 
 
-def evaluate_elsewhere(name: str, completer: Completer, recipe: Recipe, prepared: Prepared, progress: Progress) -> Report:
+def evaluate_elsewhere(name: str, completer: Chooser, recipe: Recipe, prepared: Prepared, progress: Progress) -> Report:
     """Scores and predictions of one that only answers: it tells neither loss nor memory, which are null."""
     results = answered(recipe, prepared, completer, progress)
     return reported(name, recipe, prepared, results, first_latency(recipe, prepared, completer, progress))
 
 
-def answered(recipe: Recipe, prepared: Prepared, completer: Completer, progress: Progress) -> dict[str, TaskResult]:
+def answered(recipe: Recipe, prepared: Prepared, completer: Chooser, progress: Progress) -> dict[str, TaskResult]:
     """Every task, by its name."""
     return {task.name: evaluate_task(task, asked(task, prepared), completer, recipe.seed, progress) for task in recipe.evaluation.tasks}
 

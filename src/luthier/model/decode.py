@@ -316,7 +316,8 @@ class Decoder:
             return None
 
     def _tell(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
-        tokens = chosen(logits_BV, [row.asked for row in rows], [row.num_written for row in rows])
+        left = [row.asked.left(row.ids) for row in rows]
+        tokens = chosen(logits_BV, [row.asked for row in rows], [row.num_written for row in rows], left)
         for row, token in zip(rows, tokens, strict=True):
             if not isfinite(token.logprob):
                 row.fail(RunError(f"the model's numbers are not finite after token {len(row.ids)}"))
