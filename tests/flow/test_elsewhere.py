@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,9 @@ def animal(body: Json) -> Reply:
 
 def test_luthiers_own_server_is_evaluated_by_its_url_and_its_token_is_kept_nowhere(home: Path) -> None:
     with place() as server:
-        found = flow.evaluate(f"{server.url}/v1#tuned", recipe=flow.load(home / "recipe.yaml").recipe, token_env="A_VARIABLE")
+        found = flow.evaluate(
+            f"{server.url}/v1#tuned", recipe=flow.load(home / "recipe.yaml").recipe, tokens=flow.Tokens(server="A_VARIABLE")
+        )
     scores = found.report.scores
     assert found.folder.parent == home / "runs" / "evaluations" and found.folder.name.endswith("v1-tuned")
     assert scores.tasks["sound"].n >= 8 and (scores.loss, scores.peak_memory_bytes) == (None, None)
@@ -99,4 +102,26 @@ def test_a_server_needs_a_recipe_and_has_the_model_that_is_named(home: Path) -> 
     with pytest.raises(UsageError, match="knows no tasks"):
         flow.evaluate("http://127.0.0.1:9")
     with place() as server, pytest.raises(ModelError, match="3 models"):
-        flow.evaluate(server.url, recipe=flow.load(home / "recipe.yaml").recipe, token_env="A_VARIABLE")
+        flow.evaluate(server.url, recipe=flow.load(home / "recipe.yaml").recipe, tokens=flow.Tokens(server="A_VARIABLE"))
+
+
+def test_a_recipes_judge_scores_answers_and_says_which_are_better_once(home: Path, run: RunFolder) -> None:
+    def judging(body: Json) -> Reply:
+        """Whatever contains a dot is good; of two, the longer."""
+        user = body["messages"][1]["content"]
+        answers = re.findall(r"<answer.*?>\n(.*?)\n</answer", user, re.DOTALL)
+        better = "A" if len(answers[0]) > len(answers[-1]) else "B"
+        return Reply(body=whole(json.dumps({"score": 4} if len(answers) == 1 else {"better": better})))
+
+    with stranger(judging) as judge, stranger(animal) as other:
+        task = f"evaluation={{judge: '{judge.url}', rubric: 'Is it right?', tasks: [{{name: sound, scorer: judge, max_new_tokens: 4}}]}}"
+        judged = flow.load(home / "recipe.yaml", ["name=judged", task, "decision={deploy: {sound.judged_better: '> 0.9'}}"])
+        flow.train(judged)
+        verdict = flow.decide("judged", baseline=other.url, tokens=flow.Tokens(judge="A_VARIABLE"))
+        heard = len(judge.bodies)
+        assert flow.decide("judged", baseline=other.url) == verdict and len(judge.bodies) == heard
+        assert {each["Authorization"] for each in judge.headers} == {f"Bearer {TOKEN}"}
+        assert all("Authorization" not in each for each in other.headers)  # each server hears its own token
+    assert [bound.metric for bound in verdict.judgements] == ["sound.judged_better"]
+    found = report.read(run.path.with_name("judged") / "evaluations" / "tuned")
+    assert (found.scores.tasks["sound"].metric, found.scores.tasks["sound"].value) == ("judge", 0.75)

@@ -10,6 +10,8 @@ from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
 from luthier.core.errors import UsageError
 
+JudgeTokenEnv = Annotated[str, typer.Option("--judge-token-env", help="The environment variable with the token of the recipe's judge.")]
+
 
 def evaluate(
     words: Annotated[
@@ -21,6 +23,7 @@ def evaluate(
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most so many rows.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="The model's name on a server that has several.")] = None,
     token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with a server's token.")] = "LUTHIER_TOKEN",
+    judge_token_env: JudgeTokenEnv = "none",
     json: Json = False,
 ) -> None:
     """Ask the recipe's tasks; print the scores with their intervals, per group, and what an answer costs."""
@@ -35,7 +38,7 @@ def evaluate(
     if model and "://" not in given.subject:
         raise UsageError("--model is a name on a server", change=f"give its address in place of {given.subject}")
     name = f"{given.subject}#{model}" if model else given.subject
-    evaluated = flow.evaluate(name, options, asked, progress(), token_env)
+    evaluated = flow.evaluate(name, options, asked, progress(), flow.Tokens(server=token_env, judge=judge_token_env))
     print_scores(people(json), evaluated.report.scores)
     people(json).print(f"kept in {evaluated.folder}", soft_wrap=True)
     if json:
@@ -48,12 +51,13 @@ def decide(
         str, typer.Option("--baseline", help="base, another run, a server, or a scores.json; else the recipe's.")
     ] = "recipe",
     token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with that server's token.")] = "none",
+    judge_token_env: JudgeTokenEnv = "none",
     json: Json = False,
 ) -> None:
     """Judge a run by its recipe's rule. Exit code: deploy 0, iterate 10, abort 11, not enough data 12."""
     from luthier.cli.show import print_verdict
 
-    verdict = flow.decide(run, baseline, progress(), token_env)
+    verdict = flow.decide(run, baseline, progress(), flow.Tokens(server=token_env, judge=judge_token_env))
     print_verdict(people(json), verdict)
     if json:
         print_json(verdict.to_json())

@@ -56,6 +56,18 @@ class Prediction(BaseModel):
         return jsonl.dumps([self.origin, self.messages, self.reference])
 
 
+class Preference(BaseModel):
+    """A judge on two answers to one row: 1 where it prefers the tuned model's in both orders, 0 where the other's, else 0.5."""
+
+    model_config = STRICT
+
+    row: str
+    key: str
+    value: float
+    verdicts: tuple[str, ...]
+    """Of each order: A, B, tie, or unread; none where both answers are the same."""
+
+
 class TaskScores(BaseModel):
     """One task: its mean score with a 95 % interval, the same per group, and how many answers `max_new_tokens` cut."""
 
@@ -68,6 +80,8 @@ class TaskScores(BaseModel):
     n: int
     groups: Mapping[str, Estimate]
     cut: int
+    unread: int = 0
+    """Answers of which the judge said nothing that can be read: each counts as the worst score."""
 
 
 class AnswerTime(BaseModel):
@@ -155,6 +169,8 @@ class Report:
 
     scores: Scores
     predictions: Mapping[str, tuple[Prediction, ...]] = field(default_factory=dict)
+    preferences: Mapping[str, tuple[Preference, ...]] = field(default_factory=dict)
+    """By task, where a judge compared its answers with another's; kept beside that comparison."""
 
     def write(self, folder: Path) -> None:
         """Write predictions.jsonl, then scores.json: where there are scores the predictions are whole."""
@@ -162,6 +178,15 @@ class Report:
         rows = (row for predictions in self.predictions.values() for row in predictions)
         files.write(folder / "predictions.jsonl", "".join(jsonl.dumps(row.model_dump(mode="json")) + "\n" for row in rows))
         files.write_json(folder / "scores.json", self.scores.model_dump(mode="json"))
+
+
+class Judged(BaseModel):
+    """preferences.json: a judge on a run's answers beside another's; `of` is a digest of both, the judge and the rubric."""
+
+    model_config = STRICT
+
+    of: str
+    tasks: Mapping[str, tuple[Preference, ...]]
 
 
 def read(path: Path) -> Report:

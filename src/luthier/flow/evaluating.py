@@ -18,6 +18,7 @@ from luthier.core.signals import Interrupted, ending_at_once
 from luthier.flow.training import Alive, rank_command, shown
 
 if TYPE_CHECKING:
+    from luthier.core.chat import Completer
     from luthier.data.store import Prepared
     from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
@@ -30,14 +31,25 @@ REQUEST, REPORT = "evaluation.json", "report"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Elsewhere:
-    """A model on a server: its address, with the model's name there behind a # where it has several; and the variable with its token.
+class Tokens:
+    """Environment variables with the tokens of the server that is asked, or compared with, and of the recipe's judge.
 
-    The variable is named by who calls, never by a recipe: that could be a stranger's.
+    They are named by who calls, never by a recipe, which could be a stranger's and name the stranger's server.
     """
 
+    server: str = "none"
+    judge: str = "none"
+
+
+NO_TOKENS = Tokens()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A model on a server: its address, with the model's name there behind a # where it has several; and the variable with its token."""
+
     name: str
-    token_env: str = "none"
+    token_env: str
 
     def completer(self, recipe: Recipe) -> RemoteCompleter:
         """It, ready to be asked; raises UsageError for what is no address, ModelError where one of several models is not named."""
@@ -76,6 +88,14 @@ def timed(tuned: Subject, other: Subject | Elsewhere, recipe: Recipe, prepared: 
         return time_in_turn(alone, other.completer(recipe), recipe, prepared, progress)
     needed = max(_devices_needed(subject, here.gpus) for subject in (tuned, other))
     return time_in_turn(replace(tuned, num_devices=needed), replace(other, num_devices=needed), recipe, prepared, progress)
+
+
+def on_devices(subject: Subject) -> Completer:
+    """A model that answers in this process, on as many devices as it takes."""
+    from luthier.evaluate.run import loaded
+    from luthier.model.load import resolve_devices
+
+    return loaded(subject, resolve_devices(_devices_needed(subject, hardware.this_machine().gpus), 0))
 
 
 def evaluate_rank(folder: Path) -> None:

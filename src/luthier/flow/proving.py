@@ -12,7 +12,8 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import Elsewhere, evaluated, is_address, model_or_adapter, timed, tuned_by
+from luthier.flow.evaluating import NO_TOKENS, Elsewhere, Tokens, evaluated, is_address, model_or_adapter, timed, tuned_by
+from luthier.flow.judging import compared, judged
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 from luthier.flow.reviewing import people
@@ -39,13 +40,12 @@ def evaluate(
     options: Options = AS_THE_RECIPE,
     recipe: Recipe | None = None,
     progress: Progress = SILENT,
-    token_env: str = "LUTHIER_TOKEN",
+    tokens: Tokens = NO_TOKENS,
 ) -> Evaluated:
     """Answers of a run, a model, an adapter folder or a server to the recipe's tasks, scored and measured.
 
     A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; all else needs a
-    recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's. `token_env` is the variable with a
-    server's token.
+    recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
     """
     from luthier.runs.store import find, own_recipe, runs_root
 
@@ -53,7 +53,7 @@ def evaluate(
         if recipe is None:
             raise UsageError("a server knows no tasks", change="give --recipe, for data and tasks")
         folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
-        return _evaluated(Elsewhere(name=name, token_env=token_env), options.apply(recipe), folder, progress)
+        return _evaluated(Elsewhere(name=name, token_env=tokens.server), options.apply(recipe), folder, progress, tokens)
     try:
         run = find(name)
     except UsageError as error:
@@ -63,16 +63,15 @@ def evaluate(
     else:
         own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
+        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress, tokens)
         report(str(run.path))
         return found
     folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
-    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
+    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress, tokens)
 
 
-def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, token_env: str = "none") -> Verdict:
+def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, tokens: Tokens = NO_TOKENS) -> Verdict:
     """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made.
-    `token_env` is the variable with the token of a baseline that is a server.
 
     It is kept in verdict.json, and shown with all else in report.html. What was never looked at before is counted in looks.jsonl, and
     judged so that all looks together err no more often than the rule's confidence has it.
@@ -84,14 +83,13 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, tok
     run = find(name)
     recipe = own_recipe(run)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
-    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress)
-    if isinstance(wanted, str) and is_address(wanted):
-        against = _beside(Elsewhere(name=wanted, token_env=token_env), f"against-{_as_a_name(wanted)}", run, recipe, progress)
-    else:
-        against = _against(wanted, run, recipe, progress)
+    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress, tokens)
+    against = _against(wanted, run, recipe, progress, tokens)
     base: Baseline | None = None
     if recipe.decision.compares_with("base"):
-        base = against if wanted == "base" else _against("base", run, recipe, progress)
+        base = against if wanted == "base" else _against("base", run, recipe, progress, tokens)
+    if recipe.decision.judged:
+        tuned = compared(tuned, _answers_of(against), recipe, run.evaluation(f"judged-{_as_a_name(str(wanted))}"), progress, tokens)
     rows = {task: scores.n for task, scores in tuned.scores.tasks.items()}
     if recipe.asks_people:  # who compare the answers with the base's, whatever the baseline is
         _kept_or_made(model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
@@ -122,17 +120,17 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
     return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
 
 
-def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
+def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Evaluated:
     from luthier.data.prepare import prepare
 
     progress.say(f"evaluating {subject.name}")
-    report = evaluated(subject, recipe, prepare(recipe, progress), folder, progress)
+    report = judged(evaluated(subject, recipe, prepare(recipe, progress), folder, progress), recipe, progress, tokens)
     with files.told("the evaluation", folder):
         report.write(folder)
     return Evaluated(folder=folder, report=report)
 
 
-def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Report:
+def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Report:
     """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
@@ -141,10 +139,10 @@ def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, pr
         kept = kept_report(folder)
         if kept.scores.data_hash == asked_hash(prepare(recipe, progress).summary.hash, recipe.evaluation.tasks):
             return kept
-    return _evaluated(subject, recipe, folder, progress).report
+    return _evaluated(subject, recipe, folder, progress, tokens).report
 
 
-def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
+def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress, tokens: Tokens) -> Baseline:
     """What the run is compared with: numbers, or a report on this run's own rows; times in turn with it, where the rule compares times."""
     from luthier.runs.store import find, own_recipe
 
@@ -152,21 +150,33 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
         return wanted
     if wanted != "base" and Path(wanted).is_file():
         return kept_report(Path(wanted))
+    if is_address(wanted):
+        return _beside(Elsewhere(name=wanted, token_env=tokens.server), f"against-{_as_a_name(wanted)}", run, recipe, progress, tokens)
     if wanted == "base":
-        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress)
+        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress, tokens)
     other = find(wanted)
-    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress)
+    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress, tokens)
 
 
-def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
+def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress, tokens: Tokens) -> Baseline:
     """Its report, kept in the run's folder by this name; and where the rule compares times, both's."""
     from luthier.evaluate.gate import Beside
 
-    made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
+    made = _kept_or_made(subject, recipe, run.evaluation(name), progress, tokens)
     if not recipe.decision.compares_times or not recipe.evaluation.tasks:
         return made
     times = _kept_or_timed(tuned_by(run, recipe), subject, recipe, run.evaluation(f"in-turn-{name}"), progress)
     return Beside(report=made, times=times)
+
+
+def _answers_of(baseline: Baseline) -> Report:
+    """Those that a judge compares; raises UsageError for a baseline of which only numbers are known."""
+    from luthier.evaluate.gate import Beside
+
+    if isinstance(baseline, Mapping):
+        what = "a judge compares answers, and of the baseline only numbers are known"
+        raise UsageError(what, change="name a baseline that answers, or take the bound on what is judged out")
+    return baseline.report if isinstance(baseline, Beside) else baseline
 
 
 def _as_a_name(name: str) -> str:

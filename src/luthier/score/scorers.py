@@ -99,6 +99,7 @@ SCORERS: dict[str, Scorer] = {
     "regex": regex,
     "number": number,
     "contains": contains,
+    "judge": lambda answer, reference: 0.0,  # until the judge has seen it, who sees all answers together
 }
 
 

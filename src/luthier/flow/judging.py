@@ -1,0 +1,69 @@
+"""The recipe's judge at work: scores of answers, and which of two is better."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.core import files
+from luthier.core.errors import UsageError
+from luthier.core.progress import Progress
+from luthier.flow.evaluating import Elsewhere, Tokens, is_address, model_or_adapter, on_devices, tuned_by
+
+if TYPE_CHECKING:
+    from luthier.core.chat import Completer
+    from luthier.evaluate.report import Preference, Report
+    from luthier.recipe.schema import Recipe
+
+KEPT = "preferences.json"
+
+
+def judged(report: Report, recipe: Recipe, progress: Progress, tokens: Tokens) -> Report:
+    """The report, its `judge` tasks scored; as it is where there are none."""
+    from luthier.evaluate import judge
+
+    if not any(task.scorer == "judge" for task in recipe.evaluation.tasks):
+        return report
+    progress.say(f"judged by {recipe.evaluation.judge}")
+    return judge.scored(report, recipe, _judge(recipe, tokens), progress)
+
+
+def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Report:
+    """The tuned model's report with what the judge prefers, of the tasks whose bounds say so; kept, and asked anew for other answers."""
+    from luthier.evaluate import judge
+    from luthier.evaluate.report import Judged
+
+    of, kept = _digest(tuned, other, recipe), folder / KEPT
+    if kept.exists() and (found := Judged.model_validate_json(kept.read_bytes())).of == of:
+        return replace(tuned, preferences=found.tasks)
+    judging, rubric = _judge(recipe, tokens), recipe.evaluation.rubric
+    preferences: Mapping[str, tuple[Preference, ...]] = {
+        task: tuple(judge.preferred(tuned.predictions[task], other.predictions.get(task, ()), rubric, judging, progress))
+        for task in sorted(recipe.decision.judged)
+    }
+    with files.told("preferences", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(kept, Judged(of=of, tasks=preferences).model_dump(mode="json"))
+    return replace(tuned, preferences=preferences)
+
+
+def _judge(recipe: Recipe, tokens: Tokens) -> Completer:
+    """The recipe's: a server, a run, or a model."""
+    from luthier.runs.store import find, own_recipe
+
+    name = recipe.evaluation.judge
+    if is_address(name):
+        return Elsewhere(name=name, token_env=tokens.judge).completer(recipe)
+    try:
+        run = find(name)
+    except UsageError:
+        return on_devices(model_or_adapter(name, recipe))
+    return on_devices(tuned_by(run, own_recipe(run)))
+
+
+def _digest(tuned: Report, other: Report, recipe: Recipe) -> str:
+    answers = [(row.row, row.answer) for report in (tuned, other) for rows in report.predictions.values() for row in rows]
+    return hashlib.sha256(repr((answers, recipe.evaluation.judge, recipe.evaluation.rubric)).encode()).hexdigest()[:16]
