@@ -25,7 +25,7 @@ from luthier.model.prefix import BLOCK, Block, Prefixes
 from luthier.model.sample import chosen, told
 from luthier.model.slots import Chunk, Slots
 from luthier.model.ways import passes_of
-from luthier.plan.scoring import BATCH_TOKENS
+from luthier.plan.scoring import BATCH_TOKENS, CHUNK
 
 TURN = 64
 """Requests that one adapter may have answered while one for another waits."""
@@ -106,7 +106,7 @@ class Decoder:
         max_length: int,
         cache_tokens: int = BATCH_TOKENS,
         prefix_tokens: int = BATCH_TOKENS,
-        chunk: int = 512,
+        chunk: int = CHUNK,
     ) -> None:
         """`slots` rows at most are written at once, with at most `cache_tokens` places (rows × the longest), or one row; prompts are kept
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""

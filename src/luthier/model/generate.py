@@ -14,11 +14,9 @@ from luthier.core.generation import Asked, Choices, Sampling, Token
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.choice import closed
 from luthier.model.decode import Decoder, active_adapter
-from luthier.plan.scoring import BATCH_TOKENS
+from luthier.plan.scoring import BATCH_TOKENS, SLOTS
 
 FREE: Choices = {}
-SLOTS = 64
-"""Rows that are written at once, where they are short."""
 
 
 class LocalCompleter:
