@@ -49,7 +49,7 @@ def run(home: Path) -> RunFolder:
 @pytest.fixture(autouse=True)
 def _runs_in_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUTHIER_RUNS", str(home / "runs"))
-    monkeypatch.setenv("A_VARIABLE", TOKEN)
+    monkeypatch.setenv("LUTHIER_TOKEN", TOKEN)
 
 
 def animal(body: Json) -> Reply:
@@ -60,9 +60,7 @@ def animal(body: Json) -> Reply:
 
 def test_luthiers_own_server_is_evaluated_by_its_url_and_its_token_is_kept_nowhere(home: Path) -> None:
     with place() as server:
-        found = flow.evaluate(
-            f"{server.url}/v1#tuned", recipe=flow.load(home / "recipe.yaml").recipe, tokens=flow.Tokens(server="A_VARIABLE")
-        )
+        found = flow.evaluate(f"{server.url}/v1#tuned", recipe=flow.load(home / "recipe.yaml").recipe)
     scores = found.report.scores
     assert found.folder.parent == home / "runs" / "evaluations" and found.folder.name.endswith("v1-tuned")
     assert scores.tasks["sound"].n >= 8 and (scores.loss, scores.peak_memory_bytes) == (None, None)
@@ -84,13 +82,11 @@ def test_what_a_server_does_not_tell_is_null_and_read_back_as_such(home: Path) -
     assert math.isnan(kept.latency.rows[0].first_token_seconds)
 
 
-def test_a_run_is_decided_about_against_a_server_that_is_asked_once_and_only_given_the_token_that_is_named(
-    home: Path, run: RunFolder
-) -> None:
+def test_a_run_is_decided_about_against_a_server_that_is_asked_once(home: Path, run: RunFolder) -> None:
     with stranger(animal) as there:
         first = flow.decide("animals", baseline=there.url)
         heard = len(there.bodies)
-        assert all("Authorization" not in each for each in there.headers)
+        assert {each["Authorization"] for each in there.headers} == {f"Bearer {TOKEN}"}
         assert flow.decide("animals", baseline=there.url) == first and len(there.bodies) == heard
     pairs = {judged.metric: judged.difference.pairs for judged in first.judgements if judged.difference}
     assert pairs["sound.contains"] == report.read(run.evaluation("tuned")).scores.tasks["sound"].n
@@ -102,10 +98,10 @@ def test_a_server_needs_a_recipe_and_has_the_model_that_is_named(home: Path) -> 
     with pytest.raises(UsageError, match="knows no tasks"):
         flow.evaluate("http://127.0.0.1:9")
     with place() as server, pytest.raises(ModelError, match="3 models"):
-        flow.evaluate(server.url, recipe=flow.load(home / "recipe.yaml").recipe, tokens=flow.Tokens(server="A_VARIABLE"))
+        flow.evaluate(server.url, recipe=flow.load(home / "recipe.yaml").recipe)
 
 
-def test_a_recipes_judge_scores_answers_and_says_which_are_better_once(home: Path, run: RunFolder) -> None:
+def test_a_recipes_judge_scores_answers_and_says_which_are_better_once(home: Path, run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     def judging(body: Json) -> Reply:
         """Whatever contains a dot is good; of two, the longer."""
         user = body["messages"][1]["content"]
@@ -115,13 +111,21 @@ def test_a_recipes_judge_scores_answers_and_says_which_are_better_once(home: Pat
 
     with stranger(judging) as judge, stranger(animal) as other:
         task = f"evaluation={{judge: '{judge.url}', rubric: 'Is it right?', tasks: [{{name: sound, scorer: judge, max_new_tokens: 4}}]}}"
+        monkeypatch.setenv(f"LUTHIER_127_0_0_1_{judge.url.rpartition(':')[2]}_TOKEN", "the-judges-own")
         judged = flow.load(home / "recipe.yaml", ["name=judged", task, "decision={deploy: {sound.judged_better: '> 0.9'}}"])
         flow.train(judged)
-        verdict = flow.decide("judged", baseline=other.url, tokens=flow.Tokens(judge="A_VARIABLE"))
+        verdict = flow.decide("judged", baseline=other.url)
         heard = len(judge.bodies)
         assert flow.decide("judged", baseline=other.url) == verdict and len(judge.bodies) == heard
-        assert {each["Authorization"] for each in judge.headers} == {f"Bearer {TOKEN}"}
-        assert all("Authorization" not in each for each in other.headers)  # each server hears its own token
+        assert {each["Authorization"] for each in judge.headers} == {"Bearer the-judges-own"}
+        assert {each["Authorization"] for each in other.headers} == {f"Bearer {TOKEN}"}  # each server hears its own
     assert [bound.metric for bound in verdict.judgements] == ["sound.judged_better"]
     found = report.read(run.path.with_name("judged") / "evaluations" / "tuned")
     assert (found.scores.tasks["sound"].metric, found.scores.tasks["sound"].value) == ("judge", 0.75)
+
+
+def test_a_server_that_a_recipe_names_is_given_no_token_but_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    named, typed = (flow.evaluating.Elsewhere(name="https://api.example.org:81/v1#m", typed=typed) for typed in (False, True))
+    assert (named.token, typed.token) == ("", TOKEN)
+    monkeypatch.setenv("LUTHIER_API_EXAMPLE_ORG_81_TOKEN", "its-own")
+    assert (named.token, typed.token) == ("its-own", "its-own")

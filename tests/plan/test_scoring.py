@@ -55,12 +55,14 @@ def test_what_prompts_share_is_read_once() -> None:
     ("rows", "prompt", "shared", "answer", "longest", "measured"),
     [(128, 444, 405, 11.2, 64, 1.23), (64, 78, 40, 7.4, 64, 0.44), (16, 443, 405, 10.6, 45, 0.28)],
 )
-def test_points_that_were_measured_lie_near(rows: int, prompt: int, shared: int, answer: float, longest: int, measured: float) -> None:
+def test_points_that_were_measured_lie_in_the_range(
+    rows: int, prompt: int, shared: int, answer: float, longest: int, measured: float
+) -> None:
     demo = shape_of(json.loads((Path(luthier.demo.__file__).parent / "base" / "config.json").read_text()))
     asked = Asked(rows=rows, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=longest)
-    rate = Rate(flops=Range(low=5e10, mid=5e10, high=5e10), source="of the four points' matrices")
+    rate = Rate(flops=Range(low=5e10, mid=5e10, high=5e10), source="a core's, by the point whose answers are all alike")
     found = scoring_seconds(demo, SETUP, asked, rate, 0.0)
-    assert 0.6 < found.mid / measured < 1.7
+    assert found.low < found.mid < measured < found.high  # the longest answer was 4 to 9 times the mean, not twice
 
 
 def test_where_memory_is_slow_reading_the_weights_is_what_takes_the_time() -> None:

@@ -10,20 +10,18 @@ from luthier.cli.output import Json, people, print_json, progress
 from luthier.cli.words import split_words
 from luthier.core.errors import UsageError
 
-JudgeTokenEnv = Annotated[str, typer.Option("--judge-token-env", help="The environment variable with the token of the recipe's judge.")]
-
 
 def evaluate(
     words: Annotated[
-        list[str], typer.Argument(metavar="RUN|MODEL|URL [KEY=VALUE]", help="A run, a model, a folder with an adapter, or a server.")
+        list[str],
+        typer.Argument(
+            metavar="RUN|MODEL|URL [KEY=VALUE]", help="A run, a model, an adapter's folder, or a server (https://HOST/v1#MODEL)."
+        ),
     ],
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe with data and tasks; a run brings its own.")] = None,
     split: Annotated[Literal["train", "validation", "test", "recipe"], typer.Option("--split", help="Ask these rows.")] = "recipe",
     data: Annotated[Path | None, typer.Option("--data", help="Ask the rows of this file, all of them, in place of the recipe's.")] = None,
     limit: Annotated[int | None, typer.Option("--limit", min=1, help="Ask at most so many rows.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="The model's name on a server that has several.")] = None,
-    token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with a server's token.")] = "LUTHIER_TOKEN",
-    judge_token_env: JudgeTokenEnv = "none",
     json: Json = False,
 ) -> None:
     """Ask the recipe's tasks; print the scores with their intervals, per group, and what an answer costs."""
@@ -35,10 +33,7 @@ def evaluate(
         raise UsageError(what, change="give --recipe, --split, --data or --limit")
     options = flow.Options(split=split, data=data or "recipe", limit=limit or "recipe")
     asked = flow.load(recipe, given.overrides).recipe if recipe else None
-    if model and "://" not in given.subject:
-        raise UsageError("--model is a name on a server", change=f"give its address in place of {given.subject}")
-    name = f"{given.subject}#{model}" if model else given.subject
-    evaluated = flow.evaluate(name, options, asked, progress(), flow.Tokens(server=token_env, judge=judge_token_env))
+    evaluated = flow.evaluate(given.subject, options, asked, progress())
     print_scores(people(json), evaluated.report.scores)
     people(json).print(f"kept in {evaluated.folder}", soft_wrap=True)
     if json:
@@ -50,14 +45,12 @@ def decide(
     baseline: Annotated[
         str, typer.Option("--baseline", help="base, another run, a server, or a scores.json; else the recipe's.")
     ] = "recipe",
-    token_env: Annotated[str, typer.Option("--token-env", help="The environment variable with that server's token.")] = "none",
-    judge_token_env: JudgeTokenEnv = "none",
     json: Json = False,
 ) -> None:
     """Judge a run by its recipe's rule. Exit code: deploy 0, iterate 10, abort 11, not enough data 12."""
     from luthier.cli.show import print_verdict
 
-    verdict = flow.decide(run, baseline, progress(), flow.Tokens(server=token_env, judge=judge_token_env))
+    verdict = flow.decide(run, baseline, progress())
     print_verdict(people(json), verdict)
     if json:
         print_json(verdict.to_json())

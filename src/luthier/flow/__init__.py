@@ -18,7 +18,7 @@ from luthier.core.progress import Progress
 from luthier.core.signals import Interrupted, Kept
 from luthier.evaluate.options import Options
 from luthier.flow.checking import check
-from luthier.flow.evaluating import Tokens, evaluate_rank
+from luthier.flow.evaluating import evaluate_rank
 from luthier.flow.handed import Exported, To, VerificationError
 from luthier.flow.handing import Address, export, verify
 from luthier.flow.health import doctor, write_unit
@@ -57,7 +57,6 @@ __all__ = [
     "Saved",
     "Standing",
     "To",
-    "Tokens",
     "Trained",
     "VerificationError",
     "apply",

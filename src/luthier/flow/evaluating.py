@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from luthier.core import files, hardware
 from luthier.core.errors import ModelError, UsageError
@@ -31,25 +33,18 @@ REQUEST, REPORT = "evaluation.json", "report"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tokens:
-    """Environment variables with the tokens of the server that is asked, or compared with, and of the recipe's judge.
-
-    They are named by who calls, never by a recipe, which could be a stranger's and name the stranger's server.
-    """
-
-    server: str = "none"
-    judge: str = "none"
-
-
-NO_TOKENS = Tokens()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Elsewhere:
-    """A model on a server: its address, with the model's name there behind a # where it has several; and the variable with its token."""
+    """A model on a server: its address, with the model's name there behind a # where it has several."""
 
     name: str
-    token_env: str
+    typed: bool = False
+    """By who calls. Any other address is a recipe's, which could be a stranger's: it is given no token that is not the host's own."""
+
+    @property
+    def token(self) -> str:
+        """What `LUTHIER_HOST_TOKEN` holds, of its host (`LUTHIER_API_EXAMPLE_ORG_TOKEN`); where there is none, LUTHIER_TOKEN."""
+        host = re.sub(r"\W", "_", urlsplit(self.name).netloc).upper()
+        return os.environ.get(f"LUTHIER_{host}_TOKEN") or (os.environ.get("LUTHIER_TOKEN", "") if self.typed else "")
 
     def completer(self, recipe: Recipe) -> RemoteCompleter:
         """It, ready to be asked; raises UsageError for what is no address, ModelError where one of several models is not named."""
@@ -58,7 +53,7 @@ class Elsewhere:
         from luthier.serve.wire import Wire
 
         url, _, model = self.name.partition("#")
-        return RemoteCompleter.at(Wire.to(url, os.environ.get(self.token_env, "")), model, load_tokenizer(recipe.model).spoken)
+        return RemoteCompleter.at(Wire.to(url, self.token), model, load_tokenizer(recipe.model).spoken)
 
 
 def evaluated(subject: Subject | Elsewhere, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:

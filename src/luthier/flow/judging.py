@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
-from luthier.flow.evaluating import Elsewhere, Tokens, is_address, model_or_adapter, on_devices, tuned_by
+from luthier.flow.evaluating import Elsewhere, is_address, model_or_adapter, on_devices, tuned_by
 
 if TYPE_CHECKING:
     from luthier.core.chat import Completer
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
 KEPT = "preferences.json"
 
 
-def judged(report: Report, recipe: Recipe, progress: Progress, tokens: Tokens) -> Report:
+def judged(report: Report, recipe: Recipe, progress: Progress) -> Report:
     """The report, its `judge` tasks scored; as it is where there are none."""
     from luthier.evaluate import judge
 
     if not any(task.scorer == "judge" for task in recipe.evaluation.tasks):
         return report
     progress.say(f"judged by {recipe.evaluation.judge}")
-    return judge.scored(report, recipe, _judge(recipe, tokens), progress)
+    return judge.scored(report, recipe, _judge(recipe), progress)
 
 
-def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Report:
+def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progress: Progress) -> Report:
     """The tuned model's report with what the judge prefers, of the tasks whose bounds say so; kept, and asked anew for other answers."""
     from luthier.evaluate import judge
     from luthier.evaluate.report import Judged
@@ -39,7 +39,7 @@ def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progres
     of, kept = _digest(tuned, other, recipe), folder / KEPT
     if kept.exists() and (found := Judged.model_validate_json(kept.read_bytes())).of == of:
         return replace(tuned, preferences=found.tasks)
-    judging, rubric = _judge(recipe, tokens), recipe.evaluation.rubric
+    judging, rubric = _judge(recipe), recipe.evaluation.rubric
     preferences: Mapping[str, tuple[Preference, ...]] = {
         task: tuple(judge.preferred(tuned.predictions[task], other.predictions.get(task, ()), rubric, judging, progress))
         for task in sorted(recipe.decision.judged)
@@ -50,13 +50,13 @@ def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progres
     return replace(tuned, preferences=preferences)
 
 
-def _judge(recipe: Recipe, tokens: Tokens) -> Completer:
+def _judge(recipe: Recipe) -> Completer:
     """The recipe's: a server, a run, or a model."""
     from luthier.runs.store import find, own_recipe
 
     name = recipe.evaluation.judge
     if is_address(name):
-        return Elsewhere(name=name, token_env=tokens.judge).completer(recipe)
+        return Elsewhere(name=name).completer(recipe)
     try:
         run = find(name)
     except UsageError:

@@ -12,7 +12,7 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import NO_TOKENS, Elsewhere, Tokens, evaluated, is_address, model_or_adapter, timed, tuned_by
+from luthier.flow.evaluating import Elsewhere, evaluated, is_address, model_or_adapter, timed, tuned_by
 from luthier.flow.judging import compared, judged
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
@@ -40,7 +40,6 @@ def evaluate(
     options: Options = AS_THE_RECIPE,
     recipe: Recipe | None = None,
     progress: Progress = SILENT,
-    tokens: Tokens = NO_TOKENS,
 ) -> Evaluated:
     """Answers of a run, a model, an adapter folder or a server to the recipe's tasks, scored and measured.
 
@@ -53,7 +52,7 @@ def evaluate(
         if recipe is None:
             raise UsageError("a server knows no tasks", change="give --recipe, for data and tasks")
         folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
-        return _evaluated(Elsewhere(name=name, token_env=tokens.server), options.apply(recipe), folder, progress, tokens)
+        return _evaluated(Elsewhere(name=name, typed=True), options.apply(recipe), folder, progress)
     try:
         run = find(name)
     except UsageError as error:
@@ -63,14 +62,14 @@ def evaluate(
     else:
         own = own_recipe(run)
         asked, kept = (own, "tuned") if recipe is None else (_asked_of(own, recipe), f"tuned-on-{recipe.name}")
-        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress, tokens)
+        found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
         report(str(run.path))
         return found
     folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
-    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress, tokens)
+    return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
-def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, tokens: Tokens = NO_TOKENS) -> Verdict:
+def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> Verdict:
     """The verdict on a run by its recipe's rule, against the recipe's baseline or another; evaluations that are missing are made.
 
     It is kept in verdict.json, and shown with all else in report.html. What was never looked at before is counted in looks.jsonl, and
@@ -83,13 +82,13 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT, tok
     run = find(name)
     recipe = own_recipe(run)
     wanted = recipe.evaluation.baseline if baseline == "recipe" else baseline
-    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress, tokens)
-    against = _against(wanted, run, recipe, progress, tokens)
+    tuned = _kept_or_made(tuned_by(run, recipe), recipe, run.evaluation("tuned"), progress)
+    against = _against(wanted, run, recipe, progress)
     base: Baseline | None = None
     if recipe.decision.compares_with("base"):
-        base = against if wanted == "base" else _against("base", run, recipe, progress, tokens)
+        base = against if wanted == "base" else _against("base", run, recipe, progress)
     if recipe.decision.judged:
-        tuned = compared(tuned, _answers_of(against), recipe, run.evaluation(f"judged-{_as_a_name(str(wanted))}"), progress, tokens)
+        tuned = compared(tuned, _answers_of(against), recipe, run.evaluation(f"judged-{_as_a_name(str(wanted))}"), progress)
     rows = {task: scores.n for task, scores in tuned.scores.tasks.items()}
     if recipe.asks_people:  # who compare the answers with the base's, whatever the baseline is
         _kept_or_made(model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
@@ -120,17 +119,17 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
     return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
 
 
-def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Evaluated:
+def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
     from luthier.data.prepare import prepare
 
     progress.say(f"evaluating {subject.name}")
-    report = judged(evaluated(subject, recipe, prepare(recipe, progress), folder, progress), recipe, progress, tokens)
+    report = judged(evaluated(subject, recipe, prepare(recipe, progress), folder, progress), recipe, progress)
     with files.told("the evaluation", folder):
         report.write(folder)
     return Evaluated(folder=folder, report=report)
 
 
-def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress, tokens: Tokens) -> Report:
+def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Report:
     """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
@@ -139,10 +138,10 @@ def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, pr
         kept = kept_report(folder)
         if kept.scores.data_hash == asked_hash(prepare(recipe, progress).summary.hash, recipe.evaluation.tasks):
             return kept
-    return _evaluated(subject, recipe, folder, progress, tokens).report
+    return _evaluated(subject, recipe, folder, progress).report
 
 
-def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress, tokens: Tokens) -> Baseline:
+def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
     """What the run is compared with: numbers, or a report on this run's own rows; times in turn with it, where the rule compares times."""
     from luthier.runs.store import find, own_recipe
 
@@ -151,18 +150,20 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
     if wanted != "base" and Path(wanted).is_file():
         return kept_report(Path(wanted))
     if is_address(wanted):
-        return _beside(Elsewhere(name=wanted, token_env=tokens.server), f"against-{_as_a_name(wanted)}", run, recipe, progress, tokens)
+        return _beside(
+            Elsewhere(name=wanted, typed=wanted != recipe.evaluation.baseline), f"against-{_as_a_name(wanted)}", run, recipe, progress
+        )
     if wanted == "base":
-        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress, tokens)
+        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress)
     other = find(wanted)
-    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress, tokens)
+    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress)
 
 
-def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress, tokens: Tokens) -> Baseline:
+def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
     """Its report, kept in the run's folder by this name; and where the rule compares times, both's."""
     from luthier.evaluate.gate import Beside
 
-    made = _kept_or_made(subject, recipe, run.evaluation(name), progress, tokens)
+    made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
     if not recipe.decision.compares_times or not recipe.evaluation.tasks:
         return made
     times = _kept_or_timed(tuned_by(run, recipe), subject, recipe, run.evaluation(f"in-turn-{name}"), progress)

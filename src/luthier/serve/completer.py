@@ -48,7 +48,7 @@ class RemoteCompleter:
         if not model:
             known = wire.models()
             if len(known) != 1:
-                change = f"it has {', '.join(known) or 'none'}; give one with --model, or as {wire.url}/v1#MODEL"
+                change = f"it has {', '.join(known) or 'none'}; name one as {wire.url}/v1#MODEL"
                 raise ModelError(f"the server has {len(known)} models", where=wire.url, change=change)
             (model,) = known
         return cls(wire=wire, model=model, spoken=spoken)

@@ -18,6 +18,8 @@ from luthier.core.errors import RunError, UsageError
 SECONDS = 300.0
 """Of silence: a first answer may wait for kernels to be built."""
 
+TOKEN = "put it into LUTHIER_TOKEN (`verify`: or another variable, with --token-env); of a server in a recipe: LUTHIER_HOST_TOKEN"
+
 
 class Unanswered(RunError):
     """The server refused, or fell silent: `code` is HTTP's, or 0; `later` the seconds after which it wants to be asked again."""
@@ -76,7 +78,7 @@ class Wire:
             said = error.read(2000).decode("utf-8", "replace")
         if error.code in (401, 403):
             what = "the server wants another token" if self.token else "the server wants a token"
-            return Unanswered(what, where=self.url, change="name the environment variable that has it with --token-env", code=error.code)
+            return Unanswered(what, where=self.url, change=TOKEN, code=error.code)
         if self.token:
             said = said.replace(self.token, "***")
         wants = error.headers.get("Retry-After", "")
