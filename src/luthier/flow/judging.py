@@ -15,8 +15,10 @@ from luthier.flow.evaluating import Elsewhere, is_address, model_or_adapter, on_
 
 if TYPE_CHECKING:
     from luthier.core.chat import Completer
+    from luthier.core.finding import Finding
     from luthier.evaluate.report import Preference, Report
     from luthier.recipe.schema import Recipe
+    from luthier.runs.store import RunFolder
 
 KEPT = "preferences.json"
 
@@ -48,6 +50,37 @@ def compared(tuned: Report, other: Report, recipe: Recipe, folder: Path, progres
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(kept, Judged(of=of, tasks=preferences).model_dump(mode="json"))
     return replace(tuned, preferences=preferences)
+
+
+def beside_people(run: RunFolder, judged: Report) -> tuple[Finding, ...]:
+    """How far the judge agrees with people, on rows that they have rated beside the untuned model's; nothing where there are none."""
+    from luthier.core import jsonl
+    from luthier.core.finding import Finding
+    from luthier.flow.reviewing import rated_pairs
+
+    said = {jsonl.dumps([each.pair.origin, each.pair.messages, each.pair.reference]): each.preference for each in rated_pairs(run)}
+    found = []
+    for task, rows in judged.preferences.items():
+        both = {row.row: (row.value, said[row.row]) for row in rows if row.row in said}
+        if not both:
+            continue
+        alike = sum(judge == people for judge, people in both.values())
+        message = f"{task}: judge and people say the same of {alike} of {len(both)} rows that both judged; {_alpha(both)}"
+        found.append(Finding(code="judge_beside_people", severity="note", message=message, evidence={"rows": len(both), "same": alike}))
+    return tuple(found)
+
+
+def _alpha(both: Mapping[str, tuple[float, float]]) -> str:
+    """Of judge and people, in words."""
+    from luthier.review.agreement import Opinion, agreement
+
+    judge = [Opinion(reviewer="judge", of=row, value=value) for row, (value, _) in both.items()]
+    people = [Opinion(reviewer="people", of=row, value=value) for row, (_, value) in both.items()]
+    try:
+        alpha = agreement([*judge, *people]).alpha
+    except UsageError as error:  # without the extra `review`; a verdict does not fail for want of a note
+        return error.what
+    return "which are too alike for an alpha" if alpha is None else f"Krippendorff's alpha is {alpha:.2f}"
 
 
 def _judge(recipe: Recipe) -> Completer:

@@ -13,7 +13,7 @@ from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
 from luthier.flow.evaluating import Elsewhere, evaluated, is_address, model_or_adapter, timed, tuned_by
-from luthier.flow.judging import compared, judged
+from luthier.flow.judging import beside_people, compared, judged
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 from luthier.flow.reviewing import people
@@ -97,7 +97,7 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
         look = looks.look(run, gate.evidence(tuned, against, *([base] if base else []), people=said), str(wanted), rows)
     reviewed = gate.Reviewed(report=tuned, people=said)
     verdict = gate.decide(reviewed, against, recipe.decision, base=base, look=look.number, trial=look.trial)
-    verdict = replace(verdict, findings=(*look.findings(), *verdict.findings))
+    verdict = replace(verdict, findings=(*look.findings(), *(beside_people(run, tuned) if wanted == "base" else ()), *verdict.findings))
     with files.told(run.verdict.name, run.path):
         verdict.write(run.verdict)
     report(str(run.path))
