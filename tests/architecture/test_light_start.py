@@ -34,6 +34,7 @@ def test_the_command_line_and_the_light_packages_load_nothing_heavy() -> None:
         "serve.vllm",
         "serve.child",
         "serve.client",
+        "serve.completer",
         "report.page",
         "review.export",
         "review.asking",

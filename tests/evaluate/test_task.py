@@ -131,3 +131,16 @@ def test_a_scorer_that_raises_names_row_and_function(tmp_path: Path, monkeypatch
     with pytest.raises(RecipeError) as raised:
         evaluate_task(Task(name="sums", scorer="quotients_of_texts:score"), EXAMPLES, SUM, 0, Silent())
     assert "log.jsonl:1, task sums" in str(raised.value) and "quotients_of_texts:score" in str(raised.value)
+
+
+def test_a_task_whose_scorer_is_choice_may_choose_among_all_labels_of_its_references() -> None:
+    class Chooses(Rule):
+        def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
+            assert labels == ["even", "odd"]
+            return self.complete(conversations, max_new_tokens=99)
+
+    rows = [example(str(number), "even" if number % 2 == 0 else "<think>hm</think>odd", row=number) for number in range(40)]
+    scores = evaluate_task(Task(name="parity", scorer="choice", limit=10), rows, Chooses(lambda _: "odd"), 0, Silent()).scores
+    assert (scores.metric, scores.n) == ("choice", 10) and 0 < scores.value < 1
+    with pytest.raises(DataError, match="nothing to choose"):
+        evaluate_task(Task(name="parity", scorer="choice"), rows[::2], Chooses(lambda _: "odd"), 0, Silent())

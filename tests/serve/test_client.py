@@ -92,10 +92,10 @@ def test_a_model_that_is_not_there_is_told_with_those_that_are(server: Place) ->
 
 def test_a_token_is_asked_for_and_named_in_no_error(server: Place) -> None:
     with pytest.raises(RunError, match="wants a token") as raised:
-        remote(server.url, token="").models()
+        remote(server.url, token="").wire.models()
     assert "--token-env" in raised.value.change
     with pytest.raises(RunError, match="wants another token") as raised:
-        remote(server.url, token="wrong-secret-1").models()
+        remote(server.url, token="wrong-secret-1").wire.models()
     assert "wrong-secret-1" not in str(raised.value) and "wrong-secret-1" not in repr(remote(server.url, token="wrong-secret-1"))
 
 
@@ -123,19 +123,19 @@ def test_a_server_that_ignores_prompt_logprobs_or_answers_otherwise_is_told(body
 @pytest.mark.parametrize(("code", "body"), [(500, b"oh"), (200, b"<html>"), (200, b"\xff")])
 def test_what_is_no_answer_is_an_error_of_the_server(code: int, body: bytes) -> None:
     with answers(code, body) as (url, _), pytest.raises(RunError):
-        remote(url).models()
+        remote(url).wire.models()
 
 
 def test_no_redirection_is_given_the_token() -> None:
     with answers(200, {"data": []}) as (other, heard), answers(307, {}, Location=f"{other}/v1/models") as (url, asked):
         with pytest.raises(RunError, match="answers 307"):
-            remote(url).models()
+            remote(url).wire.models()
         assert asked[0]["Authorization"] == f"Bearer {TOKEN}" and heard == []
 
 
 def test_nobody_there_is_told() -> None:
     with pytest.raises(RunError, match="no answer from the server"):
-        remote("http://127.0.0.1:9").models()
+        remote("http://127.0.0.1:9").wire.models()
 
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "127.0.0.1:8000", "ftp://host", "http://", "http://user:word@host"])

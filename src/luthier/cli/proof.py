@@ -12,7 +12,12 @@ from luthier.core.errors import UsageError
 
 
 def evaluate(
-    words: Annotated[list[str], typer.Argument(metavar="RUN|MODEL [KEY=VALUE]", help="A run, a model, or a folder with an adapter.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN|MODEL|URL [KEY=VALUE]", help="A run, a model, an adapter's folder, or a server (https://HOST/v1#MODEL)."
+        ),
+    ],
     recipe: Annotated[Path | None, typer.Option("--recipe", help="The recipe with data and tasks; a run brings its own.")] = None,
     split: Annotated[Literal["train", "validation", "test", "recipe"], typer.Option("--split", help="Ask these rows.")] = "recipe",
     data: Annotated[Path | None, typer.Option("--data", help="Ask the rows of this file, all of them, in place of the recipe's.")] = None,
@@ -37,7 +42,9 @@ def evaluate(
 
 def decide(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
-    baseline: Annotated[str, typer.Option("--baseline", help="base, another run, or a scores.json; else the recipe's.")] = "recipe",
+    baseline: Annotated[
+        str, typer.Option("--baseline", help="base, another run, a server, or a scores.json; else the recipe's.")
+    ] = "recipe",
     json: Json = False,
 ) -> None:
     """Judge a run by its recipe's rule. Exit code: deploy 0, iterate 10, abort 11, not enough data 12."""

@@ -11,6 +11,7 @@ from luthier.evaluate.metrics import show
 from luthier.evaluate.report import Report, Scores
 from luthier.plan.steps import Steps
 from luthier.runs.summary import DataSummary, Lengths
+from luthier.score.intervals import Interval
 
 BAR_WIDTH = 30
 LINE = 160
@@ -65,10 +66,11 @@ def print_scores(console: Console, scores: Scores) -> None:
         answer, first, token = scores.latency.answer, scores.latency.first_token, scores.latency.per_token
         console.print(
             f"one answer at a time: median {show(answer.p50.value, 's')}, 95th percentile {show(answer.p95.value, 's')}; "
-            f"first token {show(first.p50.value, 's')}, each further {show(token.p50.value, 's')} (medians of {answer.p50.n})"
+            f"first token {_known(first.p50)}, each further {_known(token.p50)} (medians of {answer.p50.n})"
         )
-    if scores.tokens_per_second and scores.peak_memory_bytes:
-        console.print(f"in batches {scores.tokens_per_second:,.0f} tokens/s; peak memory {show(scores.peak_memory_bytes, 'bytes')}")
+    if scores.tokens_per_second:
+        memory = f"; peak memory {show(scores.peak_memory_bytes, 'bytes')}" if scores.peak_memory_bytes else ""
+        console.print(f"in batches {scores.tokens_per_second:,.0f} tokens/s{memory}")
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
@@ -97,6 +99,10 @@ def print_answers(console: Console, base: Report, tuned: Report, rows: int = 3) 
             texts = {"asked": str(row.messages[-1]["content"]), "wanted": row.reference, "base": untuned.answer, "tuned": row.answer}
             for label, text in texts.items():
                 console.print(f"{label:>8}: {_one_line(text)}", markup=False, soft_wrap=True)
+
+
+def _known(time: Interval) -> str:
+    return show(time.value, "s") if time.n else "not known"
 
 
 def _one_line(text: str) -> str:

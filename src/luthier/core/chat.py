@@ -40,7 +40,10 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completion:
-    """One answer. `stopped` is false where `max_new_tokens` cut it; the times count from when its whole batch was asked."""
+    """One answer. `stopped` is false where `max_new_tokens` cut it; the times count from when its whole batch was asked.
+
+    What a server does not tell is 0 tokens, and a first token after NaN seconds.
+    """
 
     text: str
     num_prompt_tokens: int
@@ -55,4 +58,12 @@ class Completer(Protocol):
 
     def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
         """One answer per conversation, in order."""
+        ...
+
+
+class Chooser(Completer, Protocol):
+    """A Completer that can be held to a closed set of answers."""
+
+    def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
+        """One of the labels, of which there are two or more, for each conversation, in order."""
         ...

@@ -1,7 +1,12 @@
 """What is asked of an engine that writes tokens, and what it tells meanwhile: the seam between decoding and whoever serves it."""
 
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
+
+Choices = Mapping[int, "Choices"]
+"""Tokens one of which has to follow, each with those that may follow it; what has none ends the answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +33,12 @@ class Asked:
     """Likeliest tokens that are told beside each token that is written."""
     prompt_told: bool = False
     """Whether the prompt's own log-probabilities are wanted."""
+    choices: Choices = field(default_factory=dict)
+    """What the answer is held to; empty: it is free."""
+
+    def left(self, ids: Sequence[int]) -> Choices:
+        """What may follow a prompt with its answer so far."""
+        return functools.reduce(lambda choices, id: choices[id], ids[len(self.ids) :], self.choices) if self.choices else {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +49,7 @@ class Token:
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
     end: Literal["", "stop", "length"] = ""
-    """Why nothing follows: a stop token, which this one is; or `max_new_tokens`."""
+    """Why nothing follows: a stop token, which this one is, or the last of its `choices`; or `max_new_tokens`."""
 
 
 class Listener(Protocol):

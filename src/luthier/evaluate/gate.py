@@ -151,6 +151,7 @@ def decide(
 def evidence(tuned: Report, *others: Baseline, people: People = NOBODY) -> str:
     """A digest of the answers and times that a verdict rests on, and after a `+` one of what people say: another one is another look."""
     parts = [tuned.scores.model_dump_json()]
+    parts += [row.model_dump_json() for rows in tuned.preferences.values() for row in rows]
     for other in others:
         if isinstance(other, Beside):
             parts += [other.report.scores.model_dump_json(), other.times.model_dump_json()]
@@ -247,7 +248,17 @@ def _about_tasks(tuned: Report) -> list[Finding]:
             findings.append(
                 Finding(code="perfect_on_few_rows", severity="warn", message=message, evidence={"rows": task.n, "low": task.low})
             )
+        if task.unread:
+            message = f"{name}: of {task.unread} of {task.n} answers the judge said nothing that can be read; they count as its worst score"
+            evidence: dict[str, float | int | str] = {"unread": task.unread, "rows": task.n}
+            findings.append(Finding(code="judgements_unread", severity="warn", message=message, evidence=evidence))
         if task.cut:
             message = f"{name}: {task.cut} of {task.n} answers were cut at max_new_tokens and scored as they are"
             findings.append(Finding(code="answers_cut", severity="warn", message=message, evidence={"cut": task.cut, "rows": task.n}))
+    for name, rows in tuned.preferences.items():
+        if unread := sum("unread" in row.verdicts for row in rows):
+            message = f"{name}: on {unread} of {len(rows)} rows the judge said nothing that can be read; they count as ties"
+            findings.append(
+                Finding(code="judgements_unread", severity="warn", message=message, evidence={"unread": unread, "rows": len(rows)})
+            )
     return findings

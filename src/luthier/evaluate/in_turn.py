@@ -9,9 +9,10 @@ from luthier.core.chat import Completer, Completion, Conversation
 from luthier.core.progress import Progress
 from luthier.data.questions import asked_hash
 from luthier.data.store import Prepared
+from luthier.evaluate.asking import asked
 from luthier.evaluate.measure import latency_rows, measure_in_turn
 from luthier.evaluate.report import InTurn
-from luthier.evaluate.run import Subject, asked, loaded
+from luthier.evaluate.run import Subject, loaded
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import resolve_devices
 from luthier.recipe.schema import Recipe
@@ -32,13 +33,12 @@ class Untuned:
             return self.tuned.complete(conversations, max_new_tokens=max_new_tokens)
 
 
-def time_in_turn(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
-    """Single answers of both to the first task's rows; the recipe has one."""
+def time_in_turn(tuned: Subject, other: Subject | Completer, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
+    """Single answers of both to the first task's rows; the recipe has one. The other may answer elsewhere."""
     task = recipe.evaluation.tasks[0]
     devices = resolve_devices(tuned.num_devices, 0)
     own = loaded(tuned, devices)
-    is_base = other.model == tuned.model and not other.adapters and isinstance(own.model, PeftModel)
-    its: Completer = Untuned(tuned=own, adapted=own.model) if is_base else loaded(other, devices)
+    its = _beside(own, tuned, other) if isinstance(other, Subject) else other
     first, second = measure_in_turn(
         asked(task, prepared),
         (own, its),
@@ -48,3 +48,9 @@ def time_in_turn(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepa
         progress=progress,
     )
     return InTurn(data_hash=asked_hash(prepared.summary.hash, recipe.evaluation.tasks), tuned=first, other=second)
+
+
+def _beside(own: LocalCompleter, tuned: Subject, other: Subject) -> Completer:
+    if other.model == tuned.model and not other.adapters and isinstance(own.model, PeftModel):
+        return Untuned(tuned=own, adapted=own.model)
+    return loaded(other, resolve_devices(other.num_devices, 0))

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from luthier.core.errors import RecipeError
-from luthier.evaluate.report import AnswerTime, Latency, Loss, Prediction, Report, Times
-from luthier.recipe.proof import BaselineMetric
+from luthier.evaluate.report import AnswerTime, Latency, Loss, Prediction, Preference, Report, Times
+from luthier.recipe.proof import JUDGED, BaselineMetric
 from luthier.score import intervals, sequence
 from luthier.score.answers import refuses, repeats
 from luthier.score.intervals import Interval
@@ -111,6 +111,8 @@ def measurements(report: Report) -> dict[str, Measurement]:
         found[f"{name}.{task.metric}"] = replace(_share(f"{name}.{task.metric}", rows, lambda row: row.score), value=task.value, n=task.n)
         for group in task.groups:
             found |= _of_rows(name, task.metric, [row for row in rows if row.group == group], f"@{group}")
+    for name, preferences in report.preferences.items():
+        found[f"{name}.{JUDGED}"] = _preferred(f"{name}.{JUDGED}", preferences)
     if scores.latency is not None:
         found |= times(scores.latency)
     if scores.tokens_per_second is not None:
@@ -170,6 +172,20 @@ def _of_rows(task: str, metric: str, rows: Sequence[Prediction], group: str = ""
     kinds: dict[str, Callable[[Prediction], float]] = {**FAULTS, metric: lambda row: row.score}
     names = {f"{task}.{kind}{group}": (measure, kind == metric) for kind, measure in kinds.items()}
     return {name: _share(name, rows, measure, better_up=score) for name, (measure, score) in names.items()} if rows else {}
+
+
+def _preferred(metric: str, rows: Sequence[Preference]) -> Measurement:
+    """Of the rows that both answered; a tie counts half."""
+    values = tuple(row.value for row in rows)
+    return Measurement(
+        metric=metric,
+        unit="share",
+        statistic="mean",
+        higher_is_better=True,
+        value=math.fsum(values) / len(values) if values else math.nan,
+        n=len(values),
+        sample=Sample(values=values, keys=tuple(row.key for row in rows), rows=tuple(row.row for row in rows)),
+    )
 
 
 def _share(metric: str, rows: Sequence[Prediction], measure: Callable[[Prediction], float], *, better_up: bool = True) -> Measurement:

@@ -26,6 +26,8 @@ def _unbounded(stored: Any) -> Any:
 
 
 Estimate = Annotated[Interval, BeforeValidator(_unbounded)]
+Number = Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
+"""NaN where it was not measured, which JSON writes as null."""
 Told = Annotated[str, AfterValidator(redact)]
 """Text of a row, or of an answer to it: redacted, so that no row's secret gets into a run folder. It was scored as it was."""
 
@@ -54,6 +56,18 @@ class Prediction(BaseModel):
         return jsonl.dumps([self.origin, self.messages, self.reference])
 
 
+class Preference(BaseModel):
+    """A judge on two answers to one row: 1 where it prefers the tuned model's in both orders, 0 where the other's, else 0.5."""
+
+    model_config = STRICT
+
+    row: str
+    key: str
+    value: float
+    verdicts: tuple[str, ...]
+    """Of each order: A, B, tie, or unread; none where both answers are the same."""
+
+
 class TaskScores(BaseModel):
     """One task: its mean score with a 95 % interval, the same per group, and how many answers `max_new_tokens` cut."""
 
@@ -66,15 +80,17 @@ class TaskScores(BaseModel):
     n: int
     groups: Mapping[str, Estimate]
     cut: int
+    unread: int = 0
+    """Answers of which the judge said nothing that can be read: each counts as the worst score."""
 
 
 class AnswerTime(BaseModel):
-    """One answer made alone: seconds until its first token, and whole."""
+    """One answer made alone: seconds until its first token (NaN of a server that does not stream), and whole."""
 
     model_config = STRICT
 
     origin: str
-    first_token_seconds: float
+    first_token_seconds: Number
     seconds: float
     tokens: int
 
@@ -127,7 +143,7 @@ class Loss(BaseModel):
 
     model_config = STRICT
 
-    value: Annotated[float, BeforeValidator(lambda stored: math.nan if stored is None else stored)]
+    value: Number
     n: int
     tokens: int
     rows: tuple[RowLoss, ...] = ()
@@ -153,6 +169,8 @@ class Report:
 
     scores: Scores
     predictions: Mapping[str, tuple[Prediction, ...]] = field(default_factory=dict)
+    preferences: Mapping[str, tuple[Preference, ...]] = field(default_factory=dict)
+    """By task, where a judge compared its answers with another's; kept beside that comparison."""
 
     def write(self, folder: Path) -> None:
         """Write predictions.jsonl, then scores.json: where there are scores the predictions are whole."""
@@ -160,6 +178,15 @@ class Report:
         rows = (row for predictions in self.predictions.values() for row in predictions)
         files.write(folder / "predictions.jsonl", "".join(jsonl.dumps(row.model_dump(mode="json")) + "\n" for row in rows))
         files.write_json(folder / "scores.json", self.scores.model_dump(mode="json"))
+
+
+class Judged(BaseModel):
+    """preferences.json: a judge on a run's answers beside another's; `of` is a digest of both, the judge and the rubric."""
+
+    model_config = STRICT
+
+    of: str
+    tasks: Mapping[str, tuple[Preference, ...]]
 
 
 def read(path: Path) -> Report:

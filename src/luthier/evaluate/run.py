@@ -1,7 +1,7 @@
 """One evaluation, whole: load the model, measure its loss, ask every task, time single answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -10,20 +10,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from luthier.core.progress import Progress
-from luthier.data.questions import asked_hash, questions
-from luthier.data.rows import Example
 from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
+from luthier.evaluate.asking import answered, first_latency, reported
 from luthier.evaluate.loss import loss_of
-from luthier.evaluate.measure import latency_rows, measure_latency
-from luthier.evaluate.report import Latency, Loss, Report, Scores
+from luthier.evaluate.report import Loss, Report
 from luthier.evaluate.shared import SharedCompleter
-from luthier.evaluate.task import evaluate_task
 from luthier.model.adapt import base_of, check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import free_bytes, load_model, resolve_devices, resolve_dtype
 from luthier.model.peak import peak_memory
-from luthier.recipe.proof import Task
 from luthier.recipe.schema import Model, Recipe
 from luthier.runs.workload import MicroBatchSize
 from luthier.train.precision import Precision
@@ -56,21 +52,10 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
         completer = loaded(subject, devices)
         answering = SharedCompleter(own=completer, ranks=ranks) if ranks.size > 1 else completer
         loss = _validation_loss(completer.model, prepared, Precision.of(dtype, devices[0], ranks))
-        results = {
-            task.name: evaluate_task(task, asked(task, prepared), answering, recipe.seed, progress) for task in recipe.evaluation.tasks
-        }
-        latency = _latency(recipe, prepared, completer, progress) if ranks.first else None
-    seconds = sum(result.seconds for result in results.values())
-    scores = Scores(
-        subject=subject.name,
-        data_hash=asked_hash(prepared.summary.hash, recipe.evaluation.tasks),
-        tasks={name: result.scores for name, result in results.items()},
-        loss=loss,
-        latency=latency,
-        tokens_per_second=sum(result.tokens for result in results.values()) / seconds if seconds else None,
-        peak_memory_bytes=peak.num_bytes,
-    )
-    return Report(scores=scores, predictions={name: result.predictions for name, result in results.items()})
+        results = answered(recipe, prepared, answering, progress)
+        latency = first_latency(recipe, prepared, completer, progress) if ranks.first else None
+    report = reported(subject.name, recipe, prepared, results, latency)
+    return replace(report, scores=report.scores.model_copy(update={"loss": loss, "peak_memory_bytes": peak.num_bytes}))
 
 
 def loaded(subject: Subject, devices: Sequence[torch.device]) -> LocalCompleter:
@@ -86,28 +71,9 @@ def loaded(subject: Subject, devices: Sequence[torch.device]) -> LocalCompleter:
     return LocalCompleter(model, tokenizer)
 
 
-def asked(task: Task, prepared: Prepared) -> list[Example]:
-    """The rows of a task: its own file's, or a split's."""
-    return questions(task.data) if task.data else prepared.examples(task.split)
-
-
 def _validation_loss(model: nn.Module, prepared: Prepared, precision: Precision) -> Loss | None:
     rows = prepared.rows("validation")
     if not len(rows):
         return None
     record = validation_loss(model, rows, LOSS_BATCH, precision)
     return loss_of(prepared, record.losses_R, record.targets_R)
-
-
-def _latency(recipe: Recipe, prepared: Prepared, completer: LocalCompleter, progress: Progress) -> Latency | None:
-    """By the first task's rows and answer length."""
-    for task in recipe.evaluation.tasks[:1]:
-        return measure_latency(
-            asked(task, prepared),
-            completer,
-            num_rows=latency_rows(recipe.decision),
-            max_new_tokens=task.max_new_tokens,
-            seed=recipe.seed,
-            progress=progress,
-        )
-    return None

@@ -1,10 +1,10 @@
 """Answers made by several ranks, each of which has the whole model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from luthier.core.chat import Completer, Completion, Conversation
+from luthier.core.chat import Chooser, Completion, Conversation
 from luthier.core.signals import Interrupted, ending_at_once
 from luthier.train.ranks import Ranks
 
@@ -13,11 +13,21 @@ from luthier.train.ranks import Ranks
 class SharedCompleter:
     """A Completer that all ranks ask the same at the same time: each answers its share, and all have every answer."""
 
-    own: Completer
+    own: Chooser
     ranks: Ranks
 
     def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
-        """One answer per conversation, in order. Every `size`-th is this rank's, so that shares are alike where neighbours are.
+        """One answer per conversation, in order."""
+        return self._shared(conversations, lambda mine: self.own.complete(mine, max_new_tokens=max_new_tokens))
+
+    def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
+        """One of the labels for each, in order."""
+        return self._shared(conversations, lambda mine: self.own.choose(mine, labels=labels))
+
+    def _shared(
+        self, conversations: Sequence[Conversation], answer: Callable[[Sequence[Conversation]], list[Completion]]
+    ) -> list[Completion]:
+        """Every `size`-th is this rank's, so that shares are alike where neighbours are.
 
         Raises Interrupted on all ranks where a signal comes to one that answers.
         """
@@ -25,7 +35,7 @@ class SharedCompleter:
         told: list[dict[str, Any]] | int
         try:
             with ending_at_once():
-                told = [asdict(answer) for answer in self.own.complete(mine, max_new_tokens=max_new_tokens)] if mine else []
+                told = [asdict(each) for each in answer(mine)] if mine else []
         except Interrupted as ended:  # which the others do not know of, who wait for these answers
             told = ended.signal
         shares = self.ranks.every(told)

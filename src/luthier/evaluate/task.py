@@ -2,12 +2,12 @@
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from luthier.core import jsonl
-from luthier.core.chat import Completer, Completion
+from luthier.core.chat import Chooser, Completion, Conversation
 from luthier.core.errors import DataError, LuthierError
 from luthier.core.progress import Progress
 from luthier.data.rows import Example
@@ -16,7 +16,9 @@ from luthier.plan.scoring import ROWS_AT_A_TIME
 from luthier.recipe.proof import Task
 from luthier.score import intervals
 from luthier.score.intervals import Interval
-from luthier.score.scorers import Scorer, metric_name, scorer
+from luthier.score.scorers import Scorer, final, metric_name, scorer
+
+Ask = Callable[[Sequence[Conversation]], list[Completion]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +31,7 @@ class TaskResult:
     seconds: float
 
 
-def evaluate_task(task: Task, examples: Sequence[Example], completer: Completer, seed: int, progress: Progress) -> TaskResult:
+def evaluate_task(task: Task, examples: Sequence[Example], completer: Chooser, seed: int, progress: Progress) -> TaskResult:
     """Ask `task` of its rows; raises DataError where there are none, or where a reference cannot be scored."""
     score = scorer(task.scorer)
     rows = choose(examples, task.limit, seed)
@@ -39,7 +41,7 @@ def evaluate_task(task: Task, examples: Sequence[Example], completer: Completer,
         )
     for row in rows:  # before hours of generation: the scorer must bear every reference, and an empty answer
         _score(score, "", row, task)
-    completions, seconds = _answers(task, rows, completer, progress)
+    completions, seconds = _answers(task, rows, _asking(task, examples, completer), progress)
     predictions = tuple(
         Prediction(
             task=task.name,
@@ -93,14 +95,25 @@ def _score_of(rows: Sequence[Prediction]) -> Interval:
     return intervals.scores([row.score for row in rows], keys=[row.key for row in rows])
 
 
-def _answers(task: Task, rows: Sequence[Example], completer: Completer, progress: Progress) -> tuple[list[Completion], float]:
+def _asking(task: Task, examples: Sequence[Example], completer: Chooser) -> Ask:
+    """Free answers; or, of all labels that the references have, the one that the model would write if it could write no other."""
+    if task.scorer != "choice":
+        return lambda conversations: completer.complete(conversations, max_new_tokens=task.max_new_tokens)
+    labels = sorted({final(example.reference) for example in examples})
+    if len(labels) < 2:
+        change = "let the scorer be `label`, or ask rows with several"
+        raise DataError(f"there is nothing to choose: every reference is {labels[0]!r:.80}", where=f"task {task.name}", change=change)
+    return lambda conversations: completer.choose(conversations, labels=labels)
+
+
+def _answers(task: Task, rows: Sequence[Example], ask: Ask, progress: Progress) -> tuple[list[Completion], float]:
     """Every row's answer, and the seconds of generation."""
     completions: list[Completion] = []
     start = time.perf_counter()
     with progress.task(f"evaluate {task.name}", len(rows)) as advance:
         while len(completions) < len(rows):
             part = rows[len(completions) : len(completions) + ROWS_AT_A_TIME]
-            completions += completer.complete([row.prompt for row in part], max_new_tokens=task.max_new_tokens)
+            completions += ask([row.prompt for row in part])
             advance(len(completions), f"{sum(item.num_tokens for item in completions) / (time.perf_counter() - start):,.0f} tokens/s")
     return completions, time.perf_counter() - start
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
 from luthier.core import files, hardware
 from luthier.core.errors import ModelError, UsageError
@@ -18,18 +20,49 @@ from luthier.core.signals import Interrupted, ending_at_once
 from luthier.flow.training import Alive, rank_command, shown
 
 if TYPE_CHECKING:
+    from luthier.core.chat import Completer
     from luthier.data.store import Prepared
     from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
     from luthier.plan.setup import Dtype
     from luthier.recipe.schema import Model, Recipe
     from luthier.runs.store import RunFolder
+    from luthier.serve.completer import RemoteCompleter
 
 REQUEST, REPORT = "evaluation.json", "report"
 
 
-def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Elsewhere:
+    """A model on a server: its address, with the model's name there behind a # where it has several."""
+
+    name: str
+    typed: bool = False
+    """By who calls. Any other address is a recipe's, which could be a stranger's: it is given no token that is not the host's own."""
+
+    @property
+    def token(self) -> str:
+        """What `LUTHIER_HOST_TOKEN` holds, of its host (`LUTHIER_API_EXAMPLE_ORG_TOKEN`); where there is none, LUTHIER_TOKEN."""
+        host = re.sub(r"\W", "_", urlsplit(self.name).netloc).upper()
+        return os.environ.get(f"LUTHIER_{host}_TOKEN") or (os.environ.get("LUTHIER_TOKEN", "") if self.typed else "")
+
+    def completer(self, recipe: Recipe) -> RemoteCompleter:
+        """It, ready to be asked; raises UsageError for what is no address, ModelError where one of several models is not named."""
+        from luthier.data.tokenizer import load_tokenizer
+        from luthier.serve.completer import RemoteCompleter
+        from luthier.serve.wire import Wire
+
+        url, _, model = self.name.partition("#")
+        return RemoteCompleter.at(Wire.to(url, self.token), model, load_tokenizer(recipe.model).spoken)
+
+
+def evaluated(subject: Subject | Elsewhere, recipe: Recipe, prepared: Prepared, folder: Path, progress: Progress) -> Report:
     """The report on a subject, made by as many ranks as the recipe has replicas; what they leave in `folder` stays only where they fail."""
+    if isinstance(subject, Elsewhere):
+        from luthier.evaluate.asking import evaluate_elsewhere
+
+        completer = subject.completer(recipe)
+        return evaluate_elsewhere(completer.name, completer, recipe, prepared, progress)
     from luthier.evaluate.run import evaluate
 
     here = hardware.this_machine()
@@ -40,13 +73,24 @@ def evaluated(subject: Subject, recipe: Recipe, prepared: Prepared, folder: Path
     return _in_ranks(_request(subject, recipe, prepared), folder / "ranks", replicas, progress)
 
 
-def timed(tuned: Subject, other: Subject, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
+def timed(tuned: Subject, other: Subject | Elsewhere, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
     """Single answers of both, in turn, on as many devices as the larger takes."""
     from luthier.evaluate.in_turn import time_in_turn
 
     here = hardware.this_machine()
+    if isinstance(other, Elsewhere):
+        alone = replace(tuned, num_devices=_devices_needed(tuned, here.gpus))
+        return time_in_turn(alone, other.completer(recipe), recipe, prepared, progress)
     needed = max(_devices_needed(subject, here.gpus) for subject in (tuned, other))
     return time_in_turn(replace(tuned, num_devices=needed), replace(other, num_devices=needed), recipe, prepared, progress)
+
+
+def on_devices(subject: Subject) -> Completer:
+    """A model that answers in this process, on as many devices as it takes."""
+    from luthier.evaluate.run import loaded
+    from luthier.model.load import resolve_devices
+
+    return loaded(subject, resolve_devices(_devices_needed(subject, hardware.this_machine().gpus), 0))
 
 
 def evaluate_rank(folder: Path) -> None:
@@ -78,6 +122,11 @@ def evaluate_rank(folder: Path) -> None:
         if ranks.first:
             report.write(folder / REPORT)
         part(ranks)
+
+
+def is_address(name: str) -> bool:
+    """Whether it is a server that is named."""
+    return name.startswith(("http://", "https://"))
 
 
 def tuned_by(run: RunFolder, recipe: Recipe) -> Subject:

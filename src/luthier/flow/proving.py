@@ -12,7 +12,8 @@ from luthier.core import files
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.evaluate.options import AS_THE_RECIPE, Options
-from luthier.flow.evaluating import evaluated, model_or_adapter, timed, tuned_by
+from luthier.flow.evaluating import Elsewhere, evaluated, is_address, model_or_adapter, timed, tuned_by
+from luthier.flow.judging import beside_people, compared, judged
 from luthier.flow.planning import SILENT
 from luthier.flow.reporting import report
 from luthier.flow.reviewing import people
@@ -34,14 +35,24 @@ class Evaluated:
     report: Report
 
 
-def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None = None, progress: Progress = SILENT) -> Evaluated:
-    """Answers of a run, a model or an adapter folder to the recipe's tasks, scored and measured.
+def evaluate(
+    name: str,
+    options: Options = AS_THE_RECIPE,
+    recipe: Recipe | None = None,
+    progress: Progress = SILENT,
+) -> Evaluated:
+    """Answers of a run, a model, an adapter folder or a server to the recipe's tasks, scored and measured.
 
-    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; a model or an
-    adapter folder needs a recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
+    A run brings its recipe, or is asked another's tasks on that one's data, and keeps the evaluation in its folder; all else needs a
+    recipe, and the evaluation is kept in `runs/evaluations/`. A run's name goes before a model's.
     """
     from luthier.runs.store import find, own_recipe, runs_root
 
+    if is_address(name):
+        if recipe is None:
+            raise UsageError("a server knows no tasks", change="give --recipe, for data and tasks")
+        folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
+        return _evaluated(Elsewhere(name=name, typed=True), options.apply(recipe), folder, progress)
     try:
         run = find(name)
     except UsageError as error:
@@ -54,7 +65,7 @@ def evaluate(name: str, options: Options = AS_THE_RECIPE, recipe: Recipe | None 
         found = _evaluated(tuned_by(run, asked), options.apply(asked), run.evaluation(kept + options.suffix), progress)
         report(str(run.path))
         return found
-    folder = runs_root() / "evaluations" / (re.sub(r"[^\w.-]+", "-", name).strip("-.") + options.suffix)
+    folder = runs_root() / "evaluations" / (_as_a_name(name) + options.suffix)
     return _evaluated(model_or_adapter(name, recipe), options.apply(recipe), folder, progress)
 
 
@@ -76,6 +87,8 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
     base: Baseline | None = None
     if recipe.decision.compares_with("base"):
         base = against if wanted == "base" else _against("base", run, recipe, progress)
+    if recipe.decision.judged:
+        tuned = compared(tuned, _answers_of(against), recipe, run.evaluation(f"judged-{_as_a_name(str(wanted))}"), progress)
     rows = {task: scores.n for task, scores in tuned.scores.tasks.items()}
     if recipe.asks_people:  # who compare the answers with the base's, whatever the baseline is
         _kept_or_made(model_or_adapter(recipe.model.base, recipe), recipe, run.evaluation("base"), progress)
@@ -84,7 +97,7 @@ def decide(name: str, baseline: str = "recipe", progress: Progress = SILENT) -> 
         look = looks.look(run, gate.evidence(tuned, against, *([base] if base else []), people=said), str(wanted), rows)
     reviewed = gate.Reviewed(report=tuned, people=said)
     verdict = gate.decide(reviewed, against, recipe.decision, base=base, look=look.number, trial=look.trial)
-    verdict = replace(verdict, findings=(*look.findings(), *verdict.findings))
+    verdict = replace(verdict, findings=(*look.findings(), *(beside_people(run, tuned) if wanted == "base" else ()), *verdict.findings))
     with files.told(run.verdict.name, run.path):
         verdict.write(run.verdict)
     report(str(run.path))
@@ -106,17 +119,17 @@ def _asked_of(own: Recipe, other: Recipe) -> Recipe:
     return other.model_copy(update={"model": other.model.model_copy(update=kept), "lora": own.lora})
 
 
-def _evaluated(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
+def _evaluated(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Evaluated:
     from luthier.data.prepare import prepare
 
     progress.say(f"evaluating {subject.name}")
-    report = evaluated(subject, recipe, prepare(recipe, progress), folder, progress)
+    report = judged(evaluated(subject, recipe, prepare(recipe, progress), folder, progress), recipe, progress)
     with files.told("the evaluation", folder):
         report.write(folder)
     return Evaluated(folder=folder, report=report)
 
 
-def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Progress) -> Report:
+def _kept_or_made(subject: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> Report:
     """A run's recipe never changes, so what was evaluated once by it stands, unless the rows themselves changed."""
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
@@ -130,18 +143,26 @@ def _kept_or_made(subject: Subject, recipe: Recipe, folder: Path, progress: Prog
 
 def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
     """What the run is compared with: numbers, or a report on this run's own rows; times in turn with it, where the rule compares times."""
-    from luthier.evaluate.gate import Beside
     from luthier.runs.store import find, own_recipe
 
     if not isinstance(wanted, str):
         return wanted
     if wanted != "base" and Path(wanted).is_file():
         return kept_report(Path(wanted))
+    if is_address(wanted):
+        return _beside(
+            Elsewhere(name=wanted, typed=wanted != recipe.evaluation.baseline), f"against-{_as_a_name(wanted)}", run, recipe, progress
+        )
     if wanted == "base":
-        name, subject = "base", model_or_adapter(recipe.model.base, recipe)
-    else:
-        other = find(wanted)
-        name, subject = f"against-{other.name}", tuned_by(other, own_recipe(other))
+        return _beside(model_or_adapter(recipe.model.base, recipe), "base", run, recipe, progress)
+    other = find(wanted)
+    return _beside(tuned_by(other, own_recipe(other)), f"against-{other.name}", run, recipe, progress)
+
+
+def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Recipe, progress: Progress) -> Baseline:
+    """Its report, kept in the run's folder by this name; and where the rule compares times, both's."""
+    from luthier.evaluate.gate import Beside
+
     made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
     if not recipe.decision.compares_times or not recipe.evaluation.tasks:
         return made
@@ -149,7 +170,22 @@ def _against(wanted: str | Mapping[str, BaselineMetric], run: RunFolder, recipe:
     return Beside(report=made, times=times)
 
 
-def _kept_or_timed(tuned: Subject, other: Subject, recipe: Recipe, folder: Path, progress: Progress) -> InTurn:
+def _answers_of(baseline: Baseline) -> Report:
+    """Those that a judge compares; raises UsageError for a baseline of which only numbers are known."""
+    from luthier.evaluate.gate import Beside
+
+    if isinstance(baseline, Mapping):
+        what = "a judge compares answers, and of the baseline only numbers are known"
+        raise UsageError(what, change="name a baseline that answers, or take the bound on what is judged out")
+    return baseline.report if isinstance(baseline, Beside) else baseline
+
+
+def _as_a_name(name: str) -> str:
+    """As a folder may be called."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")
+
+
+def _kept_or_timed(tuned: Subject, other: Subject | Elsewhere, recipe: Recipe, folder: Path, progress: Progress) -> InTurn:
     from luthier.data.prepare import prepare
     from luthier.data.questions import asked_hash
     from luthier.evaluate.report import InTurn

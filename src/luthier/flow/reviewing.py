@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from luthier.review.asking import Review
     from luthier.review.export import Written
     from luthier.review.pair import Pair
-    from luthier.review.results import Results
+    from luthier.review.results import Rated, Results
     from luthier.review.store import Ratings
     from luthier.runs.store import RunFolder
 
@@ -69,6 +71,17 @@ def people(run: RunFolder, recipe: Recipe) -> People:
     ratings = _ratings(run).standing() if run.ratings.exists() else ()
     said = of(run.name, ratings, _pairs(run), recipe.review)
     return said if recipe.decision.bounds_people else replace(said, measured={})  # what is not bounded is no part of a look
+
+
+def rated_pairs(run: RunFolder) -> Sequence[Rated]:
+    """The run's present answers beside its base's that people preferred one of, and nobody has flagged; none where nobody was asked."""
+    from luthier.review.results import rated
+
+    if not run.ratings.exists():
+        return ()
+    pairs = {pair.id: pair for pair in _pairs(run)}
+    found, _ = rated([rating for rating in _ratings(run).standing() if rating.pair in pairs], pairs)
+    return [each for each in found if math.isfinite(each.preference)]
 
 
 def _ratings(run: RunFolder) -> Ratings:

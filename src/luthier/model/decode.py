@@ -24,7 +24,7 @@ from luthier.model.rows import Row, Rows, RowTicket
 from luthier.model.sample import chosen, told
 from luthier.model.slots import Chunk, Slots
 from luthier.model.ways import passes_of
-from luthier.plan.scoring import BATCH_TOKENS
+from luthier.plan.scoring import BATCH_TOKENS, CHUNK
 
 TURN = 64
 """Requests that one adapter may have answered while one for another waits."""
@@ -52,7 +52,7 @@ class Decoder:
         max_length: int,
         cache_tokens: int = BATCH_TOKENS,
         prefix_tokens: int = BATCH_TOKENS,
-        chunk: int = 512,
+        chunk: int = CHUNK,
     ) -> None:
         """`slots` rows at most are written at once, with at most `cache_tokens` places (rows × the longest), or one row; prompts are kept
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""
@@ -257,7 +257,8 @@ class Decoder:
         return self._passes.logits(chunk, keep)
 
     def _tell(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
-        tokens = chosen(logits_BV, [row.asked for row in rows], [row.num_written for row in rows])
+        left = [row.asked.left(row.ids) for row in rows]
+        tokens = chosen(logits_BV, [row.asked for row in rows], [row.num_written for row in rows], left)
         for row, token in zip(rows, tokens, strict=True):
             if not isfinite(token.logprob):
                 row.fail(RunError(f"the model's numbers are not finite after token {len(row.ids)}"))

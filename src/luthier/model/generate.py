@@ -9,14 +9,14 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from luthier.core.chat import Completion, Conversation
-from luthier.core.generation import Asked, Sampling, Token
+from luthier.core.chat import Completion, Conversation, Message
+from luthier.core.generation import Asked, Choices, Sampling, Token
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.choice import closed
 from luthier.model.decode import Decoder, active_adapter
-from luthier.plan.scoring import BATCH_TOKENS
+from luthier.plan.scoring import BATCH_TOKENS, SLOTS
 
-SLOTS = 64
-"""Rows that are written at once, where they are short."""
+FREE: Choices = {}
 
 
 class LocalCompleter:
@@ -40,10 +40,27 @@ class LocalCompleter:
         Nothing is kept until the next call, before which the weights may have been trained.
         """
         prompts = [self.tokenizer.prompt_ids(conversation) for conversation in conversations]
+        return [self._completion(answer) for answer in self._written(prompts, max_new_tokens)]
+
+    def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
+        """One of two labels or more for each conversation: each token the likeliest of those with which one of them goes on.
+
+        What is written ends as soon as one label alone is left, most often with the token that follows the prompt. What all labels begin
+        with counts as the prompt's.
+        """
+        prompts = [self.tokenizer.prompt_ids(conversation) for conversation in conversations]
+        if not prompts:
+            return []
+        answers = self._as_answers(conversations[0], labels)
+        found = closed(answers, self.tokenizer.stop_ids)
+        written = self._written([[*prompt, *found.beginning] for prompt in prompts], max(map(len, answers)), found.choices)
+        return [answer.completion(found.said[found.beginning + answer.ids]) for answer in written]
+
+    def _written(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choices: Choices = FREE) -> list["_Answer"]:
         if not prompts:
             return []
         longest = max(map(len, prompts)) + max_new_tokens
-        answers = [_Answer(began=time.perf_counter()) for _ in prompts]
+        answers = [_Answer(began=time.perf_counter(), num_prompt_tokens=len(prompt)) for prompt in prompts]
         with _evaluating(self.model):
             decoder = Decoder(self.model, slots=SLOTS, max_length=longest, cache_tokens=self.batch_tokens, prefix_tokens=self.batch_tokens)
             for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
@@ -52,27 +69,31 @@ class LocalCompleter:
                     sampling=Sampling(max_new_tokens=max_new_tokens),
                     stop_ids=frozenset(self.tokenizer.stop_ids),
                     adapter=active_adapter(self.model),
+                    choices=choices,
                 )
                 decoder.submit(asked, answers[row])
             while decoder.step():
                 for answer in answers:
                     answer.check()
-        return [self._completion(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
+        for answer in answers:
+            answer.check()
+        return answers
 
-    def _completion(self, prompt: Sequence[int], answer: "_Answer") -> Completion:
+    def _as_answers(self, conversation: Conversation, labels: Sequence[str]) -> dict[tuple[int, ...], str]:
+        """Their tokens with an end of turn, as the template writes them after this conversation, and so after others."""
+        prompt = self.tokenizer.render(conversation, add_generation_prompt=True)
+        found = {}
+        for label in labels:
+            turn = Message(role="assistant", content=label)
+            said = Conversation(messages=(*conversation.messages, turn), tools=conversation.tools)
+            ids = self.tokenizer.encode_turn(prompt, self.tokenizer.answer_text(prompt, said)).answer
+            found[tuple(ids)] = label
+        return found
+
+    def _completion(self, answer: "_Answer") -> Completion:
         """A row up to its stop token, which is counted but not part of the text."""
-        answer.check()
-        *before, last = answer.tokens
-        ids = [token.id for token in (before if last.end == "stop" else answer.tokens)]
-        text = self.tokenizer.pretrained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return Completion(
-            text=str(text),
-            num_prompt_tokens=len(prompt),
-            num_tokens=len(answer.tokens),
-            stopped=last.end == "stop",
-            first_token_seconds=answer.times[0] - answer.began,
-            seconds=answer.times[-1] - answer.began,
-        )
+        ids = answer.ids[:-1] if answer.tokens[-1].end == "stop" else answer.ids
+        return answer.completion(str(self.tokenizer.pretrained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,6 +101,7 @@ class _Answer:
     """A listener: what came, and when."""
 
     began: float
+    num_prompt_tokens: int
     tokens: list[Token] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     error: Exception | None = None
@@ -100,6 +122,22 @@ class _Answer:
         """Raise what went wrong."""
         if self.error:
             raise self.error
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """What was written."""
+        return tuple(token.id for token in self.tokens)
+
+    def completion(self, text: str) -> Completion:
+        """With what it says."""
+        return Completion(
+            text=text,
+            num_prompt_tokens=self.num_prompt_tokens,
+            num_tokens=len(self.tokens),
+            stopped=self.tokens[-1].end == "stop",
+            first_token_seconds=self.times[0] - self.began,
+            seconds=self.times[-1] - self.began,
+        )
 
 
 @contextmanager

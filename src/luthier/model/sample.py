@@ -9,26 +9,31 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from luthier.core.generation import Asked, Token
+from luthier.core.generation import Asked, Choices, Token
 
 LIKELY = 512
 """Of these the nucleus (Holtzman et al. 2020, arXiv 1904.09751) is looked for first: sorting 152,000 takes 8 ms a row, these 0.4 ms."""
 MASK = 2**64 - 1
 
 
-def chosen(logits_BV: Tensor, asked: Sequence[Asked], places: Sequence[int]) -> list[Token]:
-    """What follows in each row, whose answer has `places` tokens so far; a log-probability that is not finite is the caller's to refuse."""
+def chosen(logits_BV: Tensor, asked: Sequence[Asked], places: Sequence[int], left: Sequence[Choices] = ()) -> list[Token]:
+    """What follows in each row, whose answer has `places` tokens so far, and `left` to choose from where it is held to anything.
+
+    A log-probability is that among all tokens; one that is not finite is the caller's to refuse.
+    """
     logits_BV = logits_BV.float()
-    ids_B = logits_BV.argmax(-1)
+    left = left or [{}] * len(asked)
+    may_BV = _held(logits_BV, left)
+    ids_B = may_BV.argmax(-1)
     drawing = [row for row, one in enumerate(asked) if one.sampling.temperature > 0]
     for rows in ([row for row in drawing if asked[row].sampling.top_p >= 1], [row for row in drawing if asked[row].sampling.top_p < 1]):
         if rows:
             at_S = torch.tensor(rows, device=ids_B.device)
-            ids_B[at_S] = _drawn(logits_BV[at_S], [asked[row] for row in rows], [places[row] for row in rows])
+            ids_B[at_S] = _drawn(may_BV[at_S], [asked[row] for row in rows], [places[row] for row in rows])
     ids: list[int] = ids_B.tolist()
     return [
-        Token(id=id, logprob=logprob, top=top, end=_end(one, id, place))
-        for id, (logprob, top), one, place in zip(ids, told(logits_BV, ids_B, asked), asked, places, strict=True)
+        Token(id=id, logprob=logprob, top=top, end="stop" if choices and not choices[id] else _end(one, id, place))
+        for id, (logprob, top), one, place, choices in zip(ids, told(logits_BV, ids_B, asked), asked, places, left, strict=True)
     ]
 
 
@@ -43,6 +48,18 @@ def told(logits_BV: Tensor, ids_B: Tensor, asked: Sequence[Asked]) -> list[tuple
     likeliest = zip(ids_BK.tolist(), (values_BK.float() - lse_B1).tolist(), strict=True)
     pairs = [tuple(zip(ids, values, strict=True)) for ids, values in likeliest]
     return [(logprob, top[: one.num_top]) for logprob, top, one in zip(logprobs, pairs, asked, strict=True)]
+
+
+def _held(logits_BV: Tensor, left: Sequence[Choices]) -> Tensor:
+    """Minus infinity for what may not follow, in rows that are held to anything."""
+    held = {row: list(choices) for row, choices in enumerate(left) if choices}
+    if not held:
+        return logits_BV
+    may_BV = logits_BV.clone()
+    for row, ids in held.items():
+        may_BV[row] = -torch.inf
+        may_BV[row, ids] = logits_BV[row, ids]
+    return may_BV
 
 
 def _end(asked: Asked, id: int, place: int) -> Literal["", "stop", "length"]:

@@ -1,12 +1,13 @@
 """How long a task's answers take in the middle of a run, where `checkpoints.best_by` has them written at each validation.
 
-Answers are written greedily, a batch of rows at once, until the last row of the batch has ended. For each token of a batch
+Answers are written greedily, as many at once as there are slots; a row that ends makes room for the next, so that of a pass's time
 
     layers · CALL_SECONDS + max(bytes of weights and caches / bandwidth, rows · 2N / rate)
 
-and before it each row's prompt, 2N a token. Qwen3-0.6B (28 layers) on an H100, 100 rows with prompts of 300 tokens and answers of 50, which
-may have 64: batches of 45 rows, 3 · 64 tokens · 28 ms = 5.4 s, and half a second for all else. How long answers are before the model has
-learned to end them is a guess.
+there is rows · answer / slots, and at the end, where no row is left to come, once more the longest answer less the mean. Before it stand
+the prompts, 2N a token and CHUNK in a pass, of which those that rows share are read once. Qwen3-0.6B (28 layers) on an H100, 100 rows with
+prompts of 300 tokens and answers of 50, which may have 64: 45 slots, 100 · 50 / 45 + 14 = 125 passes that write and 59 that read, of 28 ms
+each, 5.2 s, and a tenth of a second for all else. How long answers are before the model has learned to end them is a guess.
 """
 
 import math
@@ -22,14 +23,19 @@ from luthier.runs.summary import DataSummary
 from luthier.runs.workload import Survey
 
 BATCH_TOKENS = 16_384
-"""Prompts and answers of a batch: 2.3 GB of cache for Qwen3-8B (36 layers · 8 heads · 128 · 2 · 2 bytes a token)."""
+"""Prompts and answers that are written at once: 2.3 GB of cache for Qwen3-8B (36 layers · 8 heads · 128 · 2 · 2 bytes a token)."""
+SLOTS = 64
+"""Rows that are written at once, where they are short."""
+CHUNK = 512
+"""Tokens of prompts that are read in one pass."""
 ROWS_AT_A_TIME = 128
 """Handed to the completer between two signs of life."""
 CALL_SECONDS = 1e-3
 """Of one layer with its adapters for one token of a batch, whatever its size: Python and small operations. 1.1 ms with 4, 8 and 24 layers
-of 192 and 256 (2026-11-29, Xeon, one thread, torch 2.13, transformers 5.23); the same is taken for a GPU, which waits for Python here."""
+of 192 and 256 (2026-11-29, Xeon, one thread, torch 2.13, transformers 5.23), and with the engine's continuous batches what four points
+measured agree with (docs/notes/evaluate.md); the same is taken for a GPU, which waits for Python here."""
 LONGER = 2.0
-"""The longest answer of a batch, in answers of the data; at least 1, at most what the task allows."""
+"""The longest answer of all, in answers of the data; at least 1, at most what the task allows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class Asked:
 
     rows: int
     prompt_tokens: float
+    shared_tokens: float
+    """Of a prompt's, those that others begin with, too: read once for all."""
     answer_tokens: float
     """Of the data's own answers, on average."""
     most_tokens: int
@@ -51,31 +59,38 @@ def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], su
     if by == "loss" or not surveyed:
         return "nothing"
     task = next(task for task in recipe.evaluation.tasks if task.name == by.partition(".")[0])
-    tokens, answer = (sum(found) / surveyed for found in zip(*((each.tokens, each.supervised) for each in survey.validation), strict=True))
+    sums = (sum(found) / surveyed for found in zip(*((one.tokens, one.places, one.supervised) for one in survey.validation), strict=True))
+    tokens, places, answer = sums
     rows = round(surveyed / survey.validation_share)
     if data != "stated" and (split := data.splits.get("validation")) and split.answers:
         rows, answer = split.examples, split.supervised_tokens / split.answers
     limited = rows if task.limit == "all" else min(rows, task.limit)
-    return Asked(rows=limited, prompt_tokens=max(0.0, tokens - answer), answer_tokens=answer, most_tokens=task.max_new_tokens)
+    prompt = max(0.0, tokens - answer)
+    shared = min(prompt, max(0.0, tokens - places))
+    return Asked(rows=limited, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=task.max_new_tokens)
 
 
 def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, bandwidth: float) -> Range:
     """Of one validation's answers, which replicas share; a bandwidth of 0 is not known, and left out."""
     rows = math.ceil(asked.rows / (setup.layout.data if setup.layout.each_whole else 1))
     each = asked.prompt_tokens + asked.most_tokens
-    batch = min(rows, ROWS_AT_A_TIME, max(1, int(BATCH_TOKENS / each)))
+    slots = min(rows, SLOTS, max(1, int(BATCH_TOKENS / each)))
     per_token = 2.0 * (shape.multiplied_parameters + shape.hidden * shape.vocabulary)
-    needs = serving_needs(shape, setup.dtype, setup.quantization, max(1, round(each)), batch)
-    reading = needs.read_bytes / bandwidth if bandwidth else 0.0
+    needs = serving_needs(shape, setup.dtype, setup.quantization, max(1, round(each)), slots)
+    pass_reads = needs.read_bytes / bandwidth if bandwidth else 0.0
+    calls = math.ceil(rows / ROWS_AT_A_TIME)
+    prompts = rows * (asked.prompt_tokens - asked.shared_tokens) + calls * asked.shared_tokens
 
-    def seconds(longest: float, flops: float) -> float:
-        """With answers of a batch as long as that."""
-        token = shape.num_layers * CALL_SECONDS + max(reading, batch * per_token / flops)
-        prompts = rows * asked.prompt_tokens * 2.0 * shape.multiplied_parameters / flops
-        return prompts + math.ceil(rows / batch) * min(longest, asked.most_tokens) * token
+    def seconds(mean: float, longest: float, flops: float) -> float:
+        """With answers as long as that, on average and at most."""
+        mean, longest = min(mean, asked.most_tokens), min(longest, asked.most_tokens)
+        passes = rows * mean / slots + calls * (longest - mean)
+        called = (passes + prompts / CHUNK) * shape.num_layers * CALL_SECONDS
+        written = max(passes * pass_reads, rows * mean * per_token / flops)
+        return called + written + prompts * 2.0 * shape.multiplied_parameters / flops
 
     return Range(
-        low=seconds(asked.answer_tokens, rate.flops.high),
-        mid=seconds(LONGER * asked.answer_tokens, rate.flops.mid),
-        high=seconds(asked.most_tokens, rate.flops.low),
+        low=seconds(asked.answer_tokens, asked.answer_tokens, rate.flops.high),
+        mid=seconds(asked.answer_tokens, LONGER * asked.answer_tokens, rate.flops.mid),
+        high=seconds(asked.most_tokens, asked.most_tokens, rate.flops.low),
     )

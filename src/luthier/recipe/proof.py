@@ -15,6 +15,8 @@ COMPARISON = re.compile(rf"\s*(?P<claim>better|not better|not worse)\s+than\s+(?
 PEOPLE, PREFERRED = "review", "preferred"
 """How bounds name what people say: `review.preferred`, `review.CRITERION`."""
 CRITERION = re.compile(r"[A-Za-z0-9_-]+")
+JUDGED = "judged_better"
+"""How bounds name the share of rows on which the judge prefers the tuned model's answer to the baseline's: `TASK.judged_better`."""
 EXAMPLES = "'>= 0.98', '< 12 s', '<= 10 GB', 'better than baseline' or 'not worse than baseline by 2 %'"
 
 
@@ -28,7 +30,8 @@ class Task(Section):
     data: str = ""
     """A file of rows that are asked instead of a split's, just as they are: what the base could do before, against forgetting."""
     scorer: str = "exact"
-    """`exact`, `label`, `json`, `regex`, `number`, `contains`, or `module:function` of your own (answer, reference) → number in 0…1."""
+    """`exact`, `label`, `choice` (the answer can be nothing but one of the references' labels), `json`, `regex`, `number`, `contains`,
+    `judge` (by `evaluation.rubric`), or `module:function` of your own (answer, reference) → number in 0…1."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 256
     """Longest answer; a cut answer is counted."""
     limit: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
@@ -56,7 +59,21 @@ class Evaluation(Section):
     tasks: tuple[Task, ...] = ()
     """The questions. Without any, only losses are reported."""
     baseline: str | dict[str, BaselineMetric] = "base"
-    """`base` (the untuned model), another run's name, a scores.json, or numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
+    """`base` (the untuned model), another run's name, a scores.json, a server (`https://HOST/v1#MODEL`, which is sent the rows), or
+    numbers: `{answers.exact: {value: 0.987, n: 302}}`."""
+
+    judge: str = ""
+    """Who scores answers of tasks with `scorer: judge` and says which of two is better (`TASK.judged_better: '> 0.5'` in a bound): a server
+    (`https://HOST/v1#MODEL`, which is sent the rows), a run's name or a model."""
+    rubric: str = ""
+    """By what, in words: `Is it correct, and does it say why in one sentence?`"""
+
+    @model_validator(mode="after")
+    def _a_judge_has_a_rubric(self) -> Self:
+        wanted = any(task.scorer == "judge" for task in self.tasks)
+        if bool(self.judge) != bool(self.rubric) or (wanted and not self.judge):
+            raise ValueError("a judge wants `judge` (who judges) and `rubric` (by what)")
+        return self
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -107,6 +124,12 @@ class Decision(Section):
     def bounds_people(self) -> bool:
         """Whether a bound is about what people say."""
         return any(metric.startswith(f"{PEOPLE}.") for metric in (*self.deploy, *self.abort))
+
+    @property
+    def judged(self) -> frozenset[str]:
+        """Tasks of which a bound says how often the judge has to prefer the tuned model's answer."""
+        bounded = (metric.rpartition(".") for metric in (*self.deploy, *self.abort))
+        return frozenset(task for task, _, metric in bounded if metric == JUDGED)
 
     def compares_with(self, other: Literal["baseline", "base"]) -> bool:
         """Whether a bound speaks of it; a rule without deploy bounds compares every task with the baseline."""

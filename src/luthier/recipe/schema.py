@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from luthier.recipe.proof import BOUND, PEOPLE, Decision, Evaluation, Review
+from luthier.recipe.proof import BOUND, JUDGED, PEOPLE, Decision, Evaluation, Review
 from luthier.recipe.section import PositiveInt, Scalar, Section
 from luthier.recipe.serving import Serving
 from luthier.recipe.tracking import Tracking
@@ -326,7 +326,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:
-        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in self.evaluation.tasks if not task.data)]
+        tasks = (task for task in self.evaluation.tasks if not task.data and task.scorer != "judge")
+        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in tasks)]
         if self.checkpoints.best_by not in measured:
             raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")
         return self
@@ -340,4 +341,12 @@ class Recipe(Section):
                 raise ValueError(f"decision bounds {metric}, which is none of what `review` asks: {', '.join(self.review.metrics)}")
             if not BOUND.fullmatch(bound):
                 raise ValueError(f"bound {bound!r} of {metric}: what people say is bounded by a number, such as '> 0.5'")
+        return self
+
+    @model_validator(mode="after")
+    def _who_is_to_judge_is_there(self) -> Self:
+        if unknown := self.decision.judged - {task.name for task in self.evaluation.tasks}:
+            raise ValueError(f"decision bounds {min(unknown)}.{JUDGED}, and no task is called {min(unknown)!r}")
+        if self.decision.judged and not self.evaluation.judge:
+            raise ValueError(f"decision bounds {min(self.decision.judged)}.{JUDGED}: name the judge in evaluation.judge")
         return self

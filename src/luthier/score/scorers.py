@@ -91,7 +91,16 @@ def contains(answer: str, reference: str) -> float:
     return float(wanted in _words(final(answer)))
 
 
-SCORERS: dict[str, Scorer] = {"exact": exact, "label": label, "json": json_equal, "regex": regex, "number": number, "contains": contains}
+SCORERS: dict[str, Scorer] = {
+    "exact": exact,
+    "label": label,
+    "choice": exact,  # of an answer that can be nothing but one of the references' labels
+    "json": json_equal,
+    "regex": regex,
+    "number": number,
+    "contains": contains,
+    "judge": lambda answer, reference: 0.0,  # until the judge has seen it, who sees all answers together
+}
 
 
 def scorer(name: str) -> Scorer:

@@ -1,60 +1,41 @@
 """A server behind a URL, asked what it holds of given tokens: what `luthier verify --url` compares with the model that was trained.
 
 OpenAI's interface has no word for that. vLLM's has two, which Luthier's own server understands, too: `/tokenize`, and `prompt_logprobs`
-of `/v1/completions`. Nothing is sent but to the URL itself: no proxy is asked, and no redirection followed, that could be given the token.
+of `/v1/completions`.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
-from urllib.error import HTTPError, URLError
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
 import numpy as np
 import numpy.typing as npt
 
 from luthier.core.chat import Conversation
-from luthier.core.errors import ModelError, RunError, UsageError
+from luthier.core.errors import ModelError, RunError
 from luthier.data.store import TokenRow
+from luthier.serve.wire import Unanswered, Wire
 
-SECONDS = 300.0
-"""For one row: a first one may wait for kernels to be built."""
 WANTED = "vLLM and `luthier serve` have it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remote:
-    """A model by its name on a server; `token` goes along with every request, where there is one."""
+    """A model by its name on a server."""
 
-    url: str
-    """Up to, and without, `/v1`."""
+    wire: Wire
     model: str
-    token: str = field(default="", repr=False)
-    seconds: float = SECONDS
 
     @classmethod
     def at(cls, url: str, model: str, token: str) -> "Remote":
         """By an address as people write it; raises UsageError for what is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-            raise UsageError(f"no address of a server: {url!r}", change="write it as http://127.0.0.1:8101")
-        return cls(url=url.rstrip("/").removesuffix("/v1"), model=model, token=token)
-
-    def models(self) -> tuple[str, ...]:
-        """Names that the server answers to."""
-        told = self._told("/v1/models", None)
-        try:
-            return tuple(str(model["id"]) for model in told["data"])
-        except (KeyError, TypeError) as error:
-            self._other("/v1/models", error)
+        return cls(wire=Wire.to(url, token), model=model)
 
     def refuse_unknown(self) -> None:
         """Raise ModelError where the server does not have the model."""
-        if self.model not in (known := self.models()):
+        if self.model not in (known := self.wire.models()):
             change = f"it has {', '.join(known) or 'none'}; give one with --model"
-            raise ModelError(f"the server has no model {self.model!r}", where=self.url, change=change)
+            raise ModelError(f"the server has no model {self.model!r}", where=self.wire.url, change=change)
 
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """What the server makes of a conversation whose next turn it is asked for."""
@@ -84,34 +65,14 @@ class Remote:
         except (KeyError, IndexError, TypeError, ValueError) as error:
             self._other("/v1/completions", error)
 
-    def _told(self, path: str, body: dict[str, Any] | None) -> Any:
-        """The JSON that the server answers; raises RunError for anything else."""
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self.token}"} if self.token else {})
-        request = Request(self.url + path, data=None if body is None else json.dumps(body).encode(), headers=headers)
+    def _told(self, path: str, body: dict[str, Any]) -> Any:
         try:
-            with build_opener(ProxyHandler({}), _NoRedirection).open(request, timeout=self.seconds) as answer:
-                return json.loads(answer.read())
-        except HTTPError as error:
-            self._refused(path, error)
-        except (URLError, OSError, ValueError) as error:
-            raise RunError(f"no answer from the server: {error}", where=self.url + path, change="see that it runs, and its log") from error
-
-    def _refused(self, path: str, error: HTTPError) -> NoReturn:
-        said = error.read(2000).decode("utf-8", "replace")
-        if error.code in (401, 403):
-            change = "name the environment variable that has it with --token-env"
-            raise RunError("the server wants another token" if self.token else "the server wants a token", where=self.url, change=change)
-        if (error.code == 404 and path == "/tokenize") or error.code == 405:
-            self._lacks(path)
-        raise RunError(f"the server answers {error.code}: {said}", where=self.url + path)
+            return self.wire.told(path, body)
+        except Unanswered as error:
+            if (error.code == 404 and path == "/tokenize") or error.code == 405:
+                what = f"the server has no {path}: its tokens cannot be compared"
+                raise RunError(what, where=self.wire.url, change=f"take one that has: {WANTED}") from error
+            raise
 
     def _other(self, path: str, error: Exception) -> NoReturn:
-        raise RunError(f"the server's answer does not tell {error}", where=self.url + path, change=f"take one that does: {WANTED}")
-
-    def _lacks(self, path: str) -> NoReturn:
-        raise RunError(f"the server has no {path}: its tokens cannot be compared", where=self.url, change=f"take one that has: {WANTED}")
-
-
-class _NoRedirection(HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        """None: the answer that would redirect is the error."""
+        raise RunError(f"the server's answer does not tell {error}", where=self.wire.url + path, change=f"take one that does: {WANTED}")
