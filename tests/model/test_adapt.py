@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -172,3 +173,12 @@ def test_an_adapter_is_used_over_weights_of_the_bits_that_it_was_trained_over(tm
         with pytest.raises(ModelError) as refused:
             check_provenance(tmp_path, nested.model_copy(update=other), tokenizer)
         assert refused.value.change == change
+
+
+def test_an_adapter_of_a_resized_tokenizer_is_refused_over_the_base_that_it_does_not_fit(tmp_path: Path) -> None:
+    """Trap 16: rows for new tokens lie in the adapter's own embedding, which no base has; merged into one model it can be served."""
+    resized = tiny_model()
+    resized.resize_token_embeddings(resized.config.vocab_size + 3, mean_resizing=False)
+    get_peft_model(resized, LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["embed_tokens"])).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the adapter does not fit this base"):
+        load_adapter(tiny_model(), tmp_path)
