@@ -104,6 +104,7 @@ def test_two_ranks_divide_each_matrix_answer_together_and_leave_a_plain_adapter(
     load_adapter(load_model(Model(base=str(model)), torch.float32, torch.device("cpu")), run.adapter)
 
 
+@pytest.mark.slow
 def test_two_ranks_share_the_rows_by_whose_answers_the_best_is_chosen(home: Path) -> None:
     tasks = "evaluation: {tasks: [{name: sounds, split: validation, max_new_tokens: 4}]}\n"
     (home / "recipe.yaml").write_text(RECIPE.replace("save_steps: 3", "save_steps: 3, best_by: sounds.exact") + tasks)

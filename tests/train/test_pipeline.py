@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
 LAYOUTS = {"two stages": (2, 1), "three stages": (3, 1), "two replicas of two stages": (2, 2)}
 Found = list[dict[str, Any]]
+ALONE = ["two stages", pytest.param("three stages", marks=pytest.mark.slow)]
+"""Without replicas; the ranks of another layout than the first take half a minute each."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,14 @@ def left_by(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Found]:
     return left
 
 
-@pytest.mark.parametrize(("layout", "kind"), [(layout, kind) for layout, (_, data) in LAYOUTS.items() for kind in kinds(data)])
+@pytest.mark.parametrize(
+    ("layout", "kind"),
+    [
+        pytest.param(layout, kind, marks=[] if layout == "two stages" else pytest.mark.slow)
+        for layout, (_, data) in LAYOUTS.items()
+        for kind in kinds(data)
+    ],
+)
 def test_stages_train_what_one_process_does(left_by: Callable[[str], Found], layout: str, kind: str) -> None:
     ranks = [rank["compared"] for rank in left_by(layout)]
     for alone, together in ((rank[kind]["alone"], rank[kind]["together"]) for rank in ranks):
@@ -77,6 +86,7 @@ def test_a_stage_without_memory_goes_on_with_zeros_unless_others_wait_for_it_wit
             line.end()
 
 
+@pytest.mark.slow
 def test_a_gradient_is_on_one_stage_and_a_tied_matrix_gradient_on_the_first_and_the_last(left_by: Callable[[str], Found]) -> None:
     names = [rank["compared"]["qwen3 full bins"]["names"] for rank in left_by("three stages")]
     shared = [name for name in names[0] if name in names[1] + names[2]]
@@ -84,18 +94,18 @@ def test_a_gradient_is_on_one_stage_and_a_tied_matrix_gradient_on_the_first_and_
     assert (shared[0] in names[1], shared[0] in names[2]) == (False, True)
 
 
-@pytest.mark.parametrize("layout", ["two stages", "three stages"])
+@pytest.mark.parametrize("layout", ALONE)
 def test_all_stages_together_generate_what_the_whole_model_does(left_by: Callable[[str], Found], layout: str) -> None:
     assert [rank["answers"] for rank in left_by(layout)] == [dict.fromkeys(GENERATING, True)] * LAYOUTS[layout][0]
 
 
-@pytest.mark.parametrize("layout", ["two stages", "three stages"])
+@pytest.mark.parametrize("layout", ALONE)
 def test_validation_goes_through_the_stages(left_by: Callable[[str], Found], layout: str) -> None:
     for whole, together in (rank["evaluated"] for rank in left_by(layout)):
         assert together == pytest.approx(whole, rel=1e-6)
 
 
-@pytest.mark.parametrize("layout", ["two stages", "three stages"])
+@pytest.mark.parametrize("layout", ALONE)
 def test_what_breaks_off_one_stage_ends_the_step_of_all_and_the_next_one_is_sound(left_by: Callable[[str], Found], layout: str) -> None:
     ranks = [rank["broken_off"] for rank in left_by(layout)]
     told = {"Stopped": "Stopped", "OutOfMemoryError": "TooLarge"}
