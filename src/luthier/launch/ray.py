@@ -91,7 +91,7 @@ def run_on_ray(run: RunFolder, words: Sequence[str], ranks: int, kind: str, cpus
     gpu = kind == "gpu" or bool(this_machine().gpus)
     own = {"num_cpus": max(ranks * int(cpus), os.cpu_count() or 1), "object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False}
     ray.init(**({"address": address} if address or "RAY_ADDRESS" in os.environ else own), configure_logging=False, log_to_driver=False)
-    trainer = DataParallelTrainer(
+    DataParallelTrainer(
         _be_a_rank,
         train_loop_config={"run": str(run.path), "words": list(words), "cpus": int(cpus)},
         backend_config=Ranks(),
@@ -99,12 +99,9 @@ def run_on_ray(run: RunFolder, words: Sequence[str], ranks: int, kind: str, cpus
             num_workers=ranks, use_gpu=gpu, resources_per_worker={"CPU": int(cpus), **({"GPU": 1} if gpu else {})}
         ),
         run_config=RunConfig(name=STORAGE, storage_path=str(run.path.absolute()), failure_config=FailureConfig(max_failures=0)),
-    )
-    try:
-        trainer.fit()
-    finally:
-        ray.shutdown()
-        shutil.rmtree(run.path / STORAGE, ignore_errors=True)  # Ray Train wants a folder for what its workers report: ours report nothing
+    ).fit()
+    ray.shutdown()
+    shutil.rmtree(run.path / STORAGE, ignore_errors=True)  # Ray Train wants a folder for what its workers report: ours report nothing
 
 
 def rank_environment(run: RunFolder, place: Place, base: Mapping[str, str]) -> dict[str, str]:
