@@ -3,26 +3,19 @@
 Screenshots lie in pytest's temporary folder (`--basetemp`), for a person's eye.
 """
 
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from luthier import flow
 from luthier.demo import RECIPE
-from tests.web.workshop import environment_of, recipe_in, runs_in, trained
+from tests.web.chromium import in_browser, link_of, opened
+from tests.web.workshop import recipe_in, runs_in, trained
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path (Debian: apt-get install chromium)"),
-]
+pytestmark = in_browser
 SECONDS = 60_000
 """Milliseconds: how long a busy machine may take for a step of the demo."""
 
@@ -48,21 +41,14 @@ def root(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture
 def link(root: Path) -> Iterator[str]:
     """What `luthier ui` prints."""
-    command = [sys.executable, "-m", "luthier.cli.main", "ui"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment_of(root)) as server:
-        assert server.stdout is not None and server.stderr is not None
-        yield server.stdout.readline().strip()
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-        assert "Traceback" not in server.stderr.read()
+    with link_of(root, "ui") as found:
+        yield found
 
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with opened() as found:
         yield found
-        found.close()
 
 
 def looked(page: Page, name: str, folder: Path) -> None:

@@ -4,27 +4,20 @@ Screenshots lie in pytest's temporary folder (`--basetemp`), for a person's eye.
 """
 
 import json
-import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from luthier.review.store import Ratings
 from luthier.runs.store import RunFolder
 from tests.review.rows import RUBRIC, answered, run_with
-from tests.web.workshop import environment_of, runs_in
+from tests.web.chromium import in_browser, link_of, opened
+from tests.web.workshop import runs_in
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on the path (Debian: apt-get install chromium)"),
-]
+pytestmark = in_browser
 LONG = "The knight is pinned, so it must not move. " * 12
 
 
@@ -37,27 +30,15 @@ def run(tmp_path: Path) -> Iterator[RunFolder]:
         )
 
 
-@contextmanager
-def reviewing(run: RunFolder) -> Iterator[str]:
-    """The link that `luthier review` prints, for as long as it runs."""
-    command = [sys.executable, "-m", "luthier.cli.main", "review", run.name]
-    environment = environment_of(run.path.parent)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as server:
-        assert server.stdout is not None and server.stderr is not None
-        try:
-            yield server.stdout.readline().strip()
-        finally:
-            server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=20) == 0
-        assert "Traceback" not in server.stderr.read()
+def reviewing(run: RunFolder) -> AbstractContextManager[str]:
+    """What `luthier review` prints."""
+    return link_of(run.path.parent, "review", run.name)
 
 
 @pytest.fixture
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with opened() as found:
         yield found
-        found.close()
 
 
 def press(page: Page, *keys: str) -> None:

@@ -4,21 +4,31 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Salvaged:
+class ReadSoFar:
+    """Of a file that grows by lines, what was read so far; without more, nothing of any."""
+
+    offset: int = 0
+    """Bytes read, all of them whole lines."""
+    file: tuple[int, int] | Literal["none"] = "none"
+    """Device and inode: another file may take its place, as where a resumed run writes its metrics anew."""
+
+
+Before = TypeVar("Before", bound=ReadSoFar)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Salvaged(ReadSoFar):
     """The lines that can be read, and how many cannot."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
     num_damaged: int = 0
-    offset: int = 0
-    """Bytes read, all of them whole lines."""
-    file: tuple[int, int] | Literal["none"] = "none"
-    """Device and inode, where it was read from a file."""
 
 
 def dumps(value: Any, *, indent: int | None = None) -> str:
@@ -59,19 +69,28 @@ def salvage(path: Path) -> Salvaged:
 def salvage_on(path: Path, before: Salvaged) -> Salvaged:
     """The same with what was appended since; `before` itself where nothing was, all of it anew where another file has taken its place."""
     try:
-        file = path.open("rb")
+        with opened_behind(path, before) as (file, before):
+            more = salvaged(file.read())
     except FileNotFoundError:
         return Salvaged()
-    with file:
-        found = os.fstat(file.fileno())
-        if (found.st_dev, found.st_ino) != before.file or found.st_size < before.offset:
-            before = Salvaged(file=(found.st_dev, found.st_ino))
-        file.seek(before.offset)
-        more = salvaged(file.read())
     if not more.offset:
         return before
     num_damaged = before.num_damaged + more.num_damaged
     return replace(before, records=before.records + more.records, num_damaged=num_damaged, offset=before.offset + more.offset)
+
+
+@contextmanager
+def opened_behind(path: Path, before: Before) -> Iterator[tuple[BinaryIO, Before]]:
+    """A file, to be read on behind what was read of it, and that; from its beginning, behind nothing, where it is another or was cut.
+
+    Raises FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        if (found.st_dev, found.st_ino) != before.file or found.st_size < before.offset:
+            before = type(before)(file=(found.st_dev, found.st_ino))
+        file.seek(before.offset)
+        yield file, before
 
 
 def salvaged(text: bytes) -> Salvaged:

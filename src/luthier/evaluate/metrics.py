@@ -176,20 +176,15 @@ def _of_rows(task: str, metric: str, rows: Sequence[Prediction], group: str = ""
 
 def _preferred(metric: str, rows: Sequence[Preference]) -> Measurement:
     """Of the rows that both answered; a tie counts half."""
-    values = tuple(row.value for row in rows)
-    return Measurement(
-        metric=metric,
-        unit="share",
-        statistic="mean",
-        higher_is_better=True,
-        value=math.fsum(values) / len(values) if values else math.nan,
-        n=len(values),
-        sample=Sample(values=values, keys=tuple(row.key for row in rows), rows=tuple(row.row for row in rows)),
-    )
+    return _mean(metric, rows, tuple(row.value for row in rows), better_up=True)
 
 
 def _share(metric: str, rows: Sequence[Prediction], measure: Callable[[Prediction], float], *, better_up: bool = True) -> Measurement:
-    values = tuple(float(measure(row)) for row in rows)
+    return _mean(metric, rows, tuple(float(measure(row)) for row in rows), better_up=better_up)
+
+
+def _mean(metric: str, rows: Sequence[Prediction | Preference], values: tuple[float, ...], *, better_up: bool) -> Measurement:
+    """A share, of the rows with these values."""
     return Measurement(
         metric=metric,
         unit="share",

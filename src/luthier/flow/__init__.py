@@ -32,7 +32,7 @@ from luthier.flow.steering import Saved, save, stop
 from luthier.flow.sweeping import sweep
 from luthier.flow.training import train_here, train_in_ranks, train_on_node, train_rank
 from luthier.flow.vllm import Answering, serve_vllm, serving_of
-from luthier.flow.watching import events, every_run, logs, look, seen, series, status, statuses, statuses_of
+from luthier.flow.watching import every_run, logs, look, seen, series, status, statuses, statuses_of
 
 if TYPE_CHECKING:
     from luthier.data.inspect import InspectedRow

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 from luthier.core import files, hardware
-from luthier.core.errors import ModelError, UsageError
+from luthier.core.errors import ModelError
 from luthier.core.hardware import Gpu
 from luthier.core.progress import Progress, Silent, Told
 from luthier.core.signals import Interrupted, ending_at_once
+from luthier.flow.handed import model_of, refuse_unfinished
 from luthier.flow.training import Alive, rank_command, shown
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from luthier.evaluate.report import InTurn, Report
     from luthier.evaluate.run import Subject
     from luthier.plan.setup import Dtype
-    from luthier.recipe.schema import Model, Recipe
+    from luthier.recipe.schema import Recipe
     from luthier.runs.store import RunFolder
     from luthier.serve.completer import RemoteCompleter
 
@@ -133,11 +134,8 @@ def tuned_by(run: RunFolder, recipe: Recipe) -> Subject:
     """What a finished run left: its adapter over its base, or its whole model."""
     from luthier.evaluate.run import Subject
 
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
-    if recipe.lora == "none":
-        return Subject(name=run.name, model=_from_folder(recipe, run.adapter))
-    return Subject(name=run.name, model=recipe.model, adapters=(run.adapter,))
+    refuse_unfinished(run)
+    return Subject(name=run.name, model=model_of(run, recipe), adapters=() if recipe.lora == "none" else (run.adapter,))
 
 
 def model_or_adapter(name: str, recipe: Recipe) -> Subject:
@@ -148,14 +146,8 @@ def model_or_adapter(name: str, recipe: Recipe) -> Subject:
         return Subject(name=name, model=recipe.model, adapters=(Path(name),))
     if name == recipe.model.base:
         return Subject(name=name, model=recipe.model)
-    return Subject(
-        name=name, model=_from_folder(recipe, Path(name)) if Path(name).is_dir() else recipe.model.model_copy(update={"base": name})
-    )
-
-
-def _from_folder(recipe: Recipe, folder: Path) -> Model:
-    """The recipe's model with its weights and tokenizer from a folder."""
-    return recipe.model.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
+    model = recipe.model
+    return Subject(name=name, model=model.in_folder(Path(name)) if Path(name).is_dir() else model.model_copy(update={"base": name}))
 
 
 def _devices_needed(subject: Subject, gpus: Sequence[Gpu]) -> int:

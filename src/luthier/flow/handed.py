@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,9 +87,7 @@ class Ready:
     @property
     def model(self) -> Model:
         """What the weights in its folder are put over, or are."""
-        model = self.recipe.model
-        whole = {"base": str(self.run.adapter.absolute()), "revision": "main"} if self.recipe.lora == "none" else {}
-        return model.model_copy(update=whole)
+        return model_of(self.run, self.recipe)
 
 
 def ready(name: str) -> Ready:
@@ -103,11 +100,21 @@ def ready(name: str) -> Ready:
 
     run = find(name)
     recipe = own_recipe(run)
-    if not run.finished:
-        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
+    refuse_unfinished(run)
     tokenizer = load_tokenizer(recipe.model)
     check_provenance(run.adapter, recipe.model, tokenizer)
     return Ready(run=run, recipe=recipe, tokenizer=tokenizer, precision=Precision.of(_dtype(run, recipe), resolve_device()))
+
+
+def refuse_unfinished(run: RunFolder) -> None:
+    """Raise UsageError for a run without its final weights."""
+    if not run.finished:
+        raise UsageError(f"run {run.name} is not finished", change="run `luthier train` with the same recipe: it goes on where it stopped")
+
+
+def model_of(run: RunFolder, recipe: Recipe) -> Model:
+    """What the weights that a run has left are put over, or are."""
+    return recipe.model.in_folder(run.adapter) if recipe.lora == "none" else recipe.model
 
 
 def handed_of(ready: Ready, progress: Progress) -> tuple[Handed, Sample]:
@@ -147,10 +154,12 @@ def _origin(run: RunFolder, recipe: Recipe) -> Origin:
 def _dtype(run: RunFolder, recipe: Recipe) -> torch.dtype:
     """The type that the run computed in, by its plan, where `auto` chose it."""
     from luthier.model.load import DTYPES, resolve_device, resolve_dtype
+    from luthier.runs.planned import Planned
 
-    planned = run.plan.exists() and json.loads(run.plan.read_text(encoding="utf-8"))
-    if planned:
-        return next(DTYPES[item["value"]] for item in planned["resolved"] if item["path"] == "model.dtype")
+    planned = Planned.of(run)
+    for item in () if planned == "unknown" else planned.resolved:
+        if item.path == "model.dtype":
+            return DTYPES[str(item.value)]
     dtype, _ = resolve_dtype(recipe.model.dtype, resolve_device())
     return dtype
 

@@ -75,22 +75,29 @@ def apply(loaded: LoadedRecipe, planned: Plan, codes: Sequence[str]) -> list[str
     from luthier.plan.check import ALTERNATIVES
     from luthier.recipe.edit import apply_changes
     from luthier.watch.rules import CODES
-    from luthier.watch.seen import Seen
 
-    run = planned.facts.run
-    findings = planned.findings + (Seen(run=run).findings() if run != "none" else ())
     changes: list[Change] = []
-    for code in codes:
-        found = [finding for finding in findings if finding.code == code]
-        if not any(finding.changes for finding in found):
-            known = ", ".join(finding.code for finding in findings if finding.changes) or "none"
-            what = "has no change to offer" if found else "is not among the findings"
-            raise UsageError(f"{code} {what}", change=f"findings with changes: {known}")
-        offered = [change for finding in found for change in finding.changes]
-        changes += offered[:1] if code in ALTERNATIVES | CODES else offered
+    for code, found in offered(planned, codes).items():
+        changes += found[:1] if code in ALTERNATIVES | CODES else found
     edited = apply_changes(loaded.source, changes)
     files.write(loaded.source.resolve(), edited.text)  # a link stays one
     return list(edited.changes)
+
+
+def offered(planned: Plan, codes: Sequence[str]) -> dict[str, list[Change]]:
+    """The changes that findings of each code offer, the plan's or those of the recipe's own run; raises UsageError for a code with none."""
+    from luthier.watch.seen import Seen
+
+    run = planned.facts.run
+    found: dict[str, list[Change]] = {}
+    findings = planned.findings + (Seen(run=run).findings() if run != "none" else ())
+    for code in codes:
+        found[code] = [change for finding in findings if finding.code == code for change in finding.changes]
+        if not found[code]:
+            known = ", ".join(dict.fromkeys(finding.code for finding in findings if finding.changes)) or "none"
+            what = "has no change to offer" if any(finding.code == code for finding in findings) else "is not among the findings"
+            raise UsageError(f"{code} {what}", change=f"findings with changes: {known}")
+    return found
 
 
 def init(path: Path, model: str, data: Path, gpu: str = "here", progress: Progress = SILENT) -> None:

@@ -105,6 +105,7 @@ def talking(name: str, progress: Progress = SILENT, *, temperature: float = 0.0)
 def embedded(names: Sequence[str], progress: Progress = SILENT, *, verified: bool = True) -> Iterator[Served]:
     """Models that answer here, by their names; raises UsageError where runs are not over one base, and VerificationError."""
     from luthier.model.load import load_model
+    from luthier.recipe.base import base_name
     from luthier.serve.served import Served
 
     runs = _runs(names)
@@ -122,18 +123,12 @@ def embedded(names: Sequence[str], progress: Progress = SILENT, *, verified: boo
     else:
         model = _adapted(runs, adapters)
         heard = _lives(model, runs, adapters, progress) if verified else []
-        models = adapters | ({} if (base := base_name(first.recipe.model)) in adapters else {base: ""})
+        models = adapters | ({} if (base := base_name(first.recipe.model.base)) in adapters else {base: ""})
     with _decoding(model, first.recipe.model, _max_length(runs)) as engine:
         served = Served(engine=engine, tokenizer=first.tokenizer, models=models)
         for each in heard:
             _verify(each, served, progress)
         yield served
-
-
-def base_name(model: Model) -> str:
-    """What a model without adapters is asked by: its hub id, `demo`, or its folder's name."""
-    folder = Path(model.base).expanduser()
-    return folder.absolute().name if folder.is_dir() else model.base
 
 
 def _runs(names: Sequence[str]) -> list[Ready]:
@@ -231,6 +226,7 @@ def _model_alone(name: str) -> Iterator[Served]:
     from luthier.data.tokenizer import load_tokenizer
     from luthier.model.load import load_model, resolve_device, resolve_dtype
     from luthier.plan.serving import ENOUGH
+    from luthier.recipe.base import base_name
     from luthier.recipe.schema import Model
     from luthier.serve.served import Served
 
@@ -241,7 +237,7 @@ def _model_alone(name: str) -> Iterator[Served]:
         raise UsageError(f"neither a run nor a model: {error.what}", where=name, change=error.change) from error
     dtype, _ = resolve_dtype(model.dtype, device)
     with _decoding(load_model(model, dtype, device), model, ENOUGH) as engine:
-        yield Served(engine=engine, tokenizer=tokenizer, models={base_name(model): ""})
+        yield Served(engine=engine, tokenizer=tokenizer, models={base_name(model.base): ""})
 
 
 @contextmanager

@@ -15,12 +15,12 @@ from luthier.core.files import DiskError
 from luthier.core.progress import Advance, Progress
 from luthier.core.signals import Interrupted
 from luthier.core.words import count, percent
-from luthier.flow.planning import SILENT, facts_of, prepared_of, refuse
+from luthier.flow.planning import SILENT, facts_of, offered, prepared_of, refuse
 
 if TYPE_CHECKING:
-    from luthier.core.finding import Finding
     from luthier.plan.plan import Plan
     from luthier.recipe.load import LoadedRecipe
+    from luthier.recipe.schema import Recipe
     from luthier.runs.store import RunFolder
     from luthier.sweep.folder import SweepFolder
     from luthier.sweep.halving import Rung
@@ -227,14 +227,13 @@ def _stopped_after(run: RunFolder, seconds: float, over: threading.Event) -> Ite
 
 def _planned(loaded: LoadedRecipe, trials: Sequence[Trial], asked: Asked, progress: Progress) -> tuple[dict[str, _Planned], dict[str, str]]:
     """The trials that have a plan, by name, and why the others have none; raises the first one's error where none has."""
-    from luthier.plan.plan import make
     from luthier.recipe.load import load
 
     found, errors = dict[str, _Planned](), dict[str, LuthierError]()
     for trial in trials:
         try:
             own = load(loaded.source, (*asked.overrides, *trial.overrides, f"name={jsonl.dumps(trial.name)}"))
-            plan = make(facts_of(own.recipe, prepared_of(own.recipe, progress), progress, probe=False))
+            plan = _plan_of(own.recipe, progress)
             refuse(plan, ())
         except LuthierError as error:
             errors[trial.name] = error
@@ -282,28 +281,13 @@ def _axes(loaded: LoadedRecipe, over: Sequence[str], progress: Progress) -> tupl
     from luthier.sweep.space import axis, levers
     from luthier.watch.rules import CODES
 
-    codes = dict(_findings(loaded, [text for text in over if "=" not in text], progress))
-    return tuple(
-        levers(text, [change for finding in codes[text] for change in finding.changes], alternatives=text in ALTERNATIVES | CODES)
-        if text in codes
-        else axis(text)
-        for text in over
-    )
+    codes = [text for text in over if "=" not in text]
+    found = offered(_plan_of(loaded.recipe, progress), codes) if codes else {}
+    return tuple(levers(text, found[text], alternatives=text in ALTERNATIVES | CODES) if text in found else axis(text) for text in over)
 
 
-def _findings(loaded: LoadedRecipe, codes: Sequence[str], progress: Progress) -> Iterator[tuple[str, list[Finding]]]:
-    """Of each code the findings that offer changes."""
+def _plan_of(recipe: Recipe, progress: Progress) -> Plan:
+    """What one will take, by what is known of these devices."""
     from luthier.plan.plan import make
-    from luthier.watch.seen import Seen
 
-    if not codes:
-        return
-    planned = make(facts_of(loaded.recipe, prepared_of(loaded.recipe, progress), progress, probe=False))
-    run = planned.facts.run
-    findings = planned.findings + (Seen(run=run).findings() if run != "none" else ())
-    for code in codes:
-        found = [finding for finding in findings if finding.code == code and finding.changes]
-        if not found:
-            known = ", ".join(dict.fromkeys(finding.code for finding in findings if finding.changes)) or "none"
-            raise UsageError(f"{code} is no finding here that offers changes", change=f"findings with changes: {known}")
-        yield code, found
+    return make(facts_of(recipe, prepared_of(recipe, progress), progress, probe=False))

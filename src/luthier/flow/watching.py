@@ -92,14 +92,6 @@ def series(name: str, before: Series | None = None) -> Series:
     return read_on(find(name).metrics, before or Series())
 
 
-def events(name: str) -> list[dict[str, object]]:
-    """All events of a run, the oldest first; lines that cannot be read are left out."""
-    from luthier.core import jsonl
-    from luthier.runs.store import find
-
-    return jsonl.salvage(find(name).events).records
-
-
 def logs(name: str, *, follow: bool = False) -> Iterator[str]:
     """What the processes of a run have printed, line by line, the name of its file before it where there are several.
 

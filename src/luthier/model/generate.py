@@ -1,8 +1,7 @@
 """Greedy answers from a model in this process: a Completer over the engine, which works as long as the call lasts."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +13,7 @@ from luthier.core.generation import Asked, Choices, Sampling, Token
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.choice import closed
 from luthier.model.decode import Decoder, active_adapter
+from luthier.model.shard import evaluating
 from luthier.plan.scoring import BATCH_TOKENS, SLOTS
 
 FREE: Choices = {}
@@ -60,15 +60,16 @@ class LocalCompleter:
         if not prompts:
             return []
         longest = max(map(len, prompts)) + max_new_tokens
+        adapter, stop_ids = active_adapter(self.model), frozenset(self.tokenizer.stop_ids)
         answers = [_Answer(began=time.perf_counter(), num_prompt_tokens=len(prompt)) for prompt in prompts]
-        with _evaluating(self.model):
+        with evaluating(self.model):
             decoder = Decoder(self.model, slots=SLOTS, max_length=longest, cache_tokens=self.batch_tokens, prefix_tokens=self.batch_tokens)
             for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
                 asked = Asked(
                     ids=tuple(prompts[row]),
                     sampling=Sampling(max_new_tokens=max_new_tokens),
-                    stop_ids=frozenset(self.tokenizer.stop_ids),
-                    adapter=active_adapter(self.model),
+                    stop_ids=stop_ids,
+                    adapter=adapter,
                     choices=choices,
                 )
                 decoder.submit(asked, answers[row])
@@ -138,15 +139,3 @@ class _Answer:
             first_token_seconds=self.times[0] - self.began,
             seconds=self.times[-1] - self.began,
         )
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel | PeftModel) -> Iterator[None]:
-    """Evaluation mode; afterwards every module is in the mode it was in, so a training loop may ask for answers between two steps."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

@@ -79,10 +79,8 @@ def load_model(
     if model.quantization != "none" or axis.size > 1:
         options["quantization_config"] = Bits(kind=model.quantization, double_quant=model.double_quant, dtype=dtype, axis=axis)
     if memory:
-        options |= {
-            "device_map": "auto",
-            "max_memory": dict(memory),
-        }  # accelerate's: as much on each, weights by the bytes they are stored in
+        # accelerate's: as much on each, weights by the bytes they are stored in
+        options |= {"device_map": "auto", "max_memory": dict(memory)}
     elif device.type != "cpu":
         options["device_map"] = {"": device}
     try:

@@ -72,10 +72,6 @@ class Prefixes:
             start += BLOCK
         return start
 
-    def clear(self) -> None:
-        """Keep nothing."""
-        self._blocks.clear()
-
     def _use(self, keys: Sequence[tuple[int | str, tuple[int, ...]]]) -> None:
         for key in reversed(keys):
             self._blocks.move_to_end(key)

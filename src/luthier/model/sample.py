@@ -72,7 +72,7 @@ def _drawn(logits_SV: Tensor, asked: Sequence[Asked], places: Sequence[int]) -> 
     def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=logits_SV.device)[:, None]
 
-    temperature_S1, top_p_S1 = (column([getattr(one.sampling, name) for one in asked]) for name in ("temperature", "top_p"))
+    temperature_S1, top_p_S1 = column([one.sampling.temperature for one in asked]), column([one.sampling.top_p for one in asked])
     share_S1 = column([uniform(one.sampling.seed, place) for one, place in zip(asked, places, strict=True)])
     # below the least float32, or far above the largest quotient, there would be no number: so cold, the likeliest is all there is
     colder_SV = (logits_SV - logits_SV.amax(-1, keepdim=True)) / temperature_S1.float().clamp_min(torch.finfo(torch.float32).tiny)

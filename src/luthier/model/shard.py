@@ -93,17 +93,18 @@ def whole(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """In evaluation mode and without gradients; then in the mode that it was in, and nothing is whole that is divided.
+    """In evaluation mode and without gradients; then each module in the mode that it was in, and nothing is whole that is divided.
 
     Not torch's inference mode: its tensors could not be trained with, where weights are put together in it for the first time.
     """
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module in training:
+            module.training = True
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # or it would go on with these weights when others are loaded

@@ -202,7 +202,7 @@ class Slots(Cache):  # type: ignore[misc]
 
     def aim(self, chunk: Chunk, device: torch.device) -> tuple[Tensor, Tensor]:
         """Before a pass: its ids and positions [B, Q]."""
-        ids_BQ, positions_BQ, places_BQ = (torch.tensor(rows, device=device) for rows in zip(*self._rows(chunk, chunk.width), strict=True))
+        ids_BQ, positions_BQ, places_BQ = (torch.tensor(rows, device=device) for rows in zip(*self._rows(chunk), strict=True))
         self.aimed_at, self.places_T = (chunk.start, chunk.stop, chunk.length), places_BQ.flatten()
         for layer in self.layers:
             if isinstance(layer, StateSlots):
@@ -220,8 +220,9 @@ class Slots(Cache):  # type: ignore[misc]
             for kind, some in hidden.items()
         }
 
-    def _rows(self, chunk: Chunk, width: int) -> Iterator[tuple[list[int], list[int], list[int]]]:
+    def _rows(self, chunk: Chunk) -> Iterator[tuple[list[int], list[int], list[int]]]:
         """Ids, positions and places of each row; padding before its tokens, at position 0 and its next token's place."""
+        width = chunk.width
         for row, (ids, done) in enumerate(zip(chunk.ids, chunk.done, strict=True), chunk.start):
             padding, end = width - len(ids), done + len(ids)
             first = row * self.length

@@ -8,6 +8,12 @@ DEMO = "demo"
 """The name of the tiny base that the package carries."""
 
 
+def base_name(base: str) -> str:
+    """What a model without adapters is asked by: its hub id, `demo`, or its folder's name."""
+    folder = Path(base).expanduser()
+    return folder.absolute().name if folder.is_dir() else base
+
+
 def base_location(base: str) -> str:
     """What transformers can load: the shipped folder for `demo`, an existing folder's absolute path, else the hub id unchanged.
 

@@ -1,6 +1,7 @@
 """Every knob of Luthier, in one place. A field's docstring is its reference page and its help text."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -41,6 +42,10 @@ class Model(Section):
     """`auto`: the tokenizer's own; else a file with a Jinja template, saved with the adapter."""
     trust_remote_code: bool = False
     """Let the model's repository run its own code. Only for repositories you have read."""
+
+    def in_folder(self, folder: Path) -> Self:
+        """The same with weights and tokenizer from a folder."""
+        return self.model_copy(update={"base": str(folder.absolute()), "revision": "main"})
 
 
 class Lora(Section):

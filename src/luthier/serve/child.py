@@ -6,7 +6,6 @@ Light: only its command is known here, not what it serves.
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,9 +15,9 @@ from pathlib import Path
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
 
-from luthier.core.errors import RunError, UsageError
+from luthier.core.errors import RunError
 from luthier.core.redact import redact
-from luthier.serve.listen import HERE
+from luthier.serve.listen import HERE, opened
 
 SECONDS_TO_BEGIN = 1800.0
 """As a rank may take to load: a base of 140 GB comes over the network at 100 MB/s in 1,400 s."""
@@ -34,13 +33,7 @@ DEATH_SIGNAL = 1
 
 def free_port(port: int) -> int:
     """The port, which nobody has, or, for 0, one; raises UsageError where another program answers there already."""
-    with socket.socket() as found:
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            found.bind((HERE, port))
-        except OSError as error:
-            change = "set serving.port to another, or to 0 for one that is free"
-            raise UsageError(f"port {port} cannot be had: {error.strerror}", change=change) from error
+    with opened(HERE, port) as found:
         return int(found.getsockname()[1])
 
 

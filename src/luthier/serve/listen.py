@@ -25,7 +25,7 @@ class Listening:
             change = "pip install -c constraints.txt 'luthier[web]'"
             raise UsageError(f"a server needs the extra `web` ({error.name} is not installed)", change=change) from error
         self._uvicorn = uvicorn
-        self._socket = _opened(host, port)
+        self._socket = opened(host, port)
         self.port: int = self._socket.getsockname()[1]
         self.over = False
         """Whether it answers nothing new any more; what streams for ever looks here."""
@@ -51,7 +51,8 @@ class Listening:
             self._socket.close()
 
 
-def _opened(host: str, port: int) -> socket.socket:
+def opened(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 is one that is free. Raises UsageError where it cannot be had."""
     found = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -59,6 +60,6 @@ def _opened(host: str, port: int) -> socket.socket:
     except OSError as error:
         found.close()
         change = "take another, or 0 for one that is free"
-        raise UsageError(f"port {port} of {host} cannot be had: {error.strerror or error}", change=change) from error
+        raise UsageError(f"port {port} cannot be had on {host}: {error.strerror or error}", change=change) from error
     found.listen()
     return found

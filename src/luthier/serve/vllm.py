@@ -12,6 +12,7 @@ from typing import Any, Literal
 from luthier.core.errors import UsageError
 from luthier.data.repository import Repository, read_json
 from luthier.plan.serving import VLLM_RANKS, answerable
+from luthier.recipe.base import base_name
 from luthier.recipe.options import VllmOptions
 from luthier.recipe.schema import Model, Recipe
 from luthier.recipe.serving import Serving
@@ -132,7 +133,7 @@ def of_adapter(run: RunFolder, recipe: Recipe, repository: Repository, dtype: st
     plain = recipe.model.quantization != "none" and word in ("auto", "none")
     return Served(
         model=repository.location,
-        name=_name(recipe.model.base),
+        name=base_name(recipe.model.base),
         revision=repository.revision,
         dtype=dtype,
         max_model_len=_longest(run, recipe, repository),
@@ -166,7 +167,7 @@ def of_model(model: Model, serving: Serving, repository: Repository) -> Served:
     """A model as its files have it: its template, its stop ids, the bits that its config.json tells of."""
     return Served(
         model=repository.location,
-        name=_name(model.base),
+        name=base_name(model.base),
         revision=repository.revision,
         dtype=model.dtype,
         max_model_len=serving.max_model_len,
@@ -229,8 +230,3 @@ def _longest(run: RunFolder, recipe: Recipe, repository: Repository) -> int:
     config = repository.json("config.json")
     longest = answerable(recipe, DataSummary.read(run.data).max_length)
     return min(int({**config, **config.get("text_config", {})}.get("max_position_embeddings", longest)), longest)
-
-
-def _name(base: str) -> str:
-    """A hub's name whole; of a folder its last part."""
-    return Path(base).name if os.path.isdir(base) else base

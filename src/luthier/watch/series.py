@@ -12,7 +12,6 @@ a Xeon).
 import functools
 import json
 import math
-import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -22,6 +21,8 @@ from typing import BinaryIO, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+
+from luthier.core.jsonl import ReadSoFar, opened_behind
 
 Floats = npt.NDArray[np.float64]
 Column = Literal[
@@ -100,17 +101,13 @@ class Lines:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Series:
+class Series(ReadSoFar):
     """All that a run's metrics.jsonl holds so far."""
 
     train: Lines = field(default_factory=Lines)
     validation: Lines = field(default_factory=Lines)
     num_damaged: int = 0
     """Lines that are no records; they are passed over."""
-    offset: int = 0
-    """Bytes read, all of them whole lines."""
-    file: tuple[int, int] | Literal["none"] = "none"
-    """Device and inode: a resumed run writes its metrics anew, without what it computes again."""
 
     @property
     def behind(self) -> "Series":
@@ -126,15 +123,10 @@ def read(path: Path) -> Series:
 def read_on(path: Path, series: Series) -> Series:
     """The series with what was appended to its file since; all of it anew where another file has taken its place."""
     try:
-        file = path.open("rb")
+        with opened_behind(path, series) as (file, series):
+            return _with(series, _blocks(file))
     except FileNotFoundError:
         return Series()
-    with file:
-        found = os.fstat(file.fileno())
-        if (found.st_dev, found.st_ino) != series.file or found.st_size < series.offset:
-            series = Series(file=(found.st_dev, found.st_ino))
-        file.seek(series.offset)
-        return _with(series, _blocks(file))
 
 
 def _blocks(file: BinaryIO) -> Iterator[list[bytes]]:
