@@ -1,4 +1,7 @@
-"""Budgets of the recipe: at most 110 fields, 15 in a section, each with its docstring, and a reference that says what the schema says."""
+"""Budgets of the recipe: at most 110 knobs, 15 fields in a section, each with its docstring, and a reference that is the schema's.
+
+A knob is what has a value of its own; where a section stands (`model`, `data.sources`) there is none (docs/notes/design-changes.md).
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +24,10 @@ def test_a_section_has_at_most_15_fields() -> None:
 
 
 def test_the_recipe_has_at_most_110_fields() -> None:
-    number = sum(len(section.fields) for _, section in sections(fields.root()))
-    assert 50 < number <= 110
+    every = [field for _, section in sections(fields.root()) for field in section.fields]
+    holders = [field for field in every if field.fields or (field.item and field.item.fields)]
+    assert {"model", "lora", "sources", "tasks", "rl"} <= {field.name for field in holders}
+    assert 50 < len(every) - len(holders) <= 110
 
 
 def test_every_field_has_a_docstring() -> None:

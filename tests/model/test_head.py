@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from luthier.model import head
-from luthier.model.head import halves, nll_sum
+from luthier.model.head import halves, nll
 from tests.model.zoo import FAMILIES, FOREIGN, adapted, tiny
 
 N, D, V = 53, 24, 70
@@ -26,6 +26,10 @@ def problem(dtype: torch.dtype = torch.float32) -> Problem:
 
 def whole(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
     return (F.cross_entropy(hidden_ND @ weight_VD.T, targets_N, reduction="none") * counts_N).sum()
+
+
+def nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
+    return (nll(hidden_ND, weight_VD, targets_N) * counts_N).sum()
 
 
 @pytest.fixture(params=[1, 20, 10**6])

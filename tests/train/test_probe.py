@@ -18,7 +18,7 @@ from luthier.plan.shape import ModelShape, known_config, shape_of
 from luthier.recipe.schema import Lora
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 from luthier.train import probe as probing
-from luthier.train.probe import CannotProbe, Part, Trial, probe, rate_of, slices_of, write_rows
+from luthier.train.probe import CannotProbe, Part, Trial, probe, random_rows, rate_of, slices_of
 from luthier.train.slices import fill, sliced, text_config
 from tests.model.zoo import tiny
 from tests.train.workshop import ragged_rows, stored
@@ -161,7 +161,7 @@ def test_too_little_memory_for_the_slices_is_said_before_they_are_made(tmp_path:
         probe(trial(tmp_path, config()))
 
 
-def test_rows_that_are_only_stated_are_as_long_as_stated(tmp_path: Path) -> None:
+def test_rows_that_are_only_stated_are_as_long_as_stated() -> None:
     stated = Extent(rows=5, tokens=500, supervised=100, places=500, needed=100, targets=100, pairs=25_250, longest=100)
-    rows = write_rows(stated, 96, tmp_path)
+    rows = random_rows(stated, 96)
     assert extents(rows, np.arange(5), MicroBatchSize(rows=5, tokens=500, packing="bins")) == (stated,)

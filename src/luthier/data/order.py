@@ -6,7 +6,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from luthier.data.store import TokenRows
+from luthier.data.store import Rows
 from luthier.runs.workload import MicroBatchSize
 
 Indices = npt.NDArray[np.int64]
@@ -15,7 +15,7 @@ VALIDATED_AT_ONCE = 256
 
 
 @lru_cache(maxsize=2)  # an epoch's steps ask for the same order: sorting 100,000 rows takes 8 ms
-def epoch_order(seed: int, epoch: int, rows: TokenRows) -> Indices:
+def epoch_order(seed: int, epoch: int, rows: Rows) -> Indices:
     """The rows of an epoch (from 0) in the order they are trained on; the same on every machine and version of numpy.
 
     Examples are sorted by a random key of Philox, whose raw stream numpy guarantees, as it does not for `permutation`. The rows of one
@@ -27,14 +27,14 @@ def epoch_order(seed: int, epoch: int, rows: TokenRows) -> Indices:
     return order
 
 
-def rows_of_step(step: int, rows_per_step: int, seed: int, rows: TokenRows) -> Indices:
+def rows_of_step(step: int, rows_per_step: int, seed: int, rows: Rows) -> Indices:
     """The rows of a step (from 1); an epoch's last step has what is left."""
     epoch, step_of_epoch = divmod(step - 1, -(-len(rows) // rows_per_step))
     start = step_of_epoch * rows_per_step
     return epoch_order(seed, epoch, rows)[start : start + rows_per_step]
 
 
-def rank_shares(rows: TokenRows, indices: Indices, num_ranks: int) -> list[Indices]:
+def rank_shares(rows: Rows, indices: Indices, num_ranks: int) -> list[Indices]:
     """These rows divided among the ranks, with like numbers of tokens; a rank may have none.
 
     The rows of one example stay together, for they begin alike; only an example of more tokens than a rank's even share is cut. Then the
@@ -61,7 +61,7 @@ def rank_shares(rows: TokenRows, indices: Indices, num_ranks: int) -> list[Indic
     return [indices[sorted(places)] for places in taken]
 
 
-def validated_together(rows: TokenRows) -> Iterator[Indices]:
+def validated_together(rows: Rows) -> Iterator[Indices]:
     """The rows of a split in parts that are divided into micro batches: enough to share prefixes, few enough to divide in milliseconds."""
     for start in range(0, len(rows), VALIDATED_AT_ONCE):
         yield np.arange(start, min(start + VALIDATED_AT_ONCE, len(rows)))

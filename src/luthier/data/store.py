@@ -6,11 +6,11 @@ SPLIT.example.npy (int64, the line of SPLIT.jsonl from 0 that a row was rendered
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,50 @@ class TokenRow:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Rows(Hashable, Protocol):
+    """Token rows, with what is known of them all: what steps, ranks and micro batches are divided by."""
+
+    @property
+    def example_index(self) -> npt.NDArray[np.int64]:
+        """Row → which example it is of; those of one begin alike."""
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each row."""
+
+    @property
+    def num_supervised(self) -> npt.NDArray[np.int32]:
+        """Supervised tokens of each row."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> TokenRow: ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldRows:
+    """Rows in memory."""
+
+    rows: Sequence[TokenRow]
+    example_index: npt.NDArray[np.int64]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int32]:
+        """Tokens of each row."""
+        return np.array([len(row) for row in self.rows], np.int32)
+
+    @property
+    def num_supervised(self) -> npt.NDArray[np.int32]:
+        """Supervised tokens of each row."""
+        return np.array([row.supervised.sum() for row in self.rows], np.int32)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> TokenRow:
+        return self.rows[index]
 
 
 class TokenRows(Sequence[TokenRow]):

@@ -8,7 +8,7 @@ import numpy as np
 
 from luthier.data.order import Indices, epoch_order, padded_batches, rank_shares, rows_of_step, validated_together
 from luthier.data.pack import Pack, bins, shared_share, trees
-from luthier.data.store import Prepared, TokenRows
+from luthier.data.store import Prepared, Rows
 from luthier.runs.workload import Extent, MicroBatchSize, Survey
 
 ROWS_SAMPLED = 512
@@ -23,8 +23,8 @@ EPOCHS_SEARCHED, STEPS_SEARCHED = 4, 2_000
 class PreparedWorkload:
     """Prepared training and validation rows, in the order that `seed` gives them in steps of `global_batch_size`."""
 
-    train: TokenRows
-    validation: TokenRows
+    train: Rows
+    validation: Rows
     seed: int
     global_batch_size: int
 
@@ -114,7 +114,7 @@ class PreparedWorkload:
         return sum(share * num for share, num in zip(shares, tokens, strict=True)) / sum(tokens)
 
 
-def extents(rows: TokenRows, indices: Indices, size: MicroBatchSize) -> tuple[Extent, ...]:
+def extents(rows: Rows, indices: Indices, size: MicroBatchSize) -> tuple[Extent, ...]:
     """Those of the micro batches that these rows make, the largest first."""
     if size.packing == "off":
         padded = (_padded(rows, part) for part in padded_batches(indices, rows.lengths, size))
@@ -124,16 +124,16 @@ def extents(rows: TokenRows, indices: Indices, size: MicroBatchSize) -> tuple[Ex
     return tuple(sorted(map(_packed, packs), key=lambda extent: -extent.places))
 
 
-def _shares(rows: TokenRows, taken: Iterable[Indices], replicas: int) -> Iterator[Indices]:
+def _shares(rows: Rows, taken: Iterable[Indices], replicas: int) -> Iterator[Indices]:
     """Every replica's share of each of these, where it has one."""
     yield from (share for indices in taken for share in rank_shares(rows, indices, replicas) if len(share))
 
 
-def _padded_places(rows: TokenRows, indices: Indices, size: MicroBatchSize) -> int:
+def _padded_places(rows: Rows, indices: Indices, size: MicroBatchSize) -> int:
     return max(len(part) * int(rows.lengths[part[0]]) for part in padded_batches(indices, rows.lengths, size))
 
 
-def _padded(rows: TokenRows, part: Indices) -> Extent:
+def _padded(rows: Rows, part: Indices) -> Extent:
     longest, targets = int(rows.lengths[part].max()), int(rows.num_supervised[part].sum())
     return Extent(
         rows=len(part),

@@ -204,7 +204,7 @@ def _with_bandwidth(device: Device, recipe: Recipe, host: Hardware, probe: Progr
         return device
     threads = rates.threads_here(host)
     found = rates.known_bandwidth(device.name, threads)
-    if not found and probe != "as known" and (waits_for_memory(recipe) or recipe.checkpoints.best_by != "loss"):
+    if not found and probe != "as known" and (waits_for_memory(recipe) or recipe.best_by != "loss"):
         from luthier.train.bandwidth import memory_bandwidth
 
         found = memory_bandwidth(threads)

@@ -51,7 +51,7 @@ class _Planned:
         from luthier.sweep.standing import standing
 
         run = of_recipe(self.loaded.recipe.name, self.loaded.text)
-        by = self.loaded.recipe.checkpoints.best_by
+        by = self.loaded.recipe.best_by
         return None if run == "none" else standing(run, self.plan.steps, by, keeps_best=self.plan.ending.best)
 
 
@@ -247,7 +247,7 @@ def _planned(loaded: LoadedRecipe, trials: Sequence[Trial], asked: Asked, progre
 
 def _refuse_what_cannot_be_judged(planned: Sequence[_Planned], asked: Asked) -> None:
     """Raise UsageError where trials have nothing to be judged by, not the same, or no price where money is to bound them."""
-    by = {each.loaded.recipe.checkpoints.best_by for each in planned}
+    by = {each.loaded.recipe.best_by for each in planned}
     if len(by) > 1:
         raise UsageError(f"trials would be judged by {' and by '.join(sorted(by))}", change="leave checkpoints.best_by out of the sweep")
     if any(not each.plan.steps.evaluations for each in planned):

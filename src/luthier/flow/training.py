@@ -209,7 +209,7 @@ class _Scoring:
         from luthier.evaluate.task import evaluate_task
         from luthier.model.generate import LocalCompleter
 
-        name = self.recipe.checkpoints.best_by.partition(".")[0]
+        name = self.recipe.best_by.partition(".")[0]
         task = next(task for task in self.recipe.evaluation.tasks if task.name == name).model_copy(update={"split": "validation"})
         own = LocalCompleter(model, self.tokenizer)
         completer = SharedCompleter(own=own, ranks=self.ranks) if self.ranks.each_whole else own

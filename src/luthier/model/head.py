@@ -51,43 +51,32 @@ def halves(model: nn.Module) -> Halves | None:
     return Halves(base=base, decoder=base.get_decoder(), head=head)
 
 
-def nll_sum(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
-    """Σ counts · -log softmax(hidden weightᵀ)[target], in float32; `weight_VD` is frozen."""
-    return _HeadLoss.apply(hidden_ND, weight_VD, targets_N, counts_N)  # type: ignore[no-any-return, no-untyped-call]
-
-
 def nll(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-    """-log softmax(hidden weightᵀ)[target] of each, in float32, without a gradient."""
-    rows, ones_N = _rows_at_once(weight_VD), torch.ones_like(targets_N)
-    parts = [slice(start, start + rows) for start in range(0, len(hidden_ND), rows)]
-    return torch.cat(
-        [
-            targets_N.new_zeros(0, dtype=torch.float32),
-            *(cross_entropy_(hidden_ND[part] @ weight_VD.T, targets_N[part], ones_N[part]) for part in parts),
-        ]
-    )
+    """-log softmax(hidden weightᵀ)[target] of each [N], in float32; `weight_VD` is frozen."""
+    return _HeadLoss.apply(hidden_ND, weight_VD, targets_N)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, counts_N: Tensor) -> Tensor:
-        rows = _rows_at_once(weight_VD)
-        d_hidden_ND = torch.empty_like(hidden_ND)
-        total = torch.zeros((), device=hidden_ND.device)
+    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+        rows, ones_N = _rows_at_once(weight_VD), torch.ones_like(targets_N)
+        wanted = ctx.needs_input_grad[0]
+        d_hidden_ND = torch.empty_like(hidden_ND) if wanted else hidden_ND[:0]
+        losses_N = torch.empty(len(hidden_ND), device=hidden_ND.device)
         for start in range(0, len(hidden_ND), rows):
             part = slice(start, start + rows)
             logits_NV = hidden_ND[part] @ weight_VD.T
-            total += cross_entropy_(logits_NV, targets_N[part], counts_N[part]).sum()
-            if ctx.needs_input_grad[0]:
+            losses_N[part] = cross_entropy_(logits_NV, targets_N[part], ones_N[part])
+            if wanted:
                 torch.mm(logits_NV, weight_VD, out=d_hidden_ND[part])
         ctx.save_for_backward(d_hidden_ND)
-        return total
+        return losses_N
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (d_hidden_ND,) = ctx.saved_tensors
-        return d_hidden_ND * grad.to(d_hidden_ND.dtype), None, None, None
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor | None, ...]:
+        (d_hidden_ND,) = ctx.saved_tensors  # of each target's own loss: no other depends on its hidden state
+        return d_hidden_ND * grad_N[:, None].to(d_hidden_ND.dtype), None, None
 
 
 def _rows_at_once(weight_VD: Tensor) -> int:

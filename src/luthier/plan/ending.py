@@ -27,7 +27,7 @@ def resolve_ending(checkpoints: Checkpoints, validation_rows: int) -> Ending:
     if not validation_rows:
         wishes = {
             "checkpoints.final": checkpoints.final == "best",
-            "checkpoints.best_by": checkpoints.best_by != "loss",
+            "checkpoints.best_by": checkpoints.best_by not in ("auto", "loss"),
             "checkpoints.early_stopping_patience": isinstance(checkpoints.early_stopping_patience, int),
         }
         for path in (path for path, wished in wishes.items() if wished):

@@ -18,6 +18,7 @@ from luthier.plan.serving import serving_needs
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
 from luthier.plan.speed import Range, Rate
+from luthier.recipe.rl import REWARD
 from luthier.recipe.schema import Recipe
 from luthier.runs.summary import DataSummary
 from luthier.runs.workload import Survey
@@ -49,25 +50,30 @@ class Asked:
     answer_tokens: float
     """Of the data's own answers, on average."""
     most_tokens: int
-    """That the task lets an answer have."""
+    """That an answer may have."""
 
 
 def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], survey: Survey) -> Asked | Literal["nothing"]:
     """The rows that decide which checkpoint is best; nothing where the loss does, or nothing is validated."""
-    by = recipe.checkpoints.best_by
+    by = recipe.best_by
     surveyed = sum(extent.rows for extent in survey.validation)
     if by == "loss" or not surveyed:
         return "nothing"
-    task = next(task for task in recipe.evaluation.tasks if task.name == by.partition(".")[0])
+    limit: int | Literal["all"] = "all"
+    if recipe.rl != "none" and by == REWARD:
+        most = recipe.rl.max_new_tokens
+    else:
+        task = next(task for task in recipe.evaluation.tasks if task.name == by.partition(".")[0])
+        limit, most = task.limit, task.max_new_tokens
     sums = (sum(found) / surveyed for found in zip(*((one.tokens, one.places, one.supervised) for one in survey.validation), strict=True))
     tokens, places, answer = sums
     rows = round(surveyed / survey.validation_share)
     if data != "stated" and (split := data.splits.get("validation")) and split.answers:
         rows, answer = split.examples, split.supervised_tokens / split.answers
-    limited = rows if task.limit == "all" else min(rows, task.limit)
+    limited = rows if limit == "all" else min(rows, limit)
     prompt = max(0.0, tokens - answer)
     shared = min(prompt, max(0.0, tokens - places))
-    return Asked(rows=limited, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=task.max_new_tokens)
+    return Asked(rows=limited, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=most)
 
 
 def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, bandwidth: float) -> Range:

@@ -62,4 +62,10 @@ FOREIGN = {
     "load_best_model_at_end": "checkpoints.final",
     "metric_for_best_model": "checkpoints.best_by",
     "early_stopping_threshold": "checkpoints.early_stopping_min_delta",
+    "reward_funcs": "rl.rewards",
+    "num_generations": "rl.group_size",
+    "max_completion_length": "rl.max_new_tokens",
+    "num_iterations": "rl.updates",
+    "epsilon": "rl.clip",
+    "beta": "rl.kl",
 }

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from luthier.recipe.proof import BOUND, JUDGED, PEOPLE, Decision, Evaluation, Review
+from luthier.recipe.rl import REWARD, Rl
 from luthier.recipe.section import PositiveInt, Scalar, Section
 from luthier.recipe.serving import Serving
 from luthier.recipe.tracking import Tracking
@@ -206,8 +207,9 @@ class Checkpoints(Section):
     """Newest checkpoints to keep; the best one is kept besides."""
     final: Literal["auto", "best", "last"] = "auto"
     """The checkpoint that becomes `adapter/`; `auto`: the best where there are validation rows, else the last."""
-    best_by: str = "loss"
-    """`loss` (validation), or `TASK.metric` of an evaluation task on validation rows."""
+    best_by: str = "auto"
+    """`loss` (validation), `reward` (of a recipe with `rl`), or `TASK.metric` of an evaluation task, on validation rows. `auto`: `reward`
+    where there is one, else `loss`."""
     early_stopping_patience: PositiveInt | Literal["auto", "off"] = "auto"
     """Stop after so many validations without a new best; `auto`: 3 where there are validation rows."""
     early_stopping_min_delta: Annotated[float, Field(ge=0)] = 0.0
@@ -307,11 +309,34 @@ class Recipe(Section):
     """The lookers-on."""
     launch: Launch = Launch()
     """The machine."""
+    rl: Rl | Literal["none"] = "none"
+    """The rewards; `none`: it learns from the answers in `data`."""
+
+    @property
+    def best_by(self) -> str:
+        """`checkpoints.best_by`, resolved."""
+        own = "loss" if self.rl == "none" else REWARD
+        return own if self.checkpoints.best_by == "auto" else self.checkpoints.best_by
 
     @property
     def asks_people(self) -> bool:
         """Whether a decision waits for what people say."""
         return bool(self.review.required) or self.decision.bounds_people
+
+    @model_validator(mode="after")
+    def _groups_are_whole(self) -> Self:
+        if self.rl == "none":
+            return self
+        if self.training.global_batch_size % self.rl.group_size:
+            raise ValueError(
+                f"training.global_batch_size is {self.training.global_batch_size}, which groups of {self.rl.group_size} answers"
+                " (rl.group_size) do not fill evenly"
+            )
+        if self.rl.kl and self.lora == "none":
+            raise ValueError("rl.kl holds the model to the one it begins with, of which only an adapter's numbers are kept: use `lora`")
+        if self.rl.by_server and self.lora == "none":
+            raise ValueError("rl.sampler is a server, which can be given an adapter, and no whole model: use `lora`")
+        return self
 
     @model_validator(mode="after")
     def _quantised_weights_are_frozen(self) -> Self:
@@ -332,8 +357,8 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:
         tasks = (task for task in self.evaluation.tasks if not task.data and task.scorer != "judge")
-        measured = ["loss", *(f"{task.name}.{metric_name(task.scorer)}" for task in tasks)]
-        if self.checkpoints.best_by not in measured:
+        measured = ["loss" if self.rl == "none" else REWARD, *(f"{task.name}.{metric_name(task.scorer)}" for task in tasks)]
+        if self.best_by not in measured:
             raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")
         return self
 

@@ -1,17 +1,17 @@
 """Micro batches: rows side by side, padded, or as one pack.  B = rows, T = positions, A = B·T, N = targets."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.data.order import Indices, padded_batches
 from luthier.data.pack import Pack, bins, row_keys, trees
-from luthier.data.store import TokenRow, TokenRows
+from luthier.data.store import Rows, TokenRow
 from luthier.model import attention
 from luthier.model.attention import Tree
 from luthier.runs.workload import MicroBatchSize
@@ -46,6 +46,8 @@ class MicroBatch:
     """… and which of the N it is; both lie on the host, for validation only."""
     hidden_BTD: Tensor | None = None
     """What the stages before this one have made of the ids, with which it goes on."""
+    objective: Callable[[nn.Module, "MicroBatch"], Tensor] | None = None
+    """A model's loss on it, summed over the supervised tokens; none of its own: how unlikely they are (`luthier.train.objective`)."""
 
     @property
     def sources_N(self) -> Tensor:
@@ -65,7 +67,7 @@ class MicroBatch:
         return {} if self.tree is None or self.ids_BT.is_cuda else {"needed_S": self.needed_S}
 
 
-def micro_batches(rows: TokenRows, indices: Indices, size: MicroBatchSize, device: torch.device) -> list[MicroBatch]:
+def micro_batches(rows: Rows, indices: Indices, size: MicroBatchSize, device: torch.device) -> list[MicroBatch]:
     """These rows divided as `size` says, the largest micro batch first, so that too little memory shows at once.
 
     The loss is a sum, dropout goes by token: neither order nor division changes the update.

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from luthier.data.order import Indices, epoch_order
-from luthier.data.store import TokenRows
+from luthier.data.store import Rows
 from luthier.plan.speed import Range, Time, steps_saved
 from luthier.plan.steps import Steps
 from luthier.runs.rates import FEWEST_STEPS, Circumstances, Measured
@@ -63,7 +63,7 @@ class Forecast:
     """Of a step, on average."""
 
 
-def schedule_of(rows: TokenRows, steps: Steps, seed: int, planned: Time) -> Schedule:
+def schedule_of(rows: Rows, steps: Steps, seed: int, planned: Time) -> Schedule:
     """The schedule of a run over these rows, with the plan's times until there are measured ones."""
     saves = steps_saved(steps)
     return Schedule(
@@ -77,7 +77,7 @@ def schedule_of(rows: TokenRows, steps: Steps, seed: int, planned: Time) -> Sche
     )
 
 
-def step_tokens(rows: TokenRows, steps: Steps, seed: int) -> Indices:
+def step_tokens(rows: Rows, steps: Steps, seed: int) -> Indices:
     """Tokens of each step's rows, from step 1."""
     starts = np.arange(0, len(rows), steps.global_batch_size)
     epochs = range(math.ceil(steps.total / len(starts)))

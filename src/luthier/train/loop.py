@@ -218,11 +218,11 @@ def _evaluate(loop: Loop, state: State) -> State:
         loop.folder.metric(asdict(line))
         loop.folder.event("nonfinite", step=state.step, of="validation")
         raise NonFiniteError(f"the validation loss is {found.loss}", where=f"step {state.step}", change="lower training.learning_rate")
-    value = found.loss if loop.recipe.checkpoints.best_by == "loss" else _scored(loop, state.step)
+    value = found.loss if loop.recipe.best_by == "loss" else _scored(loop, state.step)
     loop.folder.metric(asdict(line))
     loop.clock.note("validation", state.step, watch.seconds)
     checkpoints = loop.recipe.checkpoints
-    sign = 1 if checkpoints.best_by == "loss" else -1  # a loss is better when lower, a metric when higher
+    sign = 1 if loop.recipe.best_by == "loss" else -1  # a loss is better when lower, a metric when higher
     best = state.best is None or sign * (state.best.value - value) > checkpoints.early_stopping_min_delta
     loop.progress.say(f"step {state.step}: validation loss {found.loss:.4f}" + (", the best so far" if best else ""))
     if best:
@@ -238,7 +238,7 @@ def _evaluate(loop: Loop, state: State) -> State:
 
 def _scored(loop: Loop, step: int) -> float:
     """The task's metric that decides which checkpoint is best."""
-    by = loop.recipe.checkpoints.best_by
+    by = loop.recipe.best_by
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
         scores = loop.ranks.same(_scores(loop, step)) if loop.ranks.each_whole else _together(loop, step)

@@ -16,35 +16,26 @@ from luthier.train.batch import MicroBatch
 
 
 def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Summed negative log-likelihood of the supervised tokens, in float32; the caller divides by the count of all of a step.
+    """Summed negative log-likelihood of the supervised tokens, in float32; the caller divides by the count of all of a step."""
+    return (nll(model, batch) * batch.counts_N).sum()
+
+
+def nll(model: nn.Module, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
+    """Negative log-likelihood [N] of each target, once however many rows it counts for, in float32; logits are over `temperature`.
 
     Where logits are just the product of hidden states and a frozen head, they are made in chunks together with their gradient.
     """
     halves = head.halves(model)
     if halves is None:
-        nll_N = F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="none")
-        return (nll_N * batch.counts_N).sum()
-    return within(halves.base, functools.partial(_nll_sum, halves, batch))
+        logits_NV = logits_at_targets(model, batch).float()
+        return F.cross_entropy(logits_NV if temperature == 1 else logits_NV / temperature, batch.targets_N, reduction="none")
+    return within(halves.base, functools.partial(_nll, halves, batch, temperature))
 
 
-def nll(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Negative log-likelihood [N] of each target, once however many rows it counts for, in float32; to be called without gradients."""
-    halves = head.halves(model)
-    if halves is None:
-        return F.cross_entropy(logits_at_targets(model, batch).float(), batch.targets_N, reduction="none")
-    return within(halves.base, functools.partial(_nll, halves, batch))
-
-
-def _nll_sum(halves: head.Halves, batch: MicroBatch) -> Tensor:
+def _nll(halves: head.Halves, batch: MicroBatch, temperature: float) -> Tensor:
     hidden_ND = _hidden_at_targets(halves, batch)
     with whole(halves.head):
-        return head.nll_sum(hidden_ND, halves.weight_VD, batch.targets_N, batch.counts_N)
-
-
-def _nll(halves: head.Halves, batch: MicroBatch) -> Tensor:
-    hidden_ND = _hidden_at_targets(halves, batch)
-    with whole(halves.head):
-        return head.nll(hidden_ND, halves.weight_VD, batch.targets_N)
+        return head.nll(hidden_ND if temperature == 1 else hidden_ND / temperature, halves.weight_VD, batch.targets_N)
 
 
 def _hidden_at_targets(halves: head.Halves, batch: MicroBatch) -> Tensor:

@@ -131,7 +131,7 @@ class _Step:
                 given = hidden_states(self.model, **batch.inputs())
                 self.flying[index] = hidden_BTD, given
                 return given.detach()
-            loss = nll_sum(self.model, batch) / self.num_targets
+            loss = (batch.objective or nll_sum)(self.model, batch) / self.num_targets
         self.flying[index] = hidden_BTD, self.precision.scaler.scale(loss)
         self.loss += loss.detach()
         return None

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from luthier.core.errors import LuthierError
 from luthier.core.hardware import free_memory_bytes
 from luthier.data.order import Indices
-from luthier.data.store import RowWriter, TokenRow, TokenRows
+from luthier.data.store import HeldRows, Rows, TokenRow
 from luthier.data.survey import extents
 from luthier.model.adapt import add_lora, base_of
 from luthier.model.fuse import Fusion, fuse
@@ -69,7 +68,7 @@ class Trial:
 
     config: Mapping[str, Any]
     setup: Setup
-    rows: TokenRows
+    rows: Rows
     taken: Indices
     """Of the rows: one step's."""
     circumstances: Circumstances
@@ -135,15 +134,13 @@ def probe(trial: Trial, seconds: float = SECONDS) -> Measured:
     )
 
 
-def write_rows(extent: Extent, vocabulary: int, folder: Path) -> TokenRows:
+def random_rows(extent: Extent, vocabulary: int) -> HeldRows:
     """Rows of random tokens as they are stated only, for a plan without data: so many, so long on average, supervised at their end."""
     random = np.random.default_rng(0)
     length = max(2, round(extent.tokens / extent.rows))
     supervised = np.arange(length) >= length - max(1, round(extent.supervised / extent.rows))
-    with RowWriter(folder, "train") as writer:
-        for number in range(extent.rows):
-            writer.add([TokenRow(ids=random.integers(0, vocabulary, length, np.int32), supervised=supervised)], number)
-    return TokenRows(folder, "train")
+    rows = [TokenRow(ids=random.integers(0, vocabulary, length, np.int32), supervised=supervised) for _ in range(extent.rows)]
+    return HeldRows(rows, np.arange(len(rows)))
 
 
 def slices_of(whole: PreTrainedConfig, trial: Trial) -> list[tuple[int, ...]]:

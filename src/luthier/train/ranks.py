@@ -20,7 +20,7 @@ from torch.nn.utils import get_total_norm
 from luthier.core.errors import NonFiniteError, RunError
 from luthier.core.files import DiskError
 from luthier.data.order import Indices, rank_shares
-from luthier.data.store import TokenRows
+from luthier.data.store import Rows
 from luthier.model.mesh import DIRECTIONS, UNDIVIDED, Direction, Mesh, Piece, Pieces
 from luthier.model.peak import is_out_of_memory
 from luthier.plan.setup import Layout
@@ -88,7 +88,7 @@ class Ranks:
                     dist.all_reduce(asked, dist.ReduceOp.MAX, group=axis.group)
         return bool(asked)
 
-    def share(self, rows: TokenRows, indices: Indices) -> Indices:
+    def share(self, rows: Rows, indices: Indices) -> Indices:
         """Those of the rows that this rank's replica computes; none where there are fewer rows than replicas."""
         return rank_shares(rows, indices, self.mesh.data.size)[self.mesh.data.index]
 

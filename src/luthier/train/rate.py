@@ -5,13 +5,12 @@ Imports torch only where a probe is made: a plan on a machine that is known take
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from luthier.core.hardware import Hardware
 from luthier.core.progress import Progress
 from luthier.data.order import rows_of_step
+from luthier.data.store import Rows
 from luthier.data.survey import PreparedWorkload
 from luthier.plan.hardware import Device
 from luthier.plan.layout import Task
@@ -48,21 +47,21 @@ class RateHere:
 
     def _measure(self, setup: Setup, survey: Survey, here: Circumstances) -> None:
         """Keep what a probe finds, where one can be made."""
-        from luthier.train.probe import CannotProbe, Trial, probe, write_rows
+        from luthier.train.probe import CannotProbe, Trial, probe, random_rows
 
         self.progress.say("measuring for some seconds what this machine reaches; the next plan will know")
         task = self.task
-        with TemporaryDirectory() as folder:
-            if isinstance(task.workload, PreparedWorkload):
-                rows, number = task.workload.train, task.rows_per_step
-            else:
-                rows = write_rows(survey.steps[0][0], task.shape.vocabulary, Path(folder))
-                number = len(rows)
-            taken = rows_of_step(1, number, task.recipe.seed, rows)
-            try:
-                found = probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here))
-                rates.keep_or_say(found, self.progress.say)
-                if found.circumstances != here:  # another engine: the model will be found to have it, and the next plan asks for this one
-                    rates.keep_or_say(replace(found, circumstances=here), self.progress.say)
-            except CannotProbe as reason:
-                self.progress.say(str(reason))
+        rows: Rows
+        if isinstance(task.workload, PreparedWorkload):
+            rows, number = task.workload.train, task.rows_per_step
+        else:
+            rows = random_rows(survey.steps[0][0], task.shape.vocabulary)
+            number = len(rows)
+        taken = rows_of_step(1, number, task.recipe.seed, rows)
+        try:
+            found = probe(Trial(config=self.config, setup=setup, rows=rows, taken=taken, circumstances=here))
+            rates.keep_or_say(found, self.progress.say)
+            if found.circumstances != here:  # another engine: the model will be found to have it, and the next plan asks for this one
+                rates.keep_or_say(replace(found, circumstances=here), self.progress.say)
+        except CannotProbe as reason:
+            self.progress.say(str(reason))

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from luthier.data.order import Indices
-from luthier.data.store import TokenRows
+from luthier.data.store import Rows
 from luthier.model.peak import peak_memory
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
@@ -39,7 +39,7 @@ class Rehearsal:
     save_seconds: float
 
 
-def rehearse(loop: Loop, rows: TokenRows, worst: Worst) -> Rehearsal:
+def rehearse(loop: Loop, rows: Rows, worst: Worst) -> Rehearsal:
     """What a step's two largest micro batches, validation's largest and a save take beside the optimizer's state.
 
     Raises what torch does where memory is short (`luthier.model.peak`), RunError where the disk is. Nothing is learned: the update is by
@@ -84,7 +84,7 @@ def _update_by_nothing(loop: Loop) -> None:
     loop.optimizer.zero_grad(set_to_none=True)
 
 
-def _train(rows: TokenRows, indices: Indices, loop: Loop) -> None:
+def _train(rows: Rows, indices: Indices, loop: Loop) -> None:
     """The step's two largest micro batches: the first without gradients, the second beside those of the first. In a pipeline, where each
     stage has several at once, as many more."""
     loop.model.train()
