@@ -33,6 +33,7 @@ from luthier.runs.store import RunFolder
 from luthier.train import run
 from luthier.train.host import release_freed_memory
 from luthier.train.run import TrainingJob
+from luthier.train.source import FromPrepared
 
 Lengths = Literal["even", "ragged", "shared"]
 
@@ -165,6 +166,7 @@ def make_job(cell: Cell, work: Path) -> TrainingJob:
     return TrainingJob(
         plan=plan_of(recipe, prepared),
         prepared=prepared,
+        source=FromPrepared(prepared=prepared, seed=recipe.seed),
         tokenizer=load_tokenizer(recipe.model),
         folder=folder,
         progress=Silent(),

@@ -38,6 +38,7 @@ from luthier.train.checkpoint import State
 from luthier.train.loop import fit
 from luthier.train.precision import Precision
 from luthier.train.run import TrainingJob, _rehearse, _set_up
+from luthier.train.source import FromPrepared
 from luthier.train.step import train_step
 from tests.data.families import family
 
@@ -177,6 +178,7 @@ class Workshop:
         return TrainingJob(
             plan=plan_of(recipe, prepared, free_bytes),
             prepared=prepared,
+            source=FromPrepared(prepared=prepared, seed=recipe.seed),
             tokenizer=family("chatml"),
             folder=run,
             progress=Silent(),

@@ -123,6 +123,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
     from luthier.data.tokenizer import load_tokenizer
     from luthier.train.run import TrainingJob
     from luthier.train.run import train as run_training
+    from luthier.train.source import FromPrepared
 
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
@@ -131,6 +132,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
         TrainingJob(
             plan=planned,
             prepared=prepared,
+            source=FromPrepared(prepared=prepared, seed=recipe.seed),
             tokenizer=tokenizer,
             folder=run,
             progress=progress,

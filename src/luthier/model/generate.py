@@ -1,7 +1,7 @@
 """Greedy answers from a model in this process: a Completer over the engine, which works as long as the call lasts."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -56,29 +56,13 @@ class LocalCompleter:
         written = self._written([[*prompt, *found.beginning] for prompt in prompts], max(map(len, answers)), found.choices)
         return [answer.completion(found.said[found.beginning + answer.ids]) for answer in written]
 
-    def _written(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choices: Choices = FREE) -> list["_Answer"]:
-        if not prompts:
-            return []
-        longest = max(map(len, prompts)) + max_new_tokens
+    def _written(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choices: Choices = FREE) -> list["Answer"]:
         adapter, stop_ids = active_adapter(self.model), frozenset(self.tokenizer.stop_ids)
-        answers = [_Answer(began=time.perf_counter(), num_prompt_tokens=len(prompt)) for prompt in prompts]
-        with evaluating(self.model):
-            decoder = Decoder(self.model, slots=SLOTS, max_length=longest, cache_tokens=self.batch_tokens, prefix_tokens=self.batch_tokens)
-            for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
-                asked = Asked(
-                    ids=tuple(prompts[row]),
-                    sampling=Sampling(max_new_tokens=max_new_tokens),
-                    stop_ids=stop_ids,
-                    adapter=adapter,
-                    choices=choices,
-                )
-                decoder.submit(asked, answers[row])
-            while decoder.step():
-                for answer in answers:
-                    answer.check()
-        for answer in answers:
-            answer.check()
-        return answers
+        asked = [
+            Asked(ids=tuple(prompt), sampling=Sampling(max_new_tokens=max_new_tokens), stop_ids=stop_ids, adapter=adapter, choices=choices)
+            for prompt in prompts
+        ]
+        return written(self.model, asked, batch_tokens=self.batch_tokens)
 
     def _as_answers(self, conversation: Conversation, labels: Sequence[str]) -> dict[tuple[int, ...], str]:
         """Their tokens with an end of turn, as the template writes them after this conversation, and so after others."""
@@ -91,14 +75,35 @@ class LocalCompleter:
             found[tuple(ids)] = label
         return found
 
-    def _completion(self, answer: "_Answer") -> Completion:
+    def _completion(self, answer: "Answer") -> Completion:
         """A row up to its stop token, which is counted but not part of the text."""
         ids = answer.ids[:-1] if answer.tokens[-1].end == "stop" else answer.ids
         return answer.completion(str(self.tokenizer.pretrained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
 
 
+def written(
+    model: PreTrainedModel | PeftModel, asked: Sequence[Asked], *, batch_tokens: int = BATCH_TOKENS, look: Callable[[], None] = lambda: None
+) -> list["Answer"]:
+    """What a model writes to each, in order, many at once; `look` is called between two tokens, and what it raises ends the writing."""
+    if not asked:
+        return []
+    longest = max(len(one.ids) + one.sampling.max_new_tokens for one in asked)
+    answers = [Answer(began=time.perf_counter(), num_prompt_tokens=len(one.ids)) for one in asked]
+    with evaluating(model):
+        decoder = Decoder(model, slots=SLOTS, max_length=longest, cache_tokens=batch_tokens, prefix_tokens=batch_tokens)
+        for row in sorted(range(len(asked)), key=lambda row: -len(asked[row].ids)):
+            decoder.submit(asked[row], answers[row])
+        while decoder.step():
+            look()
+            for answer in answers:
+                answer.check()
+    for answer in answers:
+        answer.check()
+    return answers
+
+
 @dataclass(slots=True, kw_only=True)
-class _Answer:
+class Answer:
     """A listener: what came, and when."""
 
     began: float

@@ -1,6 +1,6 @@
 """The next step's micro batches, made in the background while this step is computed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -23,3 +23,7 @@ class Ahead:
         if step < self.last:
             self._next[step + 1] = self._worker.submit(self.make, step + 1)
         return made.result()
+
+    def told(self) -> Mapping[str, float]:
+        """Nothing that a step does not tell itself."""
+        return {}

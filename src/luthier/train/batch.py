@@ -46,6 +46,8 @@ class MicroBatch:
     """… and which of the N it is; both lie on the host, for validation only."""
     hidden_BTD: Tensor | None = None
     """What the stages before this one have made of the ids, with which it goes on."""
+    temperature: float = 1.0
+    """That logits are divided by."""
     objective: Callable[[nn.Module, "MicroBatch"], Tensor] | None = None
     """A model's loss on it, summed over the supervised tokens; none of its own: how unlikely they are (`luthier.train.objective`)."""
 

@@ -27,7 +27,6 @@ from luthier.runs.heartbeat import Heart
 from luthier.runs.store import RunFolder
 from luthier.runs.workload import MicroBatchSize
 from luthier.train import checkpoint
-from luthier.train.ahead import Ahead
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
 from luthier.train.host import release_freed_memory
@@ -36,6 +35,7 @@ from luthier.train.passes import Stopped
 from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks
 from luthier.train.record import Line, Stopwatch, Tally, of_step, of_validation
+from luthier.train.source import Batches
 from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
 from luthier.watch import rows
@@ -53,7 +53,7 @@ class Loop:
     steps: Steps
     until: int
     """The step after which it saves and leaves off: the last, or the one that was asked for (`luthier.runs.control`)."""
-    batches: Ahead
+    batches: Batches
     validation_rows: TokenRows
     placed: Placed
     optimizer: torch.optim.Optimizer
@@ -178,7 +178,7 @@ def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
         seeds=(seed, step),
     )
     line = of_step(done, watch, step=step, epoch=loop.steps.epoch_at(step), rate=rate, data_seconds=data_seconds)
-    loop.folder.metric(asdict(line))
+    loop.folder.metric({**asdict(line), **loop.batches.told()})
     loop.tally.note(line)
     if done.num_overflows:
         loop.folder.event("overflow", step=step, times=done.num_overflows, scale=loop.precision.scaler.get_scale())

@@ -20,22 +20,26 @@ def nll_sum(model: nn.Module, batch: MicroBatch) -> Tensor:
     return (nll(model, batch) * batch.counts_N).sum()
 
 
-def nll(model: nn.Module, batch: MicroBatch, temperature: float = 1.0) -> Tensor:
-    """Negative log-likelihood [N] of each target, once however many rows it counts for, in float32; logits are over `temperature`.
+def nll(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Negative log-likelihood [N] of each target, once however many rows it counts for, in float32.
 
     Where logits are just the product of hidden states and a frozen head, they are made in chunks together with their gradient.
     """
     halves = head.halves(model)
     if halves is None:
-        logits_NV = logits_at_targets(model, batch).float()
-        return F.cross_entropy(logits_NV if temperature == 1 else logits_NV / temperature, batch.targets_N, reduction="none")
-    return within(halves.base, functools.partial(_nll, halves, batch, temperature))
+        return F.cross_entropy(_colder(logits_at_targets(model, batch).float(), batch), batch.targets_N, reduction="none")
+    return within(halves.base, functools.partial(_nll, halves, batch))
 
 
-def _nll(halves: head.Halves, batch: MicroBatch, temperature: float) -> Tensor:
+def _nll(halves: head.Halves, batch: MicroBatch) -> Tensor:
     hidden_ND = _hidden_at_targets(halves, batch)
     with whole(halves.head):
-        return head.nll(hidden_ND if temperature == 1 else hidden_ND / temperature, halves.weight_VD, batch.targets_N)
+        return head.nll(_colder(hidden_ND, batch), halves.weight_VD, batch.targets_N)
+
+
+def _colder(values: Tensor, batch: MicroBatch) -> Tensor:
+    """Logits, or the hidden states that they are products of, over the temperature."""
+    return values if batch.temperature == 1 else values / batch.temperature
 
 
 def _hidden_at_targets(halves: head.Halves, batch: MicroBatch) -> Tensor:

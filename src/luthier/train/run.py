@@ -1,8 +1,7 @@
 """A training job, from the recipe to the final adapter: set up, resume, train, keep the best."""
 
-import functools
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -17,7 +16,6 @@ from luthier.core import files, jsonl
 from luthier.core.errors import LuthierError, PlanRefused, RunError
 from luthier.core.progress import Progress
 from luthier.core.signals import Asked, Interrupted
-from luthier.data.order import Indices, rows_of_step
 from luthier.data.store import Prepared
 from luthier.data.survey import PreparedWorkload
 from luthier.data.tokenizer import ChatTokenizer
@@ -39,8 +37,6 @@ from luthier.runs.heartbeat import Heart, Unheard
 from luthier.runs.rates import threads_here
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
-from luthier.train.ahead import Ahead
-from luthier.train.batch import MicroBatch, micro_batches
 from luthier.train.card import Origin
 from luthier.train.checkpoint import Best, State
 from luthier.train.clock import Clock
@@ -54,6 +50,7 @@ from luthier.train.precision import Precision
 from luthier.train.ranks import ALONE, Ranks
 from luthier.train.record import Tally, device_use
 from luthier.train.rehearse import Worst, rehearse, tell
+from luthier.train.source import Ready, Source
 from luthier.train.step import TooLarge, together
 from luthier.watch.failures import explain
 from luthier.watch.rules import found_in
@@ -70,6 +67,7 @@ class TrainingJob:
 
     plan: Plan
     prepared: Prepared
+    source: Source
     tokenizer: ChatTokenizer
     folder: RunFolder
     progress: Progress
@@ -181,7 +179,7 @@ def _rehearse(job: TrainingJob, loop: Loop, plan: Plan) -> None:
     """Run the worst case; what fits is announced."""
     job.heart.beat("rehearsing", 0)
     with together(job.ranks):
-        done = rehearse(loop, job.prepared.rows("train"), _worst(job, plan))
+        done = rehearse(loop, job.source.rows, _worst(job, plan))
     _announce(job, plan, loop.precision.device)
     tell(loop, done, plan.chosen.memory.peak_bytes)
 
@@ -229,7 +227,6 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     """The loop for a plan, and the plan as it is once the model shows how it can be computed."""
     job.heart.beat("loading", 0)
     recipe, plan = job.recipe, job.plan
-    rows, validation_rows = job.prepared.rows("train"), job.prepared.rows("validation")
     device = resolve_device()
     if device.type != plan.setup.device:
         what = f"the plan is for {plan.facts.task.place.device.name}, and torch {torch.__version__} sees only a {device.type} here"
@@ -250,31 +247,29 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
             return _set_up(replace(job, plan=plan))
     job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
     job.progress.say(f"engine: {fusion}")
-    micro_batch, asked = plan.setup.micro_batch, Asked()
-
-    def batches_of(step: int) -> tuple[Indices, list[MicroBatch]]:
-        taken = rows_of_step(step, plan.steps.global_batch_size, recipe.seed, rows)
-        return taken, micro_batches(rows, job.ranks.share(rows, taken), micro_batch, device)
+    asked = Asked()
 
     def stop() -> bool:
         job.heart.again()
         return bool(asked)
 
+    precision = Precision.of(dtype, device, replace(job.ranks, stop=stop, pieces=placed.pieces))
+    ready = Ready(placed=placed, precision=precision, micro_batch=plan.setup.micro_batch, steps=plan.steps)
     loop = Loop(
         recipe=recipe,
         steps=plan.steps,
         until=min(plan.steps.total, job.ranks.same(control.until(job.folder) if job.ranks.first else 0)),
-        batches=Ahead(make=batches_of, last=plan.steps.total),
-        validation_rows=validation_rows,
+        batches=job.source.batches(ready),
+        validation_rows=job.prepared.rows("validation"),
         placed=placed,
         optimizer=make_optimizer(placed.trained, recipe.training),
-        precision=Precision.of(dtype, device, replace(job.ranks, stop=stop, pieces=placed.pieces)),
-        micro_batch=micro_batch,
+        precision=precision,
+        micro_batch=ready.micro_batch,
         patience=plan.ending.patience,
         folder=job.folder,
         progress=job.progress,
         score=job.score,
-        origins=functools.partial(_origins, job.prepared),
+        origins=job.source.origins,
         heart=job.heart,
         asked=asked,
         clock=_clock(job, plan),
@@ -285,7 +280,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
 
 def _clock(job: TrainingJob, plan: Plan) -> Clock:
     return Clock(
-        schedule=schedule_of(job.prepared.rows("train"), plan.steps, job.recipe.seed, plan.time),
+        schedule=schedule_of(job.source.rows, plan.steps, job.recipe.seed, plan.time),
         planned=plan.time,
         here=plan.circumstances(threads_here(plan.facts.host)),
         folder=job.folder,
@@ -295,7 +290,8 @@ def _clock(job: TrainingJob, plan: Plan) -> Clock:
 
 def _worst(job: TrainingJob, plan: Plan) -> Worst:
     rows_per_step, size, replicas = plan.steps.global_batch_size, plan.setup.micro_batch, job.ranks.mesh.data.size
-    workload = PreparedWorkload.of(job.prepared, job.recipe.seed, rows_per_step)
+    validation = job.prepared.rows("validation")
+    workload = PreparedWorkload(train=job.source.rows, validation=validation, seed=job.recipe.seed, global_batch_size=rows_per_step)
     training = workload.heaviest_rows(size, rows_per_step, replicas)
     return Worst(training=training, validation=workload.heaviest_validation(size, replicas))
 
@@ -369,8 +365,3 @@ def _damage(folder: Path) -> str:
     except RunError as damage:
         return damage.what
     return ""
-
-
-def _origins(prepared: Prepared, rows: Sequence[int]) -> list[str]:
-    examples, index = prepared.examples("train"), prepared.rows("train").example_index
-    return [examples[int(index[row])].origin for row in rows]
