@@ -51,6 +51,7 @@ for verb in (
     checking.check,
     planning.plan,
     training.train,
+    training.rl,
     training.launch,
     watching.status,
     watching.watch,

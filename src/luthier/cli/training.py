@@ -1,4 +1,4 @@
-"""Verbs of the training: train, launch."""
+"""Verbs of the training: train, rl, launch."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,15 @@ Force = Annotated[list[str], typer.Option("--force", metavar="CODE", help="Let a
 
 def train(words: RecipeWords, data: Rows = None, env_file: EnvFile = None, force: Force = [], json: Json = False) -> None:  # noqa: B006
     """Train here, in the foreground; the same command again resumes."""
-    trained = flow.train(_loaded(words, data, env_file, []), progress(), force)
+    _tell(flow.train(_loaded(words, data, env_file, []), progress(), force), json)
+
+
+def rl(words: RecipeWords, data: Rows = None, env_file: EnvFile = None, force: Force = [], json: Json = False) -> None:  # noqa: B006
+    """Reinforce here: answers are drawn, rewarded as the recipe's `rl` says, and learned from; the same command again resumes."""
+    _tell(flow.rl(_loaded(words, data, env_file, []), progress(), force), json)
+
+
+def _tell(trained: flow.Trained, json: bool) -> None:
     people(json).print(f"adapter: {trained.run.adapter}\nnext: luthier decide {trained.run.name}", soft_wrap=True)
     if json:
         print_json(

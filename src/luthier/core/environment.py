@@ -30,7 +30,7 @@ AT_START = {
     "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0",
 }
 """Of glibc, which reads it when a process starts, and so only in one that is started anew."""
-VERBS = {"train", "quickstart"}
+VERBS = {"train", "rl", "quickstart"}
 
 
 def settle(words: Sequence[str]) -> None:

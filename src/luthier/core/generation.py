@@ -33,6 +33,8 @@ class Asked:
     """Likeliest tokens that are told beside each token that is written."""
     prompt_told: bool = False
     """Whether the prompt's own log-probabilities are wanted."""
+    tempered: bool = False
+    """Whether log-probabilities are told after the temperature, by which tokens are drawn, and not before."""
     choices: Choices = field(default_factory=dict)
     """What the answer is held to; empty: it is free."""
 
@@ -50,6 +52,17 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
     end: Literal["", "stop", "length"] = ""
     """Why nothing follows: a stop token, which this one is, or the last of its `choices`; or `max_new_tokens`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A whole answer, as tokens, and how probable each was to who wrote it, in nats."""
+
+    ids: tuple[int, ...]
+    """With the stop token, where it ends with one."""
+    logprobs: tuple[float, ...]
+    stopped: bool
+    """False where `max_new_tokens` cut it."""
 
 
 class Listener(Protocol):

@@ -25,6 +25,7 @@ from luthier.flow.health import doctor, write_unit
 from luthier.flow.launching import Launched, launch, launch_text, opened
 from luthier.flow.planning import SILENT, apply, facts_of, init, keep_plan, offers, plan, refuse, refuse_absent_devices, stated
 from luthier.flow.proving import Evaluated, decide, evaluate, kept_report
+from luthier.flow.reinforcing import rl, rows_at_most
 from luthier.flow.reporting import compare, record, record_of, report, rows
 from luthier.flow.reviewing import review, reviewed, write_ratings
 from luthier.flow.serving import Opening, Standing, serve, talking
@@ -87,6 +88,7 @@ __all__ = [
     "report",
     "review",
     "reviewed",
+    "rl",
     "rows",
     "save",
     "seen",
@@ -139,7 +141,8 @@ def steps(recipe: Recipe, prepared: Prepared) -> Steps:
 
     splits = prepared.summary.splits
     validation_rows = splits["validation"].rows if "validation" in splits else 0
-    return count_steps(splits["train"].rows, validation_rows, recipe.training, recipe.checkpoints)
+    rows = splits["train"].rows if recipe.rl == "none" else len(rows_at_most(recipe.rl, prepared))
+    return count_steps(rows, validation_rows, recipe.training, recipe.checkpoints)
 
 
 def train(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str] = ()) -> Trained:

@@ -166,6 +166,7 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     from luthier.core.hardware import this_machine
     from luthier.data.store import Prepared
     from luthier.data.survey import PreparedWorkload
+    from luthier.flow.reinforcing import rows_at_most
     from luthier.plan.layout import Task, arrived, layout_of, place_of, stands_here
     from luthier.plan.plan import Facts
     from luthier.plan.resident import resident_bytes
@@ -179,6 +180,8 @@ def facts_of(recipe: Recipe, rows: Prepared | StatedWorkload, progress: Progress
     data: DataSummary | Literal["stated"]
     if isinstance(rows, Prepared):
         workload, data = PreparedWorkload.of(rows, recipe.seed, recipe.training.global_batch_size), rows.summary
+        if recipe.rl != "none":
+            workload = replace(workload, train=rows_at_most(recipe.rl, rows))
     else:
         workload, data = rows, "stated"
     gpu, nodes = recipe.launch.gpu, recipe.parallel.nodes

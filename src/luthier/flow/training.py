@@ -15,6 +15,7 @@ from luthier.core.envfile import give
 from luthier.core.progress import Advance, Progress, Silent, Told, follow
 from luthier.core.signals import Interrupted, ending_at_once
 from luthier.flow.planning import SILENT, facts_of
+from luthier.flow.reinforcing import rewarded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +129,7 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
     recipe = planned.facts.task.recipe
     tokenizer = load_tokenizer(recipe.model)
     score = _Scoring(run=run, prepared=prepared, tokenizer=tokenizer, recipe=recipe, ranks=ranks, progress=Alive(heart))
-    run_training(
+    with rewarded(
         TrainingJob(
             plan=planned,
             prepared=prepared,
@@ -140,7 +141,8 @@ def _train(run: RunFolder, planned: Plan, prepared: Prepared, ranks: Ranks, hear
             ranks=ranks,
             heart=heart,
         )
-    )
+    ) as job:
+        run_training(job)
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from luthier.core.chat import Completion, Conversation, Message
-from luthier.core.generation import Asked, Choices, Sampling, Token
+from luthier.core.generation import Asked, Choices, Drawn, Sampling, Token
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.choice import closed
 from luthier.model.decode import Decoder, active_adapter
@@ -133,6 +133,12 @@ class Answer:
     def ids(self) -> tuple[int, ...]:
         """What was written."""
         return tuple(token.id for token in self.tokens)
+
+    @property
+    def drawn(self) -> Drawn:
+        """With how probable each token was."""
+        logprobs = tuple(token.logprob for token in self.tokens)
+        return Drawn(ids=self.ids, logprobs=logprobs, stopped=self.tokens[-1].end == "stop")
 
     def completion(self, text: str) -> Completion:
         """With what it says."""

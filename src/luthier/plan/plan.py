@@ -15,9 +15,9 @@ from luthier.plan.ending import Ending, resolve_ending
 from luthier.plan.hardware import Device
 from luthier.plan.layout import Chosen, Task, choose, remedies
 from luthier.plan.rate import circumstances
-from luthier.plan.scoring import asked_for_the_best, scoring_seconds
+from luthier.plan.scoring import writing
 from luthier.plan.setup import Engine, Resolved, Setup, Sizes
-from luthier.plan.speed import NOTHING, Range, Rate, Time, cost, estimate
+from luthier.plan.speed import Range, Rate, Time, cost, estimate
 from luthier.plan.steps import Steps, count_steps
 from luthier.runs.rates import Circumstances
 from luthier.runs.store import RunFolder, runs_root
@@ -143,9 +143,7 @@ def make(facts: Facts) -> Plan:
     ending = resolve_ending(recipe.checkpoints, workload.validation_rows)
     chosen = choose(task)
     rate = facts.rate(place.device, chosen.setup, chosen.survey)
-    asked = asked_for_the_best(recipe, facts.data, chosen.survey)
-    scoring = NOTHING if asked == "nothing" else scoring_seconds(task.shape, chosen.setup, asked, rate, place.device.bandwidth)
-    time = estimate(task.shape, chosen.setup, chosen.survey, steps, rate, scoring)
+    time = estimate(task.shape, chosen.setup, chosen.survey, steps, rate, writing(task, facts.data, chosen, rate))
     price = place.device.price_per_hour if recipe.launch.price_per_hour == "auto" else recipe.launch.price_per_hour
     dollars = None if price is None else cost(time, chosen.setup.layout, price)
     case = Case(

@@ -1,4 +1,4 @@
-"""How long a task's answers take in the middle of a run, where `checkpoints.best_by` has them written at each validation.
+"""How long answers take in the middle of a run: those by which `checkpoints.best_by` chooses, at each validation; those `rl` learns from.
 
 Answers are written greedily, as many at once as there are slots; a row that ends makes room for the next, so that of a pass's time
 
@@ -14,10 +14,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from luthier.plan.layout import Chosen, Task
 from luthier.plan.serving import serving_needs
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
-from luthier.plan.speed import Range, Rate
+from luthier.plan.speed import NOTHING, Range, Rate, Writing
 from luthier.recipe.rl import REWARD
 from luthier.recipe.schema import Recipe
 from luthier.runs.summary import DataSummary
@@ -53,6 +54,18 @@ class Asked:
     """That an answer may have."""
 
 
+def writing(task: Task, data: DataSummary | Literal["stated"], chosen: Chosen, rate: Rate) -> Writing:
+    """How long the answers of a run take that are written while it trains."""
+
+    def seconds(asked: Asked | Literal["nothing"]) -> Range:
+        return NOTHING if asked == "nothing" else scoring_seconds(task.shape, chosen.setup, asked, rate, task.place.device.bandwidth)
+
+    recipe, survey = task.recipe, chosen.survey
+    updates = 1 if recipe.rl == "none" else recipe.rl.updates
+    drawn = seconds(asked_to_learn(recipe, data, survey)).times(1 / updates)
+    return Writing(validation=seconds(asked_for_the_best(recipe, data, survey)), step=drawn)
+
+
 def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], survey: Survey) -> Asked | Literal["nothing"]:
     """The rows that decide which checkpoint is best; nothing where the loss does, or nothing is validated."""
     by = recipe.best_by
@@ -74,6 +87,19 @@ def asked_for_the_best(recipe: Recipe, data: DataSummary | Literal["stated"], su
     prompt = max(0.0, tokens - answer)
     shared = min(prompt, max(0.0, tokens - places))
     return Asked(rows=limited, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=most)
+
+
+def asked_to_learn(recipe: Recipe, data: DataSummary | Literal["stated"], survey: Survey) -> Asked | Literal["nothing"]:
+    """The answers that are drawn for a step of a recipe with `rl`: a group's prompt is read once."""
+    if recipe.rl == "none":
+        return "nothing"
+    rows, most = recipe.training.global_batch_size, recipe.rl.max_new_tokens
+    prompt = max(0.0, survey.mean("tokens") / survey.mean("rows") - most)
+    answer = float(most)
+    if data != "stated" and (split := data.splits.get("train")) and split.answers:
+        answer = min(answer, split.supervised_tokens / split.answers)
+    shared = prompt * (1 - 1 / recipe.rl.group_size)
+    return Asked(rows=rows, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=most)
 
 
 def scoring_seconds(shape: ModelShape, setup: Setup, asked: Asked, rate: Rate, bandwidth: float) -> Range:

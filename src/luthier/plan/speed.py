@@ -61,6 +61,16 @@ NOTHING = Range(low=0.0, mid=0.0, high=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Writing:
+    """Seconds that answers take to be written in the middle of a run (`luthier.plan.scoring`)."""
+
+    validation: Range = NOTHING
+    """Of one validation, where a task or a reward decides what is best."""
+    step: Range = NOTHING
+    """Of one step, where it learns from answers that are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rate:
     """Operations a second that a device reaches, and where the number is from."""
 
@@ -77,7 +87,7 @@ class Time:
 
     total: Range
     step: float
-    """Seconds of a step, mid."""
+    """Seconds of a step, mid, with drawing what it learns from."""
     validation: float
     """Of all validations together, mid, a task's answers with them."""
     saves: float
@@ -112,10 +122,8 @@ def operations_per_step(shape: ModelShape, setup: Setup, survey: Survey) -> floa
     return sum(operations(shape, setup, extent) for step in survey.steps for extent in step) / len(survey.steps)
 
 
-def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate: Rate, scoring: Range = NOTHING) -> Time:
+def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate: Rate, writing: Writing = Writing()) -> Time:
     """How long a run takes from its first step to its last, validations and saves with it, where one device reaches `rate`.
-
-    `scoring` are the seconds of the answers that each validation asks for (`luthier.plan.scoring`), which one rank writes.
 
     Replicas divide a step's rows, which the survey has done; tensor and pipeline parallelism divide a micro batch's work, at the
     efficiency of `layout_efficiency`. 879 steps of 21 s are 5.1 h (seed 000 wrote 7).
@@ -127,14 +135,14 @@ def estimate(shape: ModelShape, setup: Setup, survey: Survey, steps: Steps, rate
     saves = len(steps_saved(steps)) * save_seconds(shape, setup)
     step = max(per_step / gain / rate.flops.mid, _launches(shape, setup) * survey.micro_batches)
     slower = step / (per_step / gain / rate.flops.mid)
-    answers = scoring.times(len(steps.evaluations))
+    answers, drawn = writing.validation.times(len(steps.evaluations)), writing.step.times(steps.total)
     return Time(
         total=Range(
-            low=work * slower / rate.flops.high + saves + answers.low,
-            mid=work * slower / rate.flops.mid + saves + answers.mid,
-            high=work * slower / rate.flops.low + saves + answers.high,
+            low=work * slower / rate.flops.high + saves + answers.low + drawn.low,
+            mid=work * slower / rate.flops.mid + saves + answers.mid + drawn.mid,
+            high=work * slower / rate.flops.low + saves + answers.high + drawn.high,
         ),
-        step=step,
+        step=step + writing.step.mid,
         validation=slower * validation / setup.layout.data * len(steps.evaluations) / gain / rate.flops.mid + answers.mid,
         saves=saves,
         operations_per_step=per_step,

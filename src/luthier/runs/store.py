@@ -82,6 +82,20 @@ class RunFolder:
         return self.validations / f"step-{step:06d}"
 
     @property
+    def rollouts(self) -> Path:
+        """Folder of the answers that were drawn and rewarded (`luthier.rl.record`)."""
+        return self.path / "rollouts"
+
+    def rollout(self, step: int) -> Path:
+        """Those of one step, a line for each."""
+        return self.rollouts / f"step-{step:06d}.jsonl"
+
+    @property
+    def tokens(self) -> Path:
+        """The newest of them as tokens, where several updates learn from them."""
+        return self.rollouts / "tokens.json"
+
+    @property
     def validated_steps(self) -> tuple[int, ...]:
         """The steps of those that are there, in order."""
         return tuple(sorted(int(path.stem[5:]) for path in self.validations.glob("step-*.npy") if path.stem[5:].isdecimal()))

@@ -47,9 +47,8 @@ def _write(
     model: PreTrainedModel | PeftModel, weights: dict[str, Tensor], tokenizer: ChatTokenizer, run: RunFolder, origin: Origin
 ) -> None:
     with writing("the adapter", run.adapter), in_form(model), files.replacing(run.adapter, check=check_written) as part:
-        if isinstance(model, PeftModel):  # whose "auto" for embeddings would ask the hub whether the vocabulary has grown
-            model.save_pretrained(str(part), state_dict=weights, save_embedding_layers=False)
-            _sort_names(part / "adapter_config.json")
+        if isinstance(model, PeftModel):
+            write_adapter(model, weights, part)
         else:
             rest = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if not tensor.requires_grad}
             with no_progress_bars():
@@ -59,6 +58,12 @@ def _write(
         )  # in place of PEFT's empty form
         tokenizer.save(part)
         files.write_json(part / PROVENANCE, _provenance(origin, tokenizer) | {"files": files.digests(part)})
+
+
+def write_adapter(model: PeftModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """These weights in PEFT's format, and nothing else. Its "auto" for embeddings would ask the hub whether the vocabulary has grown."""
+    model.save_pretrained(str(folder), state_dict=weights, save_embedding_layers=False)
+    _sort_names(folder / "adapter_config.json")
 
 
 def _sort_names(path: Path) -> None:

@@ -74,6 +74,8 @@ class TrainingJob:
     score: Callable[[nn.Module, int], Mapping[str, float]]
     ranks: Ranks = ALONE
     heart: Heart = field(default_factory=Unheard)
+    asked: Asked = field(default_factory=Asked)
+    """Whether a signal has come."""
 
     @property
     def recipe(self) -> Recipe:
@@ -197,7 +199,7 @@ def _ended(job: TrainingJob, loop: Loop, plan: Plan) -> TrainingResult:
         state = fit(replace(loop, busy=busy), state)
     if number := int(*job.ranks.largest([loop.asked.number])):  # it came with the last step
         raise Interrupted(number)
-    if job.ranks.first:
+    if job.ranks.first and job.recipe.rl == "none":  # a step's time is else mostly that of drawing answers
         loop.clock.keep_rate()
     if state.step < plan.steps.total and not state.stopped_early:
         job.folder.event("paused", step=state.step)
@@ -247,11 +249,10 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
             return _set_up(replace(job, plan=plan))
     job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
     job.progress.say(f"engine: {fusion}")
-    asked = Asked()
 
     def stop() -> bool:
         job.heart.again()
-        return bool(asked)
+        return bool(job.asked)
 
     precision = Precision.of(dtype, device, replace(job.ranks, stop=stop, pieces=placed.pieces))
     ready = Ready(placed=placed, precision=precision, micro_batch=plan.setup.micro_batch, steps=plan.steps)
@@ -271,7 +272,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
         score=job.score,
         origins=job.source.origins,
         heart=job.heart,
-        asked=asked,
+        asked=job.asked,
         clock=_clock(job, plan),
         tally=Tally(ranks=job.ranks, heart=job.heart, folder=job.folder),
     )

@@ -10,9 +10,9 @@ from luthier.core.hardware import Gpu, Hardware
 from luthier.plan.check import check
 from luthier.plan.check.case import Case
 from luthier.plan.layout import Place, Task, choose, layout_of, place_of, remedies
-from luthier.plan.scoring import asked_for_the_best, scoring_seconds
+from luthier.plan.scoring import writing
 from luthier.plan.shape import known_config, shape_of
-from luthier.plan.speed import NOTHING, Range, Rate, estimate
+from luthier.plan.speed import Range, Rate, estimate
 from luthier.plan.stated import StatedWorkload
 from luthier.plan.steps import count_steps
 from luthier.recipe.check import check as checked
@@ -116,8 +116,6 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
     chosen = choose(task)
     steps = count_steps(workload.rows, workload.validation_rows, recipe.training, recipe.checkpoints)
     rate = Rate(flops=Range(low=1e14, mid=2e14, high=3e14), source="stated")
-    asked = asked_for_the_best(recipe, data, chosen.survey)
-    scoring = NOTHING if asked == "nothing" else scoring_seconds(task.shape, chosen.setup, asked, rate, task.place.device.bandwidth)
     return Case(
         recipe=recipe,
         shape=task.shape,
@@ -127,7 +125,7 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
         steps=steps,
         survey=chosen.survey,
         memory=chosen.memory,
-        time=estimate(task.shape, chosen.setup, chosen.survey, steps, rate, scoring),
+        time=estimate(task.shape, chosen.setup, chosen.survey, steps, rate, writing(task, data, chosen, rate)),
         data=data if world.data == "prepared" else "stated",
         host=world.host if task.place.device.local else "elsewhere",
         remedies=() if chosen.memory.fits else remedies(task),

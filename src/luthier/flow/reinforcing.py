@@ -1,0 +1,101 @@
+"""Reinforcement: a recipe with `rl`, wired for the same loop that trains by rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from luthier.core.errors import UsageError
+from luthier.core.progress import Progress
+from luthier.flow.planning import SILENT
+
+if TYPE_CHECKING:
+    from luthier.data.completions import LongestCompletions
+    from luthier.data.store import Prepared
+    from luthier.flow import Trained
+    from luthier.recipe.load import LoadedRecipe
+    from luthier.recipe.rl import Rl
+    from luthier.rl.sampler import Sampler
+    from luthier.train.run import TrainingJob
+    from luthier.train.source import Ready
+
+
+def rl(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str] = ()) -> Trained:
+    """A finished run of a recipe with `rl`, as `train` makes it of any; raises UsageError for one without."""
+    from luthier.flow import train
+
+    if loaded.recipe.rl == "none":
+        change = "give it `rl: {rewards: {exact: 1.0}}`, or train it: luthier train"
+        raise UsageError("the recipe has no `rl`: nothing says what to reward", where=str(loaded.source), change=change)
+    return train(loaded, progress, force)
+
+
+def rows_at_most(rl: Rl, prepared: Prepared) -> LongestCompletions:
+    """What the answers to the training prompts may be at most."""
+    from luthier.data.completions import longest_completions
+
+    return longest_completions(prepared.rows("train"), rl.group_size * rl.updates, rl.max_new_tokens)
+
+
+@contextmanager
+def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
+    """The job with answers in place of rows, where its recipe has `rl`; what rewards them is there while it is open."""
+    from luthier.recipe.rl import REWARD
+    from luthier.rl.held_out import HeldOut
+    from luthier.rl.rewards import Rewarding
+    from luthier.rl.source import FromRollouts
+
+    rl = job.recipe.rl
+    if rl == "none":
+        yield job
+        return
+
+    def stop() -> bool:
+        job.heart.again()
+        return bool(job.asked)
+
+    ranks = replace(job.ranks, stop=stop)
+    with Rewarding(rl) as rewarding:
+        source = FromRollouts(
+            rl=rl,
+            seed=job.recipe.seed,
+            examples=job.prepared.examples("train"),
+            rows=rows_at_most(rl, job.prepared),
+            tokenizer=job.tokenizer,
+            rewarding=rewarding,
+            sampler=_sampler(job, rl),
+            folder=job.folder,
+            heart=job.heart,
+        )
+        score = job.score
+        if job.recipe.best_by == REWARD:
+            score = HeldOut(
+                rl=rl,
+                examples=job.prepared.examples("validation"),
+                tokenizer=job.tokenizer,
+                rewarding=rewarding,
+                ranks=ranks,
+                folder=job.folder,
+            )
+        yield replace(job, source=source, score=score)
+
+
+def _sampler(job: TrainingJob, rl: Rl) -> Callable[[Ready], Sampler]:
+    """Who draws the answers, once the model is there."""
+    from luthier.rl.sampler import ByServer, Embedded
+
+    if not rl.by_server:
+        return lambda ready: Embedded(model=ready.placed.model, tokenizer=job.tokenizer, ranks=ready.precision.ranks)
+    from luthier.flow.evaluating import Elsewhere
+    from luthier.serve.sampler import RemoteSampler
+
+    server = RemoteSampler.at(rl.sampler, Elsewhere(name=rl.sampler).token, job.tokenizer.stop_ids)
+    return lambda ready: ByServer(
+        server=server,
+        placed=ready.placed,
+        tokenizer=job.tokenizer,
+        ranks=ready.precision.ranks,
+        folder=job.folder.path / "policy",
+    )
