@@ -26,7 +26,7 @@ def validity(schema: Any) -> Callable[[Any], bool]:
     from jsonschema.validators import extend, validator_for
     from jsonschema_specifications import REGISTRY
     from referencing.exceptions import Unresolvable
-    from referencing.jsonschema import EMPTY_REGISTRY, specification_with
+    from referencing.jsonschema import specification_with
 
     def pattern(validator: Any, pattern: str, value: Any, schema: Any) -> Iterator[ValidationError]:
         if isinstance(value, str) and not _matches(pattern, value):
@@ -41,7 +41,7 @@ def validity(schema: Any) -> Callable[[Any], bool]:
         draft.check_schema(schema)
         root = specification_with(draft.META_SCHEMA["$schema"]).create_resource(schema)
         _check(root, REGISTRY.resolver_with_root(root))
-        validator = extend(draft, {"pattern": pattern})(schema, registry=EMPTY_REGISTRY)
+        validator = extend(draft, {"pattern": pattern})(schema, registry=REGISTRY)
         validator.is_valid(None)  # where it refers to itself and to nothing else, it recurses here
     except (SchemaError, Unresolvable, patterns.error, RecursionError, ValueError) as error:
         told = error.message if isinstance(error, SchemaError) else str(error)

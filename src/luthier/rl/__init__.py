@@ -1,0 +1,1 @@
+"""Reinforcement: answers are drawn, rewarded, and made likelier or less so."""
