@@ -13,6 +13,7 @@ from typing import Any, Literal, Self
 from luthier.core.errors import DataError
 from luthier.recipe.rl import ENVIRONMENT, LENGTH, Rl
 from luthier.rl.apart import Apart
+from luthier.rl.environment import Question
 from luthier.rl.worker import Call, Told
 from luthier.score.scorers import SCORERS, unknown
 
@@ -101,7 +102,7 @@ class Rewarding:
             for at, answered in enumerate(answers)
         ]
 
-    def open(self, questions: Sequence[tuple[list[dict[str, Any]], str]]) -> list[int]:
+    def open(self, questions: Sequence[tuple[Question, str]]) -> list[int]:
         """An episode's number for each question, its messages and its reference; -1 where none could be opened, as `reward` will tell."""
         episodes = range(self._num_episodes, self._num_episodes + len(questions))
         self._num_episodes = episodes.stop
