@@ -57,9 +57,9 @@ def test_an_episode_that_fails_leaves_the_others_alone(here: Path, answer: str, 
     assert fine.total == 2
 
 
-@pytest.mark.parametrize(("answer", "why"), [("hang", "gave no answer within 1 s"), ("exit", "ended its process (exit code 3)")])
+@pytest.mark.parametrize(("answer", "why"), [("hang", "gave no answer within 2 s"), ("exit", "ended its process (exit code 3)")])
 def test_one_that_hangs_or_crashes_in_its_second_turn_takes_those_beside_it_along(here: Path, answer: str, why: str) -> None:
-    with echoing(seconds=1) as rewarding:
+    with echoing(seconds=2) as rewarding:
         episodes = rewarding.open([asked("A"), asked("B"), asked("C")])
         assert rewarding.reply([(episode, "x") for episode in episodes]) == ["A: x", "B: x", "C: x"]
         assert rewarding.reply([(episodes[0], "end"), (episodes[1], answer), (episodes[2], "y")]) == ["", None, None]
@@ -69,6 +69,20 @@ def test_one_that_hangs_or_crashes_in_its_second_turn_takes_those_beside_it_alon
     assert [each.total for each in found] == [None, None, None, 6.0]
     assert found[1].failure == f"environment 'mine:Echo' {why}"
     assert all("its process was ended by another call" in found[at].failure for at in (0, 2))
+
+
+def test_a_function_that_crashes_takes_no_episode_along_that_is_rewarded_with_it(here: Path) -> None:
+    rl = Rl(rewards={"mine:wrong": 1.0, "environment": 1.0}, environment="mine:Echo")
+    with Rewarding(rl) as rewarding:
+        episodes = rewarding.open([asked("A"), asked("B", "5")])
+        crashed, fine = rewarding.reward(
+            [
+                Answered(answer=answer, reference="", num_tokens=1, episode=episode)
+                for answer, episode in zip(["exit", "a"], episodes, strict=True)
+            ]
+        )
+    assert (crashed.total, crashed.parts) == (None, {"environment": 0.0})
+    assert fine.total == 6.0
 
 
 def test_an_episode_that_cannot_be_opened_is_told_where_it_would_be_rewarded(here: Path) -> None:

@@ -14,7 +14,7 @@ from luthier.recipe.rl import Rl
 from luthier.rl.rewards import NAMED, Answered, Rewarded, Rewarding, check, length
 from luthier.score.scorers import SCORERS
 
-SHORT = 1.0
+SHORT = 2.0
 """Seconds for a call, where some of them hang."""
 
 
@@ -85,7 +85,7 @@ def test_a_reward_of_your_own_may_be_below_0_and_may_print(here: Path, capfd: py
         ("nan", "reward 'mine:wrong' returned nan"),
         ("huge", "reward 'mine:wrong' raised OverflowError: int too large to convert to float"),
         ("text", "reward 'mine:wrong' returned '1'"),
-        ("hang", "reward 'mine:wrong' gave no answer within 1 s"),
+        ("hang", "reward 'mine:wrong' gave no answer within 2 s"),
         ("exit", "reward 'mine:wrong' ended its process (exit code 3)"),
         ("leave", "reward 'mine:wrong' ended its process (exit code 4)"),
         ("crash", "reward 'mine:wrong' ended its process (killed by SIGSEGV)"),

@@ -86,13 +86,14 @@ class Rewarding:
 
     def reward(self, answers: Sequence[Answered]) -> list[Rewarded]:
         """What each answer is worth, in order. Episodes among them end with it."""
-        calls = {(at, name): self._of_answer(name, answered) for at, answered in enumerate(answers) for name in self._called}
+        calls: dict[tuple[int, str], Call] = {}
         told: dict[tuple[int, str], Told] = {}
-        for at, answered in enumerate(answers if self._rl.environment else ()):
+        for at, answered in enumerate(answers if self._rl.environment else ()):  # before a function may hang, and end them all
             if why := self._failed.get(answered.episode):
                 told[at, ENVIRONMENT] = Told(failure=why)
             else:
                 calls[at, ENVIRONMENT] = self._of_episode(answered.episode, "end")
+        calls |= {(at, name): self._of_answer(name, answered) for at, answered in enumerate(answers) for name in self._called}
         told |= zip(calls, self._apart.ask(list(calls.values())), strict=True)
         for answered in answers:
             if answered.episode != NO_EPISODE:
