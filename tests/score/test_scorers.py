@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 from luthier.core.errors import DataError, RecipeError
 from luthier.score.scorers import SCORERS, metric_name, scorer
 
+PERSON = """{"type": "object", "required": ["name"], "additionalProperties": false,
+    "properties": {"name": {"$ref": "#/$defs/name"}, "age": {"type": "integer"}}, "$defs": {"name": {"pattern": "^[A-Z]"}}}"""
 REFERENCES = {
     "exact": "yes",
     "label": "net",
     "json": '{"a": [1, true, "x"]}',
+    "json_schema": '{"anyOf": [{"multipleOf": 0.01}, {"type": "array", "uniqueItems": true}, {"pattern": "^a+$"}]}',
     "regex": r"(a|b)*c \d+",
     "number": "3.5",
     "contains": "Paris",
@@ -47,6 +50,18 @@ REFERENCES = {
         ("json", "[1, 2]", "[2, 1]", False),
         ("json", "NaN", "0", False),
         ("json", "[" * 100_000, "[]", False),
+        ("json_schema", '{"name": "Ada", "age": 36}', PERSON, True),
+        ("json_schema", '```json\n{"name": "Ada", "age": 36}\n```', PERSON, True),
+        ("json_schema", '<think>{}</think>{"name": "Ada"}', PERSON, True),
+        ("json_schema", '{"name": "Ada", "age": "36"}', PERSON, False),
+        ("json_schema", '{"name": "Ada", "colour": "red"}', PERSON, False),
+        ("json_schema", '{"name": "ada"}', PERSON, False),
+        ("json_schema", "Ada is 36", PERSON, False),
+        ("json_schema", "[" * 100_000, "{}", False),
+        ("json_schema", "1" + "0" * 400, '{"multipleOf": 0.01}', False),
+        ("json_schema", "1e400", '{"multipleOf": 0.01}', False),
+        ("json_schema", "3", '{"$schema": "http://json-schema.org/draft-04/schema#", "maximum": 3, "exclusiveMaximum": true}', False),
+        ("json_schema", '{"type": "object"}', '{"$ref": "https://json-schema.org/draft/2020-12/schema"}', True),
         ("regex", "section: net\n", r"section: \w+", True),
         ("regex", "the section: net", r"section: \w+", False),  # the whole answer must match
         ("regex", "line\nsection: net", r".*section: \w+", True),
@@ -78,7 +93,25 @@ def test_every_text_is_exactly_itself(text: str) -> None:
     assert scorer("exact")(f" {text}\n", text) == 1.0
 
 
-@pytest.mark.parametrize(("name", "reference"), [("json", "{"), ("number", "many"), ("regex", "("), ("contains", " ")])
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("json", "{"),
+        ("number", "many"),
+        ("regex", "("),
+        ("contains", " "),
+        ("json_schema", "{"),
+        ("json_schema", "5"),
+        ("json_schema", '{"type": "strin"}'),
+        ("json_schema", '{"properties": {"a": {"pattern": "("}}}'),
+        ("json_schema", '{"$schema": "http://example.com/of-our-own"}'),
+        ("json_schema", '{"$schema": [5]}'),
+        ("json_schema", '{"properties": {"a": {"$ref": "#/$defs/b"}}}'),
+        ("json_schema", '{"properties": {"a": {"$ref": "http://127.0.0.1:1/a"}}}'),  # nothing is fetched
+        ("json_schema", '{"$id": "http://[", "$ref": "x"}'),
+        ("json_schema", '{"$ref": "#"}'),
+    ],
+)
 def test_a_reference_that_cannot_be_one_is_a_fault_of_the_data(name: str, reference: str) -> None:
     with pytest.raises(DataError):
         SCORERS[name]("1", reference)
@@ -87,6 +120,7 @@ def test_a_reference_that_cannot_be_one_is_a_fault_of_the_data(name: str, refere
 def test_a_pattern_that_backtracks_without_end_is_given_up_after_a_second() -> None:
     start = time.perf_counter()
     assert scorer("regex")("a" * 60 + "b", "(a|aa)+[cd]") == 0.0
+    assert scorer("json_schema")(f'"{"a" * 60}b"', '{"pattern": "^(a|aa)+$"}') == 0.0
     assert time.perf_counter() - start < 20  # it would take years; a loaded machine looks at the clock late
 
 
@@ -117,6 +151,7 @@ def test_a_scorer_of_your_own_lies_in_the_current_folder(here: Path) -> None:
         ("return float('nan')", "returned nan"),
         ("return 'yes'", "returned 'yes'"),
         ("return 1 / 0", "ZeroDivisionError"),
+        ("return 10 ** 400", "OverflowError"),
     ],
 )
 def test_a_scorer_of_your_own_that_fails_is_named(here: Path, body: str, message: str) -> None:

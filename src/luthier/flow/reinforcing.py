@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -33,9 +33,11 @@ def rl(loaded: LoadedRecipe, progress: Progress = SILENT, force: Sequence[str] =
 
 
 def rows_at_most(rl: Rl, prepared: Prepared) -> LongestCompletions:
-    """What the answers to the training prompts may be at most."""
+    """What the answers to the training prompts may be at most; raises RecipeError for a reward that there is not."""
     from luthier.data.completions import longest_completions
+    from luthier.rl.rewards import check
 
+    check(rl)
     return longest_completions(prepared.rows("train"), rl.group_size * rl.updates, rl.max_new_tokens)
 
 
@@ -57,7 +59,7 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
         return bool(job.asked)
 
     ranks = replace(job.ranks, stop=stop)
-    with Rewarding(rl) as rewarding:
+    with Rewarding(rl) if ranks.first else nullcontext(Rewarding(rl)) as rewarding:  # the others never ask it
         source = FromRollouts(
             rl=rl,
             seed=job.recipe.seed,

@@ -30,8 +30,9 @@ class Task(Section):
     data: str = ""
     """A file of rows that are asked instead of a split's, just as they are: what the base could do before, against forgetting."""
     scorer: str = "exact"
-    """`exact`, `label`, `choice` (the answer can be nothing but one of the references' labels), `json`, `regex`, `number`, `contains`,
-    `judge` (by `evaluation.rubric`), or `module:function` of your own (answer, reference) → number in 0…1."""
+    """`exact`, `label`, `choice` (the answer can be nothing but one of the references' labels), `json`, `json_schema` (the
+    reference is a schema), `regex`, `number`, `contains`, `judge` (by `evaluation.rubric`), or `module:function` of your own
+    (answer, reference) → number in 0…1."""
     max_new_tokens: Annotated[int, Field(gt=0)] = 256
     """Longest answer; a cut answer is counted."""
     limit: Annotated[int, Field(gt=0)] | Literal["all"] = "all"

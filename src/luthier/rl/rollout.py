@@ -18,7 +18,7 @@ from luthier.data.rows import Example
 from luthier.data.store import TokenRow
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.dropout import seed_of
-from luthier.rl.rewards import Answered, Rewarded, Rewarding
+from luthier.rl.rewards import NO_EPISODE, Answered, Rewarded, Rewarding
 from luthier.rl.sampler import How, Sampler
 from luthier.train.ranks import Ranks
 
@@ -27,8 +27,6 @@ Found = TypeVar("Found")
 
 MOST_TURNS = 32
 """Of an episode, after which it is over whatever its environment says."""
-NONE = -1
-"""The number of an episode without an environment."""
 LEAST_SPREAD = 1e-4
 """Added to a group's spread, as TRL does: rewards that differ by less are not told apart."""
 
@@ -85,9 +83,12 @@ class Player:
     def play(self, asked: Sequence[tuple[int, Example]], seeds: Sequence[str]) -> list[Episode]:
         """An episode for each prompt, in order, without advantages; each draws by a seed that follows from its text and the turn."""
         opened = self._opened([example for _, example in asked])
-        games = [_Game(conversation=example.prompt, episode=episode) for (_, example), episode in zip(asked, opened, strict=True)]
+        games = [
+            _Game(conversation=example.prompt, episode=episode, over=self.with_environment and episode == NO_EPISODE)
+            for (_, example), episode in zip(asked, opened, strict=True)
+        ]
         for turn in range(MOST_TURNS if self.with_environment else 1):
-            going = [place for place, game in enumerate(games) if not game.over and (game.episode != NONE or not self.with_environment)]
+            going = [place for place, game in enumerate(games) if not game.over]
             prompts = [tuple(self.tokenizer.prompt_ids(games[place].conversation)) for place in going]
             drawn = self.sampler.draw(prompts, [seed_of(f"{seeds[place]}/{turn}") for place in going], self.how) if going else []
             for place, prompt, each in zip(going, prompts, drawn, strict=True):
@@ -105,7 +106,7 @@ class Player:
 
     def _opened(self, examples: Sequence[Example]) -> list[int]:
         if not self.with_environment:
-            return [NONE] * len(examples)
+            return [NO_EPISODE] * len(examples)
         questions = [([message.to_template() for message in example.prompt.messages], example.reference) for example in examples]
         return self._first(self.rewarding.open, questions)
 

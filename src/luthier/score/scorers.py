@@ -6,17 +6,15 @@ scorer of your own gets both as they are. No answer of a model makes a built-in 
 """
 
 import difflib
-import importlib
 import json
 import math
 import re
-import sys
-from collections.abc import Callable
-from numbers import Real
-from pathlib import Path
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 from luthier.core.errors import DataError, RecipeError
+from luthier.score import own, schema
 
 Scorer = Callable[[str, str], float]
 
@@ -46,12 +44,20 @@ def label(answer: str, reference: str) -> float:
 
 def json_equal(answer: str, reference: str) -> float:
     """1 where both are the same JSON value, key order and spelling of numbers aside; the answer may be one fenced code block."""
-    text = final(answer)
-    fenced = FENCE.search(text)
     expected = _parse(final(reference), "reference is not JSON")
     try:
-        return float(_same(_strict(fenced[1] if fenced else text), expected))
+        return float(_same(_answered(answer), expected))
     except (ValueError, RecursionError):
+        return 0.0
+
+
+def json_schema(answer: str, reference: str) -> float:
+    """1 where the answer, which may be one fenced code block, is JSON that is valid under the reference, a JSON schema (draft 2020-12, or
+    what its `$schema` names; `score/schema.py` says what of it holds)."""
+    valid = _validity(final(reference))
+    try:
+        return float(valid(_answered(answer)))
+    except (ValueError, RecursionError, ArithmeticError):  # the last: whether 400 digits are a multiple of 0.01
         return 0.0
 
 
@@ -96,6 +102,7 @@ SCORERS: dict[str, Scorer] = {
     "label": label,
     "choice": exact,  # of an answer that can be nothing but one of the references' labels
     "json": json_equal,
+    "json_schema": json_schema,
     "regex": regex,
     "number": number,
     "contains": contains,
@@ -108,10 +115,15 @@ def scorer(name: str) -> Scorer:
     if ":" in name:
         return _own(name)
     if name not in SCORERS:
-        near = difflib.get_close_matches(name, SCORERS, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
-        raise RecipeError(f"no scorer is called {name!r}", change=f"{hint}there are {', '.join(SCORERS)}, and module:function of your own")
+        raise unknown(name, "scorer", SCORERS)
     return SCORERS[name]
+
+
+def unknown(name: str, kind: str, known: Iterable[str]) -> RecipeError:
+    """What is said of a name that no scorer, or reward, has: the nearest one, and all."""
+    near = difflib.get_close_matches(name, known := list(known), n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return RecipeError(f"no {kind} is called {name!r}", change=f"{hint}there are {', '.join(known)}, and module:function of your own")
 
 
 def metric_name(name: str) -> str:
@@ -125,30 +137,13 @@ def final(answer: str) -> str:
 
 
 def _own(name: str) -> Scorer:
-    """A function from an importable module or one in the current folder; what it returns is checked."""
-    module_name, _, function_name = name.partition(":")
-    if module_name.partition(".")[0] in sys.stdlib_module_names:  # `os:rename` would be called with an answer and a reference
-        raise RecipeError(f"scorer {name!r} is Python's own {module_name}", change="name a function that was written to score")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # last, so that it hides no installed module
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # importing runs the module, which may raise anything
-        change = f"put {module_name.replace('.', '/')}.py into the current folder, or install it"
-        raise RecipeError(f"scorer {name!r}: {type(error).__name__}: {error}", change=change) from error
-    function = vars(module).get(function_name)
-    if not callable(function):
-        change = "name a function (answer, reference) → number in 0…1"
-        raise RecipeError(f"scorer {name!r}: {module_name} has no function {function_name!r}", change=change)
+    """A function of the user's own; what it returns is checked."""
+    function = own.load(name, "scorer", "a function (answer, reference) → number in 0…1")
 
     def score(answer: str, reference: str) -> float:
-        try:
+        with own.blamed(f"scorer {name!r}"):
             value = function(answer, reference)
-        except Exception as error:
-            raise RecipeError(
-                f"scorer {name!r} raised {type(error).__name__}: {error}", change=f"mend {function_name} for this row"
-            ) from error
-        share = float(value) if isinstance(value, Real) else math.nan
+            share = own.number(value)
         if not 0 <= share <= 1:
             raise RecipeError(f"scorer {name!r} returned {value!r}", change="return a number in 0…1")
         return share
@@ -169,6 +164,18 @@ def _last_number(text: str) -> float | None:
     found = NUMBER.findall(text.replace("−", "-"))
     value = float(found[-1].replace(",", "")) if found else math.nan
     return value if math.isfinite(value) else None
+
+
+def _answered(answer: str) -> Any:
+    """The JSON value that the final answer is, or the one in its first fence; raises ValueError or RecursionError."""
+    text = final(answer)
+    fenced = FENCE.search(text)
+    return _strict(fenced[1] if fenced else text)
+
+
+@lru_cache(maxsize=256)  # a group of answers has one reference
+def _validity(reference: str) -> Callable[[Any], bool]:
+    return schema.validity(_parse(reference, "reference is not JSON"))
 
 
 def _strict(text: str) -> Any:

@@ -1,0 +1,145 @@
+"""Steps over drawn answers, in the loop that trains by rows: what is drawn, what is learned, and that a resumed run is the same."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from luthier.core import jsonl
+from luthier.flow.reinforcing import rewarded
+from luthier.runs import control
+from luthier.train.run import TrainingResult, train
+from tests.train.workshop import Workshop
+
+RL = {"rewards": {"tests.rl.wishes:early": 1.0}, "group_size": 4, "max_new_tokens": 16}
+SECTIONS: dict[str, Any] = {
+    "rl": RL,
+    "training": {"max_steps": 6, "global_batch_size": 8, "learning_rate": 1e-2, "micro_batch_size": "auto"},
+    "checkpoints": {"eval_steps": 3, "save_steps": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
+    """A base that some rows have taught to answer, and to end its answers."""
+    workshop = Workshop(tmp_path_factory.mktemp("taught"))
+    train(workshop.job("taught", lora={"dropout": 0.0}, training={"max_steps": 40}, checkpoints={"final": "last"}))
+    return workshop
+
+
+@pytest.fixture
+def workshop(taught: Workshop) -> Iterator[Workshop]:
+    yield taught
+    for run in (taught.folder / "runs").iterdir():
+        if run.name != "taught":
+            shutil.rmtree(run)
+
+
+def reinforced(workshop: Workshop, name: str = "run", until: int = 0, **sections: Any) -> tuple[TrainingResult, list[dict[str, Any]]]:
+    """A run, and its steps' lines."""
+    lora = {"dropout": 0.0, "init_from": str(workshop.folder / "runs" / "taught" / "adapter")}
+    job = workshop.job(name, **{**SECTIONS, "lora": lora, **sections})
+    with rewarded(job) as ready:
+        if until:
+            with control.leaving_off_after(job.folder, until):
+                result = train(ready)
+        else:
+            result = train(ready)
+    return result, [line for line in jsonl.salvage(job.folder.metrics).records if line["kind"] == "train"]
+
+
+def adapter(workshop: Workshop, name: str) -> bytes:
+    return (workshop.folder / "runs" / name / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def answers(workshop: Workshop, name: str, step: int) -> list[Any]:
+    text = (workshop.folder / "runs" / name / "rollouts" / f"step-{step:06d}.jsonl").read_text()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_rewarded_answers_become_likelier(workshop: Workshop) -> None:
+    training = {**SECTIONS["training"], "max_steps": 30, "global_batch_size": 32}
+    _, lines = reinforced(workshop, rl={**RL, "group_size": 8}, training=training)
+    first, last = (np.mean([line["reward"] for line in part]) for part in (lines[:5], lines[-5:]))
+    assert last > first + 0.1
+
+
+def test_the_line_of_a_step_tells_of_its_answers(workshop: Workshop) -> None:
+    _, lines = reinforced(workshop)
+    told = answers(workshop, "run", 1)
+    assert len(told) == 8
+    assert lines[0]["reward"] == pytest.approx(np.mean([answer["reward"] for answer in told]))
+    assert lines[0]["answer_tokens"] == pytest.approx(np.mean([answer["tokens"] for answer in told]))
+    assert lines[0]["cut"] == np.mean([answer["cut"] for answer in told])
+    assert lines[0]["kl"] is None and lines[0]["clipped"] is not None
+
+
+def test_answers_of_a_group_differ_and_groups_have_one_prompt_each(workshop: Workshop) -> None:
+    reinforced(workshop)
+    told = answers(workshop, "run", 1)
+    asked = [answer["asked"] for answer in told]
+    assert asked == [asked[0]] * 4 + [asked[4]] * 4 and asked[0] != asked[4]
+    assert len({str(answer["answers"]) for answer in told[:4]}) > 1
+
+
+def test_what_the_sampler_found_probable_the_trainer_does_too(workshop: Workshop) -> None:
+    """Before anything was learned from them; in float32, to rounding: the engine writes with a cache, training reads packs."""
+    for settings in ({}, {"temperature": 0.7}):
+        _, lines = reinforced(workshop, f"at-{len(settings)}", rl={**RL, **settings})
+        drifts = [line["drift"] for line in lines if line["drift"] is not None]
+        assert drifts and max(drifts) < 2e-5
+
+
+def test_cut_answers_are_rewarded_and_not_learned_from(workshop: Workshop) -> None:
+    _, lines = reinforced(workshop, rl={**RL, "max_new_tokens": 1})
+    told = answers(workshop, "run", 1)
+    whole = [answer for answer in told if not answer["cut"]]
+    assert all(answer["reward"] is not None for answer in told) and len(whole) < len(told)
+    assert lines[0]["supervised_tokens"] == sum(answer["tokens"] for answer in whole if answer["advantage"] is not None)
+
+
+def test_a_step_without_a_signal_changes_nothing(workshop: Workshop) -> None:
+    _, lines = reinforced(workshop, rl={**RL, "rewards": {"tests.rl.wishes:alike": 1.0}})
+    assert all(line["silent"] == 1 and line["grad_norm"] == line["supervised_tokens"] == 0 for line in lines)
+    assert {answer["advantage"] for answer in answers(workshop, "run", 1)} == {None}
+    assert adapter(workshop, "run") == adapter(workshop, "taught")
+
+
+@pytest.mark.parametrize("more", [{}, {"updates": 2}, {"updates": 3, "kl": 0.1, "algorithm": "gspo", "clip": 0.2}], ids=str)
+@pytest.mark.parametrize("until", [2, 3])
+def test_a_resumed_run_is_the_uninterrupted_one_to_the_bit(workshop: Workshop, more: dict[str, Any], until: int) -> None:
+    whole, lines = reinforced(workshop, "whole", rl={**RL, **more})
+    reinforced(workshop, "parts", until=until, rl={**RL, **more})
+    resumed, again = reinforced(workshop, "parts", rl={**RL, **more})
+    assert resumed.last_step == whole.last_step == 6
+    assert adapter(workshop, "parts") == adapter(workshop, "whole")
+    same = ("step", "loss", "grad_norm", "reward", "entropy", "kl", "clipped")
+    assert [[line[key] for key in same] for line in again] == [[line[key] for key in same] for line in lines]
+    assert answers(workshop, "parts", 4 if not more else 1) == answers(workshop, "whole", 4 if not more else 1)
+
+
+def test_several_updates_learn_from_the_same_answers_and_ratios_move(workshop: Workshop) -> None:
+    _, lines = reinforced(workshop, rl={**RL, "updates": 3})
+    rewards = [line["reward"] for line in lines]
+    assert rewards[0] == rewards[1] == rewards[2] != rewards[3]
+    assert [line["drift"] is None for line in lines] == [False, True, True, False, True, True]
+
+
+def test_the_divergence_is_from_the_adapter_the_run_began_with(workshop: Workshop) -> None:
+    """0 before the first update; and a heavy weight holds the model there."""
+    training = {**SECTIONS["training"], "learning_rate": 3e-3}
+    _, free = reinforced(workshop, "free", rl={**RL, "kl": 1e-6}, training=training)
+    _, held = reinforced(workshop, "held", rl={**RL, "kl": 10.0}, training=training)
+    assert free[0]["kl"] == pytest.approx(0, abs=1e-9) and held[0]["kl"] == pytest.approx(0, abs=1e-9)
+    assert free[-1]["kl"] > 2 * held[-1]["kl"] > 0
+
+
+def test_the_best_checkpoint_is_the_one_with_the_most_reward_held_out(workshop: Workshop) -> None:
+    result, _ = reinforced(workshop)
+    run = workshop.folder / "runs" / "run"
+    told = {event["step"]: event["value"] for event in jsonl.salvage(run / "events.jsonl").records if event["event"] == "held_out"}
+    assert set(told) == {3, 6}
+    assert result.best is not None and result.best.value == max(told.values()) == told[result.final_step]
