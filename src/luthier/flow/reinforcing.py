@@ -60,6 +60,14 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
 
     ranks = replace(job.ranks, stop=stop)
     with Rewarding(rl) if ranks.first else nullcontext(Rewarding(rl)) as rewarding:  # the others never ask it
+        held_out = HeldOut(
+            rl=rl,
+            examples=job.prepared.examples("validation"),
+            tokenizer=job.tokenizer,
+            rewarding=rewarding,
+            ranks=ranks,
+            folder=job.folder,
+        )
         source = FromRollouts(
             rl=rl,
             seed=job.recipe.seed,
@@ -68,20 +76,11 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
             tokenizer=job.tokenizer,
             rewarding=rewarding,
             sampler=_sampler(job, rl),
+            measure=held_out,
             folder=job.folder,
             heart=job.heart,
         )
-        score = job.score
-        if job.recipe.best_by == REWARD:
-            score = HeldOut(
-                rl=rl,
-                examples=job.prepared.examples("validation"),
-                tokenizer=job.tokenizer,
-                rewarding=rewarding,
-                ranks=ranks,
-                folder=job.folder,
-            )
-        yield replace(job, source=source, score=score)
+        yield replace(job, source=source, score=held_out if job.recipe.best_by == REWARD else job.score)
 
 
 def _sampler(job: TrainingJob, rl: Rl) -> Callable[[Ready], Sampler]:

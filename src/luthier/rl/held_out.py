@@ -32,7 +32,9 @@ class HeldOut:
     folder: RunFolder
 
     def __call__(self, model: PreTrainedModel | PeftModel, step: int) -> Mapping[str, float]:
-        """`reward`; an answer that cannot be rewarded counts as the least that any got."""
+        """`reward`; an answer that cannot be rewarded counts as the least that any got. Nothing without validation rows."""
+        if not self.examples:
+            return {}
         player = Player(
             sampler=Embedded(model=model, tokenizer=self.tokenizer, ranks=self.ranks),
             rewarding=self.rewarding,

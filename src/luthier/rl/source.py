@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from luthier.data.completions import LongestCompletions
 from luthier.data.order import Indices, rows_of_step
@@ -45,6 +45,8 @@ class FromRollouts:
     tokenizer: ChatTokenizer
     rewarding: Rewarding
     sampler: Callable[[Ready], Sampler]
+    measure: Callable[[nn.Module, int], object]
+    """Asked of the model before its first step, so that what it gains can be told."""
     folder: RunFolder
     heart: Heart
 
@@ -107,6 +109,8 @@ class Rollouts:
         asked = [(number, member) for number in numbers for member in range(source.rl.group_size)]
         seeds = [f"{source.seed}/{step}/{number}/{member}" for number, member in asked]
         with as_one(self.ready.placed.model):
+            if step == 1:
+                source.measure(self.ready.placed.model, 0)
             episodes = compared(self.player.play([(number, source.examples[number]) for number, _ in asked], seeds))
         if not source.folder.read_only:
             record.keep(source.folder, step, episodes, source.examples)
