@@ -1,6 +1,5 @@
 """Reinforcement by several ranks is that of one: the same answers, and the same update (slow: they are started by the command)."""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,13 +10,15 @@ from safetensors.torch import load_file
 
 from luthier.core import jsonl
 from luthier.runs.store import RunFolder
+from luthier.train.run import train
+from tests.train.workshop import Workshop
 
 ROOT = Path(__file__).parents[2]
 RECIPE = """\
 name: NAME
-model: {base: demo, dtype: float32}
-lora: {r: 4, alpha: 8}
-data: {sources: [{path: rows.jsonl}], split: {train: 0.8, validation: 0.2, test: 0}, split_method: exact}
+model: {base: base, dtype: float32}
+lora: {r: 4, alpha: 8, init_from: runs/taught/adapter}
+data: {sources: [{path: rows-30.jsonl}], split: {train: 0.8, validation: 0.2, test: 0}, split_method: exact}
 rl: {rewards: {'wishes:short': 1.0}, group_size: 4, max_new_tokens: 24, kl: 0.01}
 training: {max_steps: 3, global_batch_size: 12, learning_rate: 1.0e-3}
 checkpoints: {eval_steps: 3, save_steps: 2}
@@ -27,11 +28,11 @@ WISHES = "def short(answer, reference):\n    return 1 / (1 + len(answer))\n"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tmp_path = tmp_path_factory.mktemp("ranks")
-    questions = ({"prompt": f"What does cat number {number} do?", "completion": "it meows"} for number in range(20))
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(each) + "\n" for each in questions))
-    (tmp_path / "wishes.py").write_text(WISHES)
-    return tmp_path
+    """A base of two layers that some rows have taught to end its answers."""
+    workshop = Workshop(tmp_path_factory.mktemp("ranks"))
+    train(workshop.job("taught", lora={"dropout": 0.0}, training={"max_steps": 40}, checkpoints={"final": "last"}))
+    (workshop.folder / "wishes.py").write_text(WISHES)
+    return workshop.folder
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def reinforced(home: Path, name: str, *overrides: str) -> RunFolder:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("layout", ["data=2", "tensor=3", "pipeline=2", "data=2 shard=zero3"])
+@pytest.mark.parametrize("layout", ["data=2", "tensor=2", "pipeline=2", "data=2 shard=zero3"])
 def test_ranks_draw_and_learn_as_one_process_does(home: Path, alone: RunFolder, layout: str) -> None:
     together = reinforced(home, layout.replace("=", "-").replace(" ", "-"), *(f"parallel.{each}" for each in layout.split()))
     first, second = (jsonl.salvage(run.rollout(1)).records for run in (alone, together))
