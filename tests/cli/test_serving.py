@@ -7,6 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from luthier.data.tokenizer import load_tokenizer
+from luthier.model.decode import Decoder
+from luthier.model.load import load_model
+from luthier.recipe.schema import Model
+from luthier.serve.sampler import RemoteSampler
+from tests.model.test_decode import Heard, asked
+from tests.model.zoo import adapted
 
 COMMAND = [sys.executable, "-m", "luthier.cli.main", "serve"]
 
@@ -34,3 +43,38 @@ def test_what_it_cannot_serve_it_says(tmp_path: Path) -> None:
         assert "cannot be had" in refused("demo", "--port", str(other.getsockname()[1]))
     (tmp_path / "empty").write_text("")
     assert "the file is empty" in refused("demo", "--port", "0", "--token-file", str(tmp_path / "empty"))
+    assert "there is no such folder" in refused("demo", "--port", "0", f"serving.options.adapters_from={tmp_path / 'none'}")
+    assert "did you mean `options.adapters_from`?" in refused("demo", "--port", "0", f"serving.options.adapter_from={tmp_path}")
+
+
+def test_it_draws_for_another_process_from_each_adapter_that_this_one_writes(tmp_path: Path) -> None:
+    """The split topology: here is who trains, there who answers."""
+    tokenizer, model = load_tokenizer(Model(base="demo")), load_model(Model(base="demo"), torch.float32, torch.device("cpu"))
+    peft = adapted(model, r=8)
+    prompts, seeds = [tokenizer.encode(text) for text in ("Who takes the ticket?", "Simon can start on Friday.")] * 4, list(range(8))
+    words = ["demo", "--port", "0", f"serving.options.adapters_from={tmp_path}"]
+    with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url, token = server.stdout.readline().strip(), server.stdout.readline().removeprefix("token ").strip()
+            sampler = RemoteSampler.at(url, token, tokenizer.stop_ids)
+            for step in range(2):
+                peft.save_pretrained(tmp_path / f"step-{step}")
+                sampler.give(f"step-{step}", tmp_path / f"step-{step}")
+                found = sampler.draw(prompts, seeds, max_new_tokens=12, temperature=1.0)
+                decoder, heard = Decoder(peft.eval(), max_length=100), [Heard() for _ in prompts]
+                for ids, seed, listener in zip(prompts, seeds, heard, strict=True):
+                    asked_for = asked(ids, 12, stop=tokenizer.stop_ids, adapter="default", temperature=1.0, seed=seed)
+                    decoder.submit(asked_for, listener)
+                while decoder.step():
+                    pass
+                assert [list(each.ids) for each in found] == [each.ids for each in heard]
+                for each, listener in zip(found, heard, strict=True):
+                    assert each.logprobs == pytest.approx([one.logprob for one in listener.tokens], abs=1e-4)
+                with torch.no_grad():
+                    for name, weight in peft.named_parameters():
+                        if "lora_" in name:
+                            weight.mul_(1.5)  # a step of training
+        finally:
+            server.terminate()
+    assert server.returncode == 0

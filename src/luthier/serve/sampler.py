@@ -95,8 +95,10 @@ class RemoteSampler:
     def _refuse_without_tokens(self) -> None:
         """One token is written, by whichever model comes first."""
         models = patiently(self.wire.models, self.waits)
+        if not models:
+            raise RunError("the server has no model", where=self.wire.url)
         try:
-            self._drawn({"model": models[0], "prompt": [self.stop_ids[0]], "max_tokens": 1, "temperature": 0, **self._told()})
+            self._drawn({"model": models[0], "prompt": [0], "max_tokens": 1, "temperature": 0, **self._told()})
         except Unanswered as error:
             if error.code not in (400, 404, 422):
                 raise
