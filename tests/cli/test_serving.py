@@ -11,10 +11,11 @@ import pytest
 import torch
 from peft import PeftModel
 
+from luthier.core.generation import Drawn
 from luthier.data.tokenizer import load_tokenizer
 from luthier.model.load import load_model, resolve_dtype
 from luthier.recipe.schema import Model
-from luthier.serve.sampler import Drawn, RemoteSampler
+from luthier.serve.sampler import RemoteSampler
 from tests.model.zoo import adapted
 
 COMMAND = [sys.executable, "-m", "luthier.cli.main", "serve"]

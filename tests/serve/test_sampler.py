@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from luthier.core.errors import RunError, UsageError
+from luthier.core.generation import Drawn
 from luthier.model.adapt import load_adapter
 from luthier.model.decode import Decoder
-from luthier.serve.sampler import Drawn, RemoteSampler
+from luthier.serve.sampler import RemoteSampler
 from luthier.serve.wire import Unanswered, Wire
 from tests.data.families import family
 from tests.model.test_decode import Heard, asked

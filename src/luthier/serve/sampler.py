@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.core.errors import RunError, UsageError
+from luthier.core.generation import Drawn
 from luthier.serve.asking import WAITS, answered, patiently
 from luthier.serve.wire import Unanswered, Wire
 
@@ -20,18 +21,6 @@ ADAPTERS = (
     "start it with serving.options.adapters_from=FOLDER (luthier serve), "
     "or with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 (vLLM), whose folder it sees, too"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Drawn:
-    """One answer that was drawn."""
-
-    ids: tuple[int, ...]
-    """With the stop token."""
-    logprobs: tuple[float, ...]
-    """Of each, at temperature 1, as the server computed them."""
-    stopped: bool
-    """Else cut, by max_new_tokens."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -64,7 +53,10 @@ class RemoteSampler:
     def draw(
         self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], *, max_new_tokens: int, temperature: float, top_p: float = 1.0
     ) -> list[Drawn]:
-        """One answer for each prompt and seed, in order: the likeliest where temperature or top_p is 0."""
+        """One answer for each prompt and seed, in order: the likeliest where temperature or top_p is 0.
+
+        Log-probabilities are those before temperature and top_p, as the server computed them.
+        """
         if not self.given:
             raise UsageError("the server was given no adapter yet", where=self.wire.url)
         how = {"temperature": temperature, "top_p": top_p} if top_p else {"temperature": 0}
