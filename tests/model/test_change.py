@@ -73,6 +73,8 @@ def test_who_is_answered_by_others_goes_on_when_an_adapter_comes_and_goes(family
     take(decoder, "two")
     assert decoder.adapters == ("one",)
     assert [each.ids for each in heard] == [each.ids for each in expected]
+    for one, other in zip(told(heard), told(expected), strict=True):
+        assert [token.logprob for token in one] == pytest.approx([token.logprob for token in other], abs=1e-5)
     started = engine(load_adapter(tiny(family), two, "two"))
     assert [each.ids for each in late] == written(started, *(asked(ids, 9, adapter="two") for ids in prompts(4, 3)))
 
