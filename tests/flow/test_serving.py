@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from luthier.model.generate import LocalCompleter
 from luthier.model.load import load_model
 from luthier.runs.store import RunFolder, own_recipe
 from luthier.serve.dialogue import Dialogue
+from luthier.serve.refused import Refused
 from luthier.serve.served import Served
 from tests.export.handed import trained
 from tests.train.workshop import FLOAT32, Workshop
@@ -100,6 +102,24 @@ def test_two_runs_with_adapted_experts_answer_each_with_its_own(workshop: Worksh
     told = Told()
     with embedded(["one", "two"], told):
         assert [line.partition(":")[0] for line in told.lines if "trained = served" in line] == ["one", "two"]
+
+
+def test_further_adapters_are_held_to_the_base_and_template_that_are_served(workshop: Workshop) -> None:
+    one, two = trained(workshop, "one", training={"max_steps": 30}), trained(workshop, "two", seed=4, training={"max_steps": 30})
+    with embedded(["one"], verified=False, adapters_from=one.path.parent) as served:
+        adapters = served.changeable()
+        models = {"one": served.models["one"], "again": adapters.load("one/adapter"), "two": adapters.load(str(two.adapter))}
+        texts = {}
+        for model in models:
+            dialogue = Dialogue(replace(served, models=models), model, "one", Sampling(max_new_tokens=30))
+            texts[model] = "".join(dialogue.say(QUESTION))
+        place = two.adapter / "provenance.json"
+        place.write_text(json.dumps({**json.loads(place.read_text()), "stop_ids": [5]}))
+        with pytest.raises(Refused, match="trained with stop ids"):
+            adapters.load(str(two.adapter))
+    assert texts["one"] == texts["again"] == evaluated(one) and texts["two"] == evaluated(two)
+    with embedded(["one"], verified=False) as served, pytest.raises(Refused, match="stays as it was started"):
+        served.changeable()
 
 
 def test_an_engine_that_scales_an_adapter_otherwise_is_found_before_it_answers(workshop: Workshop) -> None:

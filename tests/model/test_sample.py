@@ -1,7 +1,9 @@
 """Draws have the distribution that was asked for, and follow from seed, place and probabilities alone."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -64,6 +66,25 @@ def test_log_probabilities_are_before_temperature_and_as_many_likeliest_are_told
     assert two.logprob == pytest.approx(-0.693147, abs=1e-5)
     assert [id for id, _ in two.top] == [1, 2] and [value for _, value in two.top] == pytest.approx([-0.693147, -0.916291], abs=1e-5)
     assert none.top == ()
+
+
+def test_log_probabilities_are_those_after_temperature_where_that_is_asked() -> None:
+    row = logits(0.1, 0.5, 0.15, 0.25)
+    colder = [0.01 / 0.345, 0.25 / 0.345, 0.0225 / 0.345, 0.0625 / 0.345]
+    requests = [replace(asked(temperature=0.5, seed=seed), tempered=seed % 2 == 0, num_top=1) for seed in range(200)]
+    tokens = chosen(row.expand(200, -1), requests, [0] * 200)
+    assert {token.id for token in tokens[::2]} == {0, 1, 2, 3}
+    for token, request in zip(tokens, requests, strict=True):
+        told = colder if request.tempered else row[0].exp().tolist()
+        assert math.exp(token.logprob) == pytest.approx(told[token.id], rel=1e-5)
+        assert math.exp(token.top[0][1]) == pytest.approx(told[1], rel=1e-5)
+    assert [token.id for token in tokens] == [
+        token.id for token in chosen(row.expand(200, -1), [replace(each, tempered=False) for each in requests], [0] * 200)
+    ]
+    (greedy,) = chosen(row, [replace(asked(temperature=0.0), tempered=True)], [0])
+    assert math.exp(greedy.logprob) == pytest.approx(0.5)
+    (coldest,) = chosen(row, [replace(asked(temperature=1e-300), tempered=True)], [0])
+    assert (coldest.id, coldest.logprob) == (1, 0.0)
 
 
 def test_numbers_are_spread_evenly_and_each_seed_and_place_has_its_own() -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from luthier.core.chat import Completion, Conversation, Message
 from luthier.core.errors import ModelError, RunError
-from luthier.serve.completer import AT_ONCE, RemoteCompleter
+from luthier.serve.asking import AT_ONCE
+from luthier.serve.completer import RemoteCompleter
 from luthier.serve.wire import Unanswered, Wire
 from tests.data.families import family
 from tests.serve.spoken_to import Json, Reply, delta, stranger, whole

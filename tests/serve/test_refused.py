@@ -26,9 +26,9 @@ def error(server: Place, path: str, body: Any, status: int) -> dict[str, Any]:
 
 
 def test_every_address_asks_for_the_token(server: Place) -> None:
-    assert len(server.site.paths) == 6
+    assert len(server.site.paths) == 8
     with httpx.Client(base_url=server.url) as nobody:
-        assert [nobody.get(path).status_code for path in server.site.paths] == [401] * 6
+        assert [nobody.get(path).status_code for path in server.site.paths] == [401] * 8
     for token in ("another", TOKEN[:-1], TOKEN + "x"):
         with server.plain(token) as plain:
             for path in (*server.site.paths, "/v1/models/base", "/", "/docs", "/openapi.json"):

@@ -50,13 +50,14 @@ def test_a_character_that_was_cut_is_told_as_evaluation_tells_it() -> None:
     assert joined(written("chatml", ids)) == "so �"
 
 
-def test_the_stop_token_is_counted_and_not_told() -> None:
+def test_the_stop_token_is_counted_and_among_the_tokens_and_says_nothing() -> None:
     end = family("chatml").stop_ids[0]
     writer = Writer(decoding=Decoding(family("chatml")))
     pieces = [writer.add(Token(id=id, logprob=0.0)) for id in ids_of("chatml", "Paris")]
     pieces.append(writer.add(Token(id=end, logprob=0.0, end="stop")))
     assert (joined(pieces), pieces[-1].end, writer.num_tokens) == ("Paris", "stop", len(pieces))
-    assert sum(len(piece.spoken) for piece in pieces) == len(pieces) - 1
+    spoken = [each for piece in pieces for each in piece.spoken]
+    assert (len(spoken), spoken[-1].token.id, spoken[-1].start) == (len(pieces), end, len("Paris"))
 
 
 @pytest.mark.parametrize("stop", ["capital", "is the", "e capital of F", "The", "\n\nThe", "Pa", ". ", "xyz"])

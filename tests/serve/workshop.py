@@ -2,9 +2,10 @@
 
 import copy
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import httpx
 import torch
@@ -13,8 +14,11 @@ from peft import PeftModel
 
 from luthier.core.chat import Conversation, Message
 from luthier.data.tokenizer import ChatTokenizer
+from luthier.model.adapt import check_provenance
 from luthier.model.decode import Decoder
 from luthier.model.generate import LocalCompleter
+from luthier.recipe.schema import Model
+from luthier.serve.adapters import Adapters
 from luthier.serve.listen import HERE, Listening
 from luthier.serve.served import Served
 from luthier.serve.site import Limits, Site
@@ -75,18 +79,36 @@ class Place:
 
 
 @contextmanager
-def place(limits: Limits = ROOMY) -> Iterator[Place]:
-    """A server in this process, on a port of its own."""
+def place(limits: Limits = ROOMY, adapters_from: Path | None = None) -> Iterator[Place]:
+    """A server in this process, on a port of its own, that may be given adapters of a folder."""
     peft, tokenizer = models(), family("chatml")
     twin = copy.deepcopy(peft)
     listening, site = Listening(HERE, 0), Site(TOKEN, limits)
     engine = Decoder(peft, slots=8, max_length=MAX_LENGTH, cache_tokens=8 * MAX_LENGTH, chunk=64).start()
-    site.served = Served(engine=engine, tokenizer=tokenizer, models=MODELS)
+    adapters = Adapters(engine=engine, below=adapters_from.resolve(), check=compared(tokenizer)) if adapters_from else "fixed"
+    site.served = Served(engine=engine, tokenizer=tokenizer, models=MODELS, adapters=adapters)
     try:
         with listening.answering(site):
             yield Place(url=f"http://{HERE}:{listening.port}", site=site, tokenizer=tokenizer, twin=twin)
     finally:
         engine.close()
+
+
+def compared(tokenizer: ChatTokenizer) -> Callable[[Path], None]:
+    """What tells of an adapter that it was trained for another template."""
+    return lambda folder: check_provenance(folder, Model(base="base"), tokenizer)
+
+
+def saved(folder: Path, seed: int) -> Path:
+    """An adapter over the same base that is none of those that are served."""
+    peft = adapted(tiny_model(vocabulary=len(family("chatml").pretrained)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for name, weight in peft.named_parameters():
+            if "lora_" in name:
+                weight.normal_(std=0.2)
+    peft.save_pretrained(folder)
+    return folder
 
 
 def questions(number: int) -> list[str]:

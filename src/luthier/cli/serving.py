@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -16,12 +17,15 @@ from luthier.cli.words import OVERRIDE
 from luthier.core.errors import LuthierError, UsageError
 
 if TYPE_CHECKING:
+    from luthier.recipe.serving import Serving
     from luthier.serve.dialogue import Dialogue
 
 SUBJECTS = (
     "Finished runs over one base, or one model: a folder, a hub id, demo. With serving.engine=vllm one run or model, or the model of a "
     "recipe's file, is served by vLLM, and serving.key=value changes how."
 )
+READ = ("serving.engine", "serving.port", "serving.options.adapters_from")
+"""What Luthier's own engine heeds of the section."""
 COMMANDS = "/base: what the base answers to that · /system TEXT: another system prompt · /reset: forget what was said · Ctrl-D ends it"
 
 
@@ -47,7 +51,7 @@ def serve(
     with left_by_ctrl_c(SIGTERM):
         if serving.engine == "embedded":
             _refuse_unread(changes)
-            flow.serve(names, opening, _tell, progress(), verified=not no_verify)
+            flow.serve(names, replace(opening, adapters_from=_folder(serving)), _tell, progress(), verified=not no_verify)
         elif len(names) > 1:
             raise UsageError("vLLM serves one run, or one model", change="leave one, or set serving.engine=embedded")
         else:
@@ -114,9 +118,21 @@ def _lines() -> Iterator[str]:
             yield line
 
 
+def _folder(serving: Serving) -> Path | Literal["nowhere"]:
+    """Where adapters may be loaded from; raises UsageError for what is no folder, before anything is loaded."""
+    from luthier.recipe.options import EmbeddedOptions
+
+    options = EmbeddedOptions.model_validate(serving.options)
+    if not options.adapters_from:
+        return "nowhere"
+    if not (folder := Path(options.adapters_from)).is_dir():
+        raise UsageError("there is no such folder", where=f"serving.options.adapters_from {folder}", change="make it first")
+    return folder
+
+
 def _refuse_unread(changes: tuple[str, ...]) -> None:
     """Raise UsageError for what Luthier's own engine would not heed."""
-    if unread := [change for change in changes if change.partition("=")[0] not in ("serving.engine", "serving.port")]:
+    if unread := [change for change in changes if change.partition("=")[0] not in READ]:
         raise UsageError(f"the embedded engine serves a run by its own recipe, which {unread[0]} would not change", change="leave it out")
 
 

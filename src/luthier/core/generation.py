@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+from luthier.core.errors import RunError
+
 Choices = Mapping[int, "Choices"]
 """Tokens one of which has to follow, each with those that may follow it; what has none ends the answer."""
 
@@ -34,7 +36,7 @@ class Asked:
     prompt_told: bool = False
     """Whether the prompt's own log-probabilities are wanted."""
     tempered: bool = False
-    """Whether log-probabilities are told after the temperature, by which tokens are drawn, and not before."""
+    """Whether the answer's log-probabilities are those after temperature (top_p apart), by which its tokens were drawn."""
     choices: Choices = field(default_factory=dict)
     """What the answer is held to; empty: it is free."""
 
@@ -45,7 +47,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
-    """One token, how probable it was, in nats, before temperature and top_p, and the likeliest in its place."""
+    """One token, how probable it was, in nats, and the likeliest in its place: before temperature and top_p, unless `tempered`."""
 
     id: int
     logprob: float
@@ -63,6 +65,10 @@ class Drawn:
     logprobs: tuple[float, ...]
     stopped: bool
     """False where `max_new_tokens` cut it."""
+
+
+class Unloaded(RunError):
+    """The adapter that was to answer has been taken away."""
 
 
 class Listener(Protocol):

@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
+    from luthier.data.tokenizer import ChatTokenizer
     from luthier.export.merge import Handed
     from luthier.export.verify import Live, Sample
     from luthier.model.decode import Decoder
     from luthier.recipe.schema import Model
+    from luthier.serve.adapters import Adapters
     from luthier.serve.dialogue import Dialogue
     from luthier.serve.served import Served
 
@@ -45,6 +47,8 @@ class Opening:
     token_file: Path | Literal["none"] = "none"
     """Holds the token, or gets it; `none`: a new one each time, told once."""
     seconds: float = 600.0
+    adapters_from: Path | Literal["nowhere"] = "nowhere"
+    """The folder whose adapters may come and go while it answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +88,7 @@ def serve(
     site = Site(token, Limits(seconds=opening.seconds))
     with ExitStack() as engine, listening.answering(site) as server:
         tell(Standing(url=url, token=shown))
-        site.served = served = engine.enter_context(embedded(names, progress, verified=verified))
+        site.served = served = engine.enter_context(embedded(names, progress, verified=verified, adapters_from=opening.adapters_from))
         tell(Standing(url=url, token=shown, models=tuple(served.models)))
         server.join()
 
@@ -102,7 +106,9 @@ def talking(name: str, progress: Progress = SILENT, *, temperature: float = 0.0)
 
 
 @contextmanager
-def embedded(names: Sequence[str], progress: Progress = SILENT, *, verified: bool = True) -> Iterator[Served]:
+def embedded(
+    names: Sequence[str], progress: Progress = SILENT, *, verified: bool = True, adapters_from: Path | Literal["nowhere"] = "nowhere"
+) -> Iterator[Served]:
     """Models that answer here, by their names; raises UsageError where runs are not over one base, and VerificationError."""
     from luthier.model.load import load_model
     from luthier.recipe.base import base_name
@@ -110,7 +116,7 @@ def embedded(names: Sequence[str], progress: Progress = SILENT, *, verified: boo
 
     runs = _runs(names)
     if not runs:
-        with _model_alone(names[0]) as served:
+        with _model_alone(names[0], adapters_from) as served:
             yield served
         return
     first = runs[0]
@@ -125,7 +131,8 @@ def embedded(names: Sequence[str], progress: Progress = SILENT, *, verified: boo
         heard = _lives(model, runs, adapters, progress) if verified else []
         models = adapters | ({} if (base := base_name(first.recipe.model.base)) in adapters else {base: ""})
     with _decoding(model, first.recipe.model, _max_length(runs)) as engine:
-        served = Served(engine=engine, tokenizer=first.tokenizer, models=models)
+        further = _further(engine, first.model, first.tokenizer, adapters_from)
+        served = Served(engine=engine, tokenizer=first.tokenizer, models=models, adapters=further)
         for each in heard:
             _verify(each, served, progress)
         yield served
@@ -221,7 +228,7 @@ def _verify(heard: Heard, served: Served, progress: Progress) -> None:
 
 
 @contextmanager
-def _model_alone(name: str) -> Iterator[Served]:
+def _model_alone(name: str, adapters_from: Path | Literal["nowhere"]) -> Iterator[Served]:
     """A model that no run is of: the demo's, a folder's, such as one that was exported, or the hub's."""
     from luthier.data.tokenizer import load_tokenizer
     from luthier.model.load import load_model, resolve_device, resolve_dtype
@@ -237,7 +244,18 @@ def _model_alone(name: str) -> Iterator[Served]:
         raise UsageError(f"neither a run nor a model: {error.what}", where=name, change=error.change) from error
     dtype, _ = resolve_dtype(model.dtype, device)
     with _decoding(load_model(model, dtype, device), model, ENOUGH) as engine:
-        yield Served(engine=engine, tokenizer=tokenizer, models={base_name(model.base): ""})
+        further = _further(engine, model, tokenizer, adapters_from)
+        yield Served(engine=engine, tokenizer=tokenizer, models={base_name(model.base): ""}, adapters=further)
+
+
+def _further(engine: Decoder, model: Model, tokenizer: ChatTokenizer, below: Path | Literal["nowhere"]) -> Adapters | Literal["fixed"]:
+    """What may come and go, each over the base, template and stop ids that are served."""
+    from luthier.model.adapt import check_provenance
+    from luthier.serve.adapters import Adapters
+
+    if isinstance(below, str):
+        return "fixed"
+    return Adapters(engine=engine, below=below.resolve(), check=lambda folder: check_provenance(folder, model, tokenizer))
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer, ParamWrapper
-from safetensors import SafetensorError
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
@@ -92,29 +93,56 @@ def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
 def load_adapter(model: PreTrainedModel | PeftModel, folder: Path, name: str = ADAPTER) -> PeftModel:
     """The model with the adapter of a folder, in evaluation mode; raises ModelError where it does not fit.
 
-    A further one, under another name, is put beside those that it has, and is not the active one.
+    A further one, under another name, is put beside those that it has, and is not the active one. Where it fails, the model is as it was.
     """
     if not (folder / CONFIG).exists() or not (folder / WEIGHTS).exists():
         raise ModelError(f"no adapter here: it needs {CONFIG} and {WEIGHTS}", where=str(folder))
     config = read_config(folder, base_of(model))
     try:
-        with _quiet_peft(), warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT would go on with random ones
-            adapted = (
-                _beside(model, folder, name, config)
-                if isinstance(model, PeftModel)
-                else PeftModel.from_pretrained(model, str(folder), adapter_name=name, config=config)
-            )
+        with _quiet_peft():
+            adapted = _put_on(model, folder, name, config)
     except Exception as error:  # weights of another base, a file that is cut, and whatever else a stranger's makes PEFT raise
+        take_off(model, name)
         if is_out_of_memory(error):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise ModelError(f"the adapter does not fit this base: {reason}", where=str(folder)) from error
-    if bad := [name for name, weight in adapted.named_parameters() if "lora_" in name and not weight.isfinite().all()]:
+    if bad := [place for place, weight in adapted.named_parameters() if "lora_" in place and not weight.isfinite().all()]:
+        take_off(model, name)
         raise ModelError(f"{len(bad)} of the adapter's weights are not finite, first {bad[0]}", where=str(folder))
     experts.install(adapted)
     adapted.eval()
     return adapted
+
+
+def take_off(model: PreTrainedModel | PeftModel, name: str) -> PreTrainedModel | PeftModel:
+    """The model without an adapter, even one that is half put on; the base as it came, where no other is left."""
+    base = base_of(model)
+    layers = {place: layer for place, layer in base.named_modules() if isinstance(layer, BaseTunerLayer)}
+    if isinstance(model, PeftModel) and (left := [other for other in model.peft_config if other != name]):
+        if name in model.active_adapters:
+            model.set_adapter(left[0])
+        for layer in layers.values():
+            layer.delete_adapter(name)
+        model.peft_config.pop(name, None)
+        return model
+    for place, layer in layers.items():
+        if not any(place.startswith(outer + ".") for outer in layers):  # of experts several lie in each other
+            base.set_submodule(place, layer.get_base_layer())
+    vars(base).pop("peft_config", None)  # else PEFT warns of the next adapter
+    return base
+
+
+def refuse_whole_weights(folder: Path) -> None:
+    """Raise ModelError where an adapter's file has more than LoRA's own matrices: PEFT would write it into the base, under all others."""
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt") as file:
+            whole = sorted(name for name in file.keys() if "lora_" not in name)  # noqa: SIM118  # no mapping
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{WEIGHTS} cannot be read: {error}", where=str(folder)) from error
+    if whole:
+        what = f"it holds {len(whole)} weights that are not LoRA's, first {whole[0]}, and would change the base for others"
+        raise ModelError(what, where=str(folder), change="serve it by itself")
 
 
 def check_provenance(folder: Path, model: Model, tokenizer: ChatTokenizer) -> None:
@@ -188,12 +216,16 @@ def _fused_experts(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name.replace(".base_layer", ""): shape for name, shape in named if len(shape) == 3 and ".experts." in name}
 
 
-def _beside(model: PeftModel, folder: Path, name: str, config: LoraConfig) -> PeftModel:
-    """The model with one more adapter; raises ValueError where weights of it are missing."""
-    model.add_adapter(name, config)  # else PEFT would read the folder's own configuration
-    if missing := model.load_adapter(str(folder), name).missing_keys:
+def _put_on(model: PreTrainedModel | PeftModel, folder: Path, name: str, config: LoraConfig) -> PeftModel:
+    """The model with one more adapter; raises ValueError where weights of it are missing, which PEFT would leave random."""
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)  # else PEFT would read the folder's own configuration
+        adapted = model
+    else:
+        adapted = get_peft_model(model, config, adapter_name=name)
+    if missing := adapted.load_adapter(str(folder), name).missing_keys:
         raise ValueError(f"{len(missing)} of its weights are missing, first {missing[0]}")
-    return model
+    return adapted
 
 
 def _add_dropout(model: PeftModel, p: float) -> None:

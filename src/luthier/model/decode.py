@@ -7,6 +7,7 @@ import functools
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from math import isfinite
 from typing import Self
 
@@ -17,19 +18,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from luthier.core.errors import LuthierError, RunError
-from luthier.core.generation import Asked, Listener, Token
+from luthier.core.generation import Asked, Listener, Token, Unloaded
 from luthier.model.adapt import base_of
 from luthier.model.prefix import BLOCK, Block, Prefixes
 from luthier.model.rows import Row, Rows, RowTicket
 from luthier.model.sample import chosen, told
 from luthier.model.slots import Chunk, Slots
-from luthier.model.ways import passes_of
+from luthier.model.ways import passes_of, passes_with
 from luthier.plan.scoring import BATCH_TOKENS, CHUNK
 
 TURN = 64
 """Requests that one adapter may have answered while one for another waits."""
 WASTE = 2
 """How many times as many tokens a pass may take as its shortest row has."""
+
+Change = Callable[[PreTrainedModel | PeftModel], PreTrainedModel | PeftModel]
+"""What is done to a model's adapters, and the model as it is then."""
 
 
 def active_adapter(model: PreTrainedModel | PeftModel) -> str:
@@ -57,9 +61,8 @@ class Decoder:
         """`slots` rows at most are written at once, with at most `cache_tokens` places (rows × the longest), or one row; prompts are kept
         up to `prefix_tokens`, and read by up to `chunk` tokens at once."""
         self._model, self._base = model, base_of(model)
-        self._adapter = active_adapter(model)
-        names = tuple(model.peft_config) if isinstance(model, PeftModel) else ()
-        self._speakers = {"": -1} | {name: number for number, name in enumerate(names)}
+        names = self._names()
+        self._meet(names)
         speaker = self._speakers[self._adapter]
         self._passes = passes_of(self._base, names, speaker, most_slots=slots, most_tokens=cache_tokens)
         self._slots = self._passes.slots
@@ -68,6 +71,7 @@ class Decoder:
         self._changed = threading.Condition()
         self._asked: deque[Row] = deque()
         self._waiting: deque[Row] = deque()
+        self._changes: deque[tuple[Change, Future[None]]] = deque()
         self._rows = Rows(self._slots)
         self._ahead = 0
         """Requests that went ahead of the first who waits."""
@@ -105,6 +109,22 @@ class Decoder:
         row.fail(_closed())
         return RowTicket(row=row, changed=self._changed)
 
+    def change(self, work: Change) -> None:
+        """Let `work` put on or take off adapters between two steps; raises what it raises, which has to leave the model as it was.
+
+        Who is answered by others goes on. Who is answered by one that is gone hears Unloaded, and nothing that it read is kept. Called
+        from any thread, or, where the engine has none of its own, between two calls of `step`.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closed:
+                raise _closed()
+            self._changes.append((work, done))
+            self._changed.notify()
+        if not self._thread:
+            self._change()
+        done.result()
+
     def start(self) -> Self:
         """Work in a thread of its own from now on."""
         self._model.eval()
@@ -127,8 +147,11 @@ class Decoder:
         with self._changed:
             self._waiting.extend(self._asked)
             self._asked.clear()
+        self._change()
         with torch.inference_mode():
-            self._drop_cancelled()
+            self._drop_unanswerable()
+            if not self._passes.mixes:
+                self._speak_with_one()
             self._admit()
             if self._rows.reading:
                 self._read()
@@ -140,7 +163,7 @@ class Decoder:
         try:
             while True:
                 with self._changed:
-                    while not (self._closed or self._asked or self._waiting or self._rows):
+                    while not (self._closed or self._changes or self._asked or self._waiting or self._rows):
                         self._changed.wait()
                     if self._closed:
                         return
@@ -153,11 +176,50 @@ class Decoder:
     def _end(self) -> None:
         for row in [*self._rows, *self._waiting, *self._asked]:
             row.fail(_closed())
+        for _, done in self._changes:
+            done.set_exception(_closed())
         self._asked.clear()
         self._waiting.clear()
+        self._changes.clear()
         del self._model, self._base, self._rows, self._slots, self._prefixes, self._passes
 
-    def _drop_cancelled(self) -> None:
+    def _names(self) -> tuple[str, ...]:
+        """The adapters that the model has, in their order."""
+        return tuple(self._model.peft_config) if isinstance(self._model, PeftModel) else ()
+
+    def _meet(self, names: Sequence[str]) -> None:
+        self._adapter = active_adapter(self._model)
+        self._speakers = {"": -1} | {name: number for number, name in enumerate(names)}
+
+    def _change(self) -> None:
+        while self._changes:
+            work, done = self._changes.popleft()
+            try:
+                self._model = work(self._model)
+                names = self._names()
+                self._passes = passes_with(self._passes, names)
+                for gone in set(self.adapters) - set(names):
+                    self._prefixes.forget(gone)
+                self._meet(names)
+            except Exception as error:  # raised where it was asked
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _speak_with_one(self) -> None:
+        """After a change: with that of the first row; those with others, that shared its passes until then, wait again, in front."""
+        rows = list(self._rows)
+        for row in reversed([row for row in rows if row.asked.adapter != rows[0].asked.adapter]):
+            self._rows.leave(row)
+            row.begin_again()
+            self._waiting.appendleft(row)
+        for row in rows[:1]:
+            self._switch(row.asked.adapter)
+
+    def _drop_unanswerable(self) -> None:
+        for row in [*self._waiting, *self._rows]:
+            if row.asked.adapter not in self._speakers:
+                row.fail(Unloaded("the adapter was unloaded before the answer was whole"))
         self._waiting = deque(row for row in self._waiting if not row.over)
         for row in [row for row in self._rows if row.over]:
             self._rows.leave(row)
@@ -196,8 +258,8 @@ class Decoder:
             return None
         if not self._passes.mixes and others and others[0].asked.adapter != row.asked.adapter:
             return None
-        found = [] if row.asked.prompt_told else self._prefixes.find(row.asked.adapter, row.ids)
-        alike = [other for other in self._rows.reading if other.asked.adapter == row.asked.adapter and not row.asked.prompt_told]
+        found = [] if row.tells_prompt else self._prefixes.find(row.asked.adapter, row.ids)
+        alike = [other for other in self._rows.reading if other.asked.adapter == row.asked.adapter and not row.tells_prompt]
         if any(self._prefixes.shared(row.ids, other.ids) > len(found) * BLOCK for other in alike):
             return None  # soon it will be known
         return found
@@ -210,7 +272,7 @@ class Decoder:
         for row in reading[1:]:
             wide = max(width, min(row.num_unread, self._chunk))
             alike = wide <= WASTE * min(row.num_unread, *(each.num_unread for each in rows))
-            if self._slots.has_states or row.asked.prompt_told or rows[0].asked.prompt_told:
+            if self._slots.has_states or row.tells_prompt or rows[0].tells_prompt:
                 break
             if not alike or (len(rows) + 1) * wide > self._chunk:
                 break
@@ -219,10 +281,10 @@ class Decoder:
         self._tried(rows, functools.partial(self._read_chunk, rows, [row.ids[row.done : row.done + width] for row in rows]))
 
     def _read_chunk(self, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
-        logits_BKV = self._logits(rows, ids, keep=0 if rows[0].asked.prompt_told else 1)
+        logits_BKV = self._logits(rows, ids, keep=0 if rows[0].tells_prompt else 1)
         for row, read in zip(rows, ids, strict=True):
             row.done += len(read)
-            if row.asked.prompt_told:
+            if row.tells_prompt:
                 self._tell_prompt(row, logits_BKV[0])
         ready = [index for index, row in enumerate(rows) if not row.num_unread]
         if ready:

@@ -65,6 +65,13 @@ class Prefixes:
             self._blocks.popitem(last=False)
         return numbers
 
+    def forget(self, adapter: str) -> None:
+        """Keep nothing of what this adapter has read and written."""
+        gone: set[int | str] = {adapter}
+        for key in reversed(list(self._blocks)):  # what continues a block stands before it
+            if key[0] in gone:
+                gone.add(self._blocks.pop(key).id)
+
     def shared(self, one: Sequence[int], other: Sequence[int]) -> int:
         """With how many tokens that will be kept both begin."""
         start, stop = 0, min(len(one) - 1, len(other), self._most * BLOCK)

@@ -45,6 +45,16 @@ class Row:
         """That it may come to."""
         return len(self.asked.ids) + self.asked.sampling.max_new_tokens
 
+    @property
+    def tells_prompt(self) -> bool:
+        """Whether what is read now is to be told."""
+        return self.asked.prompt_told and not self.num_written
+
+    def begin_again(self) -> None:
+        """What was in the cache is to be read again, what was written with it."""
+        self.done, self.blocks = 0, ()
+        self.prompt_told.clear()
+
     def tell_prompt(self) -> None:
         """All of it is known."""
         if not self.over:

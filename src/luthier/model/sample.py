@@ -19,7 +19,7 @@ MASK = 2**64 - 1
 def chosen(logits_BV: Tensor, asked: Sequence[Asked], places: Sequence[int], left: Sequence[Choices] = ()) -> list[Token]:
     """What follows in each row, whose answer has `places` tokens so far, and `left` to choose from where it is held to anything.
 
-    A log-probability is that among all tokens; one that is not finite is the caller's to refuse.
+    A log-probability is that among all tokens, after temperature where a row wants it so; one that is not finite is the caller's to refuse.
     """
     logits_BV = logits_BV.float()
     left = left or [{}] * len(asked)
@@ -33,7 +33,9 @@ def chosen(logits_BV: Tensor, asked: Sequence[Asked], places: Sequence[int], lef
     ids: list[int] = ids_B.tolist()
     return [
         Token(id=id, logprob=logprob, top=top, end="stop" if choices and not choices[id] else _end(one, id, place))
-        for id, (logprob, top), one, place, choices in zip(ids, told(logits_BV, ids_B, asked), asked, places, left, strict=True)
+        for id, (logprob, top), one, place, choices in zip(
+            ids, told(_tempered(logits_BV, asked), ids_B, asked), asked, places, left, strict=True
+        )
     ]
 
 
@@ -48,6 +50,21 @@ def told(logits_BV: Tensor, ids_B: Tensor, asked: Sequence[Asked]) -> list[tuple
     likeliest = zip(ids_BK.tolist(), (values_BK.float() - lse_B1).tolist(), strict=True)
     pairs = [tuple(zip(ids, values, strict=True)) for ids, values in likeliest]
     return [(logprob, top[: one.num_top]) for logprob, top, one in zip(logprobs, pairs, asked, strict=True)]
+
+
+def _tempered(logits_BV: Tensor, asked: Sequence[Asked]) -> Tensor:
+    """Of rows that want their log-probabilities so, over their temperature; there is none where the likeliest is taken."""
+    rows = [row for row, one in enumerate(asked) if one.tempered and one.sampling.temperature > 0]
+    if not rows:
+        return logits_BV
+    told_BV = logits_BV.clone()
+    told_BV[rows] = _colder(logits_BV[rows], logits_BV.new_tensor([asked[row].sampling.temperature for row in rows])[:, None])
+    return told_BV
+
+
+def _colder(logits_SV: Tensor, temperature_S1: Tensor) -> Tensor:
+    """Below the least float32, or far above the largest quotient, there would be no number: so cold, the likeliest is all there is."""
+    return (logits_SV - logits_SV.amax(-1, keepdim=True)) / temperature_S1.float().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _held(logits_BV: Tensor, left: Sequence[Choices]) -> Tensor:
@@ -74,9 +91,7 @@ def _drawn(logits_SV: Tensor, asked: Sequence[Asked], places: Sequence[int]) -> 
 
     temperature_S1, top_p_S1 = column([one.sampling.temperature for one in asked]), column([one.sampling.top_p for one in asked])
     share_S1 = column([uniform(one.sampling.seed, place) for one, place in zip(asked, places, strict=True)])
-    # below the least float32, or far above the largest quotient, there would be no number: so cold, the likeliest is all there is
-    colder_SV = (logits_SV - logits_SV.amax(-1, keepdim=True)) / temperature_S1.float().clamp_min(torch.finfo(torch.float32).tiny)
-    probabilities_SV = colder_SV.softmax(-1)
+    probabilities_SV = _colder(logits_SV, temperature_S1).softmax(-1)
     if asked[0].sampling.top_p >= 1:
         return _passing(probabilities_SV, share_S1)[:, 0]
     values_SK, ids_SK = probabilities_SV.topk(min(LIKELY, probabilities_SV.shape[-1]), -1)

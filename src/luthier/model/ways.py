@@ -4,7 +4,9 @@ Families whose layers are known go by their name; any other is first asked for t
 than the model without a cache is not used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.core.errors import ModelError
-from luthier.model.abreast import Abreast, all_inside, slot_layers
+from luthier.model.abreast import Abreast, SlotLayer, all_inside, slot_layers
 from luthier.model.attention import Unfusable
 from luthier.model.fuse import TOLERANCE
 from luthier.model.head import PLAIN
@@ -62,7 +64,22 @@ def passes_of(base: PreTrainedModel, names: Sequence[str], speaker: int, *, most
     tried = Abreast(base=base, slots=Slots(base.config, most_slots=3, most_tokens=96), layers=layers, mixes=False)
     if layers and wrong("functions", tried, own):
         layers = {}
-    return Abreast(base=base, slots=slots, layers=layers, mixes=not names or (bool(layers) and all_inside(base, layers)))
+    return Abreast(base=base, slots=slots, layers=layers, mixes=_mixes(base, names, layers))
+
+
+def passes_with(passes: Passes, names: Sequence[str]) -> Passes:
+    """The same way over the same slots for a model that now has other adapters, which are no reason to try it again."""
+    if isinstance(passes, OneByOne):
+        return passes
+    layers: dict[nn.Module, SlotLayer] = {}
+    if not _found[passes.base].get("functions", "untried"):
+        with suppress(Unfusable):
+            layers = slot_layers(passes.base, names)
+    return replace(passes, layers=layers, mixes=_mixes(passes.base, names, layers))
+
+
+def _mixes(base: PreTrainedModel, names: Sequence[str], layers: Mapping[nn.Module, SlotLayer]) -> bool:
+    return not names or (bool(layers) and all_inside(base, layers))
 
 
 def _is_known(base: PreTrainedModel) -> bool:

@@ -90,7 +90,11 @@ OPTIONS: Mapping[str, type[Section]] = {
 
 
 class EmbeddedOptions(Section):
-    """`engine: embedded`: Luthier's own. It has no options."""
+    """`engine: embedded`: Luthier's own."""
+
+    adapters_from: str = ""
+    """A folder below which adapters may be loaded while it answers, by vLLM's `/v1/load_lora_adapter`, from where the server is started on
+    if it is relative. Empty: it stays as it was started."""
 
 
 class VllmOptions(Section):

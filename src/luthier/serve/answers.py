@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Self
 
-from luthier.core.generation import Asked, Ticket, Token
+from luthier.core.generation import Asked, Ticket, Token, Unloaded
 from luthier.serve.refused import Refused
 from luthier.serve.served import Served
 from luthier.serve.text import Decoding, Piece, Writer
@@ -42,6 +42,8 @@ class Choice:
             told = self._told.popleft()
             if isinstance(told, Exception):
                 self.ended = True
+                if isinstance(told, Unloaded):
+                    raise Refused(404, told.what, param="model", code="model_not_found") from told
                 raise Refused(500, f"the engine could not go on: {told}", code="engine_failed") from told
             piece = self.writer.add(told)
             self.ended = bool(piece.end)

@@ -10,6 +10,7 @@ from luthier.serve.refused import Refused
 
 MOST_TOP, MOST_CHOICES, MOST_STOPS, MOST_PROMPTS = 20, 32, 16, 64
 MOST_STOP_CHARACTERS = 1000
+MOST_STOP_IDS, MOST_NAME, MOST_PATH = 128, 200, 4000
 # `fail_fast` below: a body has room for millions of items; a list of all that are wrong took gigabytes, and a minute of everybody's time.
 HARMLESS = frozenset(
     (
@@ -75,6 +76,9 @@ class Writing(Body):
     """Greedy where none is asked for, as evaluation is: what was judged is what answers (docs/notes/serve.md)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     seed: int | Literal["drawn"] = "drawn"
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=MOST_STOP_IDS, fail_fast=True)] = []
+    """Besides the tokenizer's own."""
+    return_token_ids: bool = False
     stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] = []
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] = 1
     stream: bool = False
@@ -156,6 +160,20 @@ class TokenizeChat(Templated):
     """`/tokenize` of a dialogue, as the chat route renders it."""
 
     model: str
+
+
+class UnloadAdapter(Body):
+    """`/v1/unload_lora_adapter`, as vLLM has it."""
+
+    lora_name: Annotated[str, Field(min_length=1, max_length=MOST_NAME)]
+
+
+class LoadAdapter(UnloadAdapter):
+    """`/v1/load_lora_adapter`, as vLLM has it."""
+
+    lora_path: Annotated[str, Field(min_length=1, max_length=MOST_PATH)]
+    load_inplace: bool = False
+    """Whether it may take the place of another of that name."""
 
 
 Kind = TypeVar("Kind", bound=Body)

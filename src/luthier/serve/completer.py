@@ -5,28 +5,19 @@ Its template and its stops are its own. Answers are streamed where it streams, w
 
 import json
 import math
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPResponse
-from queue import SimpleQueue
 from typing import Any
 
 from luthier.core import jsonl
 from luthier.core.chat import Completion, Conversation, Message
 from luthier.core.errors import LuthierError, ModelError, RunError
+from luthier.serve.asking import WAITS, answered, patiently
 from luthier.serve.wire import Unanswered, Wire
 
 CHAT = "/v1/chat/completions"
-AT_ONCE = 16
-"""Requests that one server is given at once."""
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
-"""Seconds before each further try, or as many as the server asks for, up to LONGEST_WAIT."""
-LONGEST_WAIT = 60.0
-PASSING = (0, 408, 429, 500, 502, 503, 504)
-"""What may be otherwise when it is asked again: no answer, too many requests, a server that starts or is overloaded."""
 STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
 
 
@@ -60,48 +51,19 @@ class RemoteCompleter:
 
     def complete(self, conversations: Sequence[Conversation], *, max_new_tokens: int) -> list[Completion]:
         """One answer per conversation, in order; raises the first error, after which nothing more is asked."""
-        left = deque(enumerate(conversations))
-        told: SimpleQueue[tuple[int, Completion | Exception]] = SimpleQueue()
-
-        def ask() -> None:
-            while left:
-                try:
-                    place, conversation = left.popleft()
-                    told.put((place, self._tried(conversation, max_new_tokens)))
-                except IndexError:  # another thread took the last
-                    return
-                except Exception as error:  # raised where all were asked
-                    told.put((-1, error))
-                    return
-
-        for _ in range(min(AT_ONCE, len(conversations))):
-            threading.Thread(target=ask, name="asking", daemon=True).start()  # which Ctrl-C does not wait for
-        answers: dict[int, Completion] = {}
-        try:
-            while len(answers) < len(conversations):
-                place, answer = told.get()
-                if isinstance(answer, Exception):
-                    raise answer
-                answers[place] = answer
-        finally:
-            left.clear()
-        return [answers[place] for place in range(len(conversations))]
+        return answered(conversations, lambda one: patiently(lambda: self._streamed_or_not(one, max_new_tokens), self.waits))
 
     def choose(self, conversations: Sequence[Conversation], *, labels: Sequence[str]) -> list[Completion]:
         """OpenAI's interface has no word for it."""
         raise ModelError("a server cannot be held to a set of labels", where=self.wire.url, change="let the task's scorer be `label`")
 
-    def _tried(self, conversation: Conversation, max_new_tokens: int) -> Completion:
-        for wait in self.waits:
-            try:
-                return self._asked(conversation, max_new_tokens)
-            except Unanswered as error:
-                if self.streams and error.code in (400, 422) and "stream" in error.what:
-                    self.streams = False
-                    continue
-                if error.code not in PASSING:
-                    raise
-                time.sleep(min(max(wait, error.later), LONGEST_WAIT))
+    def _streamed_or_not(self, conversation: Conversation, max_new_tokens: int) -> Completion:
+        try:
+            return self._asked(conversation, max_new_tokens)
+        except Unanswered as error:
+            if not self.streams or error.code not in (400, 422) or "stream" not in error.what:
+                raise
+        self.streams = False
         return self._asked(conversation, max_new_tokens)
 
     def _asked(self, conversation: Conversation, max_new_tokens: int) -> Completion:

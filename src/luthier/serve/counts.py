@@ -41,6 +41,10 @@ class Counts:
         """By model."""
         self.first_token_seconds, self.answer_seconds = Histogram(), Histogram()
 
+    def forget(self, model: str) -> None:
+        """One that is not served any more."""
+        del self.prompt_tokens[model], self.completion_tokens[model]
+
     def text(self, models: Sequence[str]) -> str:
         """All of it."""
         return "\n".join(self._lines(models)) + "\n"

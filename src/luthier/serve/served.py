@@ -14,6 +14,7 @@ from luthier.core.generation import Asked, Engine, Sampling
 from luthier.data.fields import BadRowError, Cell
 from luthier.data.tokenizer import ChatTokenizer, TemplateRefused
 from luthier.data.turns import openai_turns
+from luthier.serve.adapters import Adapters
 from luthier.serve.asked import Templated, Writing
 from luthier.serve.refused import Refused
 
@@ -29,6 +30,8 @@ class Served:
     tokenizer: ChatTokenizer
     models: Mapping[str, str]
     """The engine's name of the adapter, empty for none, by the name that a model is asked by; the first is the one to ask."""
+    adapters: Adapters | Literal["fixed"] = "fixed"
+    """Where others may come and go."""
     since: int = field(default_factory=lambda: int(time.time()))
 
     def adapter(self, model: str) -> str:
@@ -37,6 +40,13 @@ class Served:
             what = f"there is no model {model!r} here; there are: {', '.join(self.models)}"
             raise Refused(404, what, param="model", code="model_not_found")
         return self.models[model]
+
+    def changeable(self) -> Adapters:
+        """What may be loaded; raises Refused where nothing may."""
+        if isinstance(self.adapters, str):
+            what = "this server stays as it was started: start it with serving.options.adapters_from=FOLDER to load adapters of that folder"
+            raise Refused(404, what, code="adapters_fixed")
+        return self.adapters
 
     def dialogue_ids(self, body: Templated, *, with_tools: bool = True) -> list[int]:
         """A dialogue as the template writes it, in token ids; raises Refused where it cannot."""
@@ -88,7 +98,7 @@ class Served:
                 sampling=Sampling(
                     max_new_tokens=max_new_tokens, temperature=body.temperature, top_p=body.top_p, seed=(seed + choice) % 2**63
                 ),
-                stop_ids=frozenset(self.tokenizer.stop_ids),
+                stop_ids=frozenset((*self.tokenizer.stop_ids, *body.stop_token_ids)),
                 adapter=self.adapter(body.model),
                 **told,
             )

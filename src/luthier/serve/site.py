@@ -4,21 +4,33 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from luthier.core.asgi import Receive, Scope, Send, is_bearer
 from luthier.core.generation import Asked
+from luthier.serve.adapters import Adapters
 from luthier.serve.answers import Answers
-from luthier.serve.asked import Chat, Completions, TokenizeChat, TokenizeText, Writing, parsed, read
+from luthier.serve.asked import (
+    Chat,
+    Completions,
+    LoadAdapter,
+    TokenizeChat,
+    TokenizeText,
+    UnloadAdapter,
+    Writing,
+    parsed,
+    read,
+)
 from luthier.serve.counts import Counts
 from luthier.serve.exchange import LEFT, Exchange, Left
 from luthier.serve.refused import Refused
 from luthier.serve.served import Served
 from luthier.serve.text import Piece
-from luthier.serve.told import ChatForm, TextForm, Usage
+from luthier.serve.told import ChatForm, TextForm, Top, Usage
 
 PROMETHEUS = b"text/plain; version=0.0.4; charset=utf-8"
+PLAIN = b"text/plain; charset=utf-8"
 MODELS = "/v1/models"
 
 
@@ -58,7 +70,10 @@ class Site:
             "/v1/chat/completions": self._chat,
             "/v1/completions": self._completions,
             "/tokenize": self._tokenize,
+            "/v1/load_lora_adapter": self._load,
+            "/v1/unload_lora_adapter": self._unload,
         }
+        self._changing = asyncio.Lock()
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -149,8 +164,9 @@ class Site:
         ids = await asyncio.to_thread(served.dialogue_ids, body, with_tools=body.tool_choice == "auto")
         wanted = body.max_tokens if body.max_completion_tokens == "rest" else body.max_completion_tokens
         room = served.room(ids, wanted, "messages")
-        form = ChatForm(model=body.model, tokenizer=served.tokenizer, num_top=body.top_logprobs if body.logprobs else "none")
         asked = served.asked(body, ids, room, num_top=body.top_logprobs)
+        num_top: Top = body.top_logprobs if body.logprobs else "none"
+        form = ChatForm(model=body.model, tokenizer=served.tokenizer, num_top=num_top, prompts=_told(body, asked))
         await self._write(exchange, Job(body=body, asked=asked, form=form, num_prompt_tokens=len(ids)))
 
     async def _completions(self, exchange: Exchange, given: dict[str, Any]) -> None:
@@ -165,8 +181,45 @@ class Site:
                 body, ids, served.room(ids, body.max_tokens, "prompt"), num_top=num_top, prompt_told=body.prompt_logprobs != "none"
             )
         ]
-        form = TextForm(model=body.model, tokenizer=served.tokenizer, num_top=body.logprobs, num_prompt_top=body.prompt_logprobs)
+        form = TextForm(
+            model=body.model,
+            tokenizer=served.tokenizer,
+            num_top=body.logprobs,
+            num_prompt_top=body.prompt_logprobs,
+            prompts=_told(body, asked),
+        )
         await self._write(exchange, Job(body=body, asked=asked, form=form, num_prompt_tokens=sum(map(len, prompts))))
+
+    async def _load(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        adapters, body = self._ready().changeable(), read(LoadAdapter, given)
+        await asyncio.shield(self._put_on(adapters, body))  # which who leaves does not stop half way
+        await exchange.answer(f"Success: LoRA adapter '{body.lora_name}' added successfully.", PLAIN)
+
+    async def _put_on(self, adapters: Adapters, body: LoadAdapter) -> None:
+        async with self._changing:
+            served, model = self._ready(), body.lora_name
+            if before := model in served.models:
+                adapters.refuse_kept(model, served.models[model])
+            if before and not body.load_inplace:
+                what = f"there is an adapter {model!r} already: unload it, or ask for load_inplace"
+                raise Refused(400, what, param="lora_name", code="model_exists")
+            loaded = await asyncio.to_thread(adapters.load, body.lora_path)
+            self.served = replace(served, models={**served.models, model: loaded})
+            if before:
+                await asyncio.to_thread(adapters.unload, served.models[model])
+
+    async def _unload(self, exchange: Exchange, given: dict[str, Any]) -> None:
+        adapters, body = self._ready().changeable(), read(UnloadAdapter, given)
+        await asyncio.shield(self._take_off(adapters, body.lora_name))
+        await exchange.answer(f"Success: LoRA adapter '{body.lora_name}' removed successfully.", PLAIN)
+
+    async def _take_off(self, adapters: Adapters, model: str) -> None:
+        async with self._changing:
+            served = self._ready()
+            adapters.refuse_kept(model, name := served.adapter(model))
+            self.served = replace(served, models={other: served.models[other] for other in served.models if other != model})
+            await asyncio.to_thread(adapters.unload, name)
+            self.counts.forget(model)
 
     async def _write(self, exchange: Exchange, job: Job) -> None:
         """The answer, as it comes or whole, and what it took counted."""
@@ -218,7 +271,7 @@ async def _whole(exchange: Exchange, job: Job, answers: Answers, first: Callable
     choices = []
     for number, (pieces, choice) in enumerate(zip(told, answers.choices, strict=True)):
         found = job.form.choice(number, _joined(pieces))
-        choices.append(found if isinstance(job.form, ChatForm) else {**found, **job.form.prompt(choice.prompt_told)})
+        choices.append(found if isinstance(job.form, ChatForm) else {**found, **job.form.prompt(number, choice.prompt_told)})
     await exchange.json(job.form.whole(choices, Usage(prompt=job.num_prompt_tokens, completion=answers.num_tokens)))
 
 
@@ -227,8 +280,8 @@ async def _stream(exchange: Exchange, job: Job, answers: Answers, first: Callabl
     async for number, pieces in answers.pieces():
         if not begun:
             first()
-        if number not in begun and isinstance(job.form, ChatForm):
-            await exchange.event(job.form.opening(number))
+        for opening in job.form.openings(number) if number not in begun else ():
+            await exchange.event(opening)
         begun.add(number)
         piece = _joined(pieces)
         if piece.text or piece.spoken or piece.end:
@@ -236,6 +289,11 @@ async def _stream(exchange: Exchange, job: Job, answers: Answers, first: Callabl
     if job.body.stream_options.include_usage:
         await exchange.event(job.form.usage(Usage(prompt=job.num_prompt_tokens, completion=answers.num_tokens)))
     await exchange.end_events()
+
+
+def _told(body: Writing, asked: Sequence[Asked]) -> list[tuple[int, ...]]:
+    """Each choice's prompt, where token ids are wanted."""
+    return [one.ids for one in asked] if body.return_token_ids else []
 
 
 def _joined(pieces: Sequence[Piece]) -> Piece:

@@ -73,8 +73,10 @@ class Writer:
         """What can be told now."""
         self.num_tokens += 1
         if token.end == "stop":
-            return self._tell(self._held + self.decoding.rest(), "stop")
+            self._held += self.decoding.rest()
         self._pending.append(Spoken(token=token, start=self._told + len(self._held)))
+        if token.end == "stop":
+            return self._tell(self._held, "stop")
         self._held += self.decoding.add(token.id)
         if token.end:
             self._held += self.decoding.rest()

@@ -34,28 +34,31 @@ class ChatForm:
     model: str
     tokenizer: ChatTokenizer
     num_top: Top
+    prompts: Sequence[Sequence[int]] = ()
+    """Each choice's, where token ids are told."""
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
     def whole(self, choices: Sequence[Json], usage: Usage) -> Json:
         """All choices at once."""
-        return self._object("chat.completion", choices, usage=usage.to_json())
+        return self._object("chat.completion", choices, usage=usage.to_json(), **_prompt_ids(self.prompts[:1]))
 
     def choice(self, number: int, piece: Piece) -> Json:
         """A whole choice."""
         message = {"role": "assistant", "content": piece.text}
-        return {"index": number, "message": message, "logprobs": self._logprobs(piece), "finish_reason": piece.end}
+        choice = {"index": number, "message": message, "logprobs": self._logprobs(piece), "finish_reason": piece.end}
+        return choice | _ids(self.prompts, piece)
 
-    def opening(self, number: int) -> Json:
+    def openings(self, number: int) -> list[Json]:
         """What a choice's stream begins with."""
-        delta = {"role": "assistant", "content": ""}
-        return self._object("chat.completion.chunk", [{"index": number, "delta": delta, "logprobs": None, "finish_reason": None}])
+        choice = {"index": number, "delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
+        return [self._object("chat.completion.chunk", [choice], **_prompt_ids(self.prompts[:1]))]
 
     def part(self, number: int, piece: Piece) -> Json:
         """A part of a choice."""
         delta = {"content": piece.text} if piece.text or piece.spoken else {}
         choice = {"index": number, "delta": delta, "logprobs": self._logprobs(piece), "finish_reason": piece.end or None}
-        return self._object("chat.completion.chunk", [choice])
+        return self._object("chat.completion.chunk", [choice | _ids(self.prompts, piece)])
 
     def usage(self, usage: Usage) -> Json:
         """What a stream ends with, where it is asked for."""
@@ -86,6 +89,8 @@ class TextForm:
     tokenizer: ChatTokenizer
     num_top: Top
     num_prompt_top: Top = "none"
+    prompts: Sequence[Sequence[int]] = ()
+    """Each choice's, where token ids are told."""
     id: str = field(default_factory=lambda: f"cmpl-{uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -94,14 +99,21 @@ class TextForm:
         return self._object(choices, usage=usage.to_json())
 
     def choice(self, number: int, piece: Piece) -> Json:
-        """A whole choice."""
-        return {"index": number, "text": piece.text, "logprobs": self._logprobs(piece.spoken), "finish_reason": piece.end or None}
+        """A whole choice, or a part of it."""
+        choice = {"index": number, "text": piece.text, "logprobs": self._logprobs(piece.spoken), "finish_reason": piece.end or None}
+        return choice | _ids(self.prompts, piece)
 
-    def prompt(self, tokens: Sequence[Token]) -> Json:
-        """How probable the prompt's tokens are, as vLLM tells it; the first has nothing before it."""
+    def prompt(self, number: int, tokens: Sequence[Token]) -> Json:
+        """What a whole choice tells of its prompt: how probable its tokens are, of which the first has nothing before it, and their ids."""
+        ids = _prompt_ids(self.prompts[number : number + 1])
         if isinstance(self.num_prompt_top, str):
-            return {}
-        return {"prompt_logprobs": [None, *(self._ranked(token, self.num_prompt_top) for token in tokens)]}
+            return ids
+        return {**ids, "prompt_logprobs": [None, *(self._ranked(token, self.num_prompt_top) for token in tokens)]}
+
+    def openings(self, number: int) -> list[Json]:
+        """What a choice's stream begins with: its prompt, where that is told."""
+        ids = _prompt_ids(self.prompts[number : number + 1])
+        return [self._object([{**self.choice(number, Piece(text="")), **ids}])] if ids else []
 
     def part(self, number: int, piece: Piece) -> Json:
         """A part of a choice."""
@@ -133,3 +145,12 @@ class TextForm:
             str(id): {"logprob": logprob, "rank": rank, "decoded_token": self.tokenizer.decode([id])}
             for id, (rank, logprob) in ranked.items()
         }
+
+
+def _ids(prompts: Sequence[Sequence[int]], piece: Piece) -> Json:
+    """A part's tokens by vLLM's name, where prompts' are told."""
+    return {"token_ids": [each.token.id for each in piece.spoken]} if prompts else {}
+
+
+def _prompt_ids(prompts: Sequence[Sequence[int]]) -> Json:
+    return {"prompt_token_ids": list(prompts[0])} if prompts else {}
