@@ -19,6 +19,7 @@ from luthier.core.progress import Silent
 from luthier.data.questions import asked_hash
 from luthier.data.tokenizer import load_tokenizer
 from luthier.evaluate import report
+from luthier.evaluate.options import Options
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import load_model
 from luthier.recipe.load import LoadedRecipe
@@ -126,6 +127,15 @@ def test_its_metric_is_what_bounds_name_and_chooses_no_checkpoint(home: Path) ->
     assert metric_name("lm_eval_chat:evals/mine.yaml:acc_norm") == "acc_norm"
     with pytest.raises(RecipeError, match="best_by"):
         flow.load(home / "recipe.yaml", ["evaluation.tasks=[{name: easy, scorer: 'lm_eval:arc_easy:acc'}]", "checkpoints.best_by=easy.acc"])
+
+
+def test_other_rows_are_not_asked_of_it(home: Path) -> None:
+    """`--split` and `--data` ask rows of ours; `--limit` asks fewer of its own."""
+    recipe = load(home, "{name: easy, scorer: 'lm_eval:arc_easy:acc'}", "{name: sound, scorer: contains}").recipe
+    asked = [Options(split="validation").apply(recipe), Options(data=home / "rows.jsonl").apply(recipe), Options(limit=5).apply(recipe)]
+    assert [[task.name for task in each.evaluation.tasks] for each in asked] == [["sound"], ["sound"], ["easy", "sound"]]
+    assert asked[2].evaluation.tasks[0].limit == 5
+    assert recipe.evaluation.timed == recipe.evaluation.tasks[1]
 
 
 def test_a_changed_task_file_is_another_question(home: Path) -> None:
