@@ -27,6 +27,7 @@ EXTRAS = {
     "ray": ("ray",),
     "modal": ("modal",),
     "gguf": ("gguf",),
+    "harness": ("lm_eval",),
 }
 """Libraries of an extra."""
 TRACKERS = dict.fromkeys(EXTRAS["track"], "watch/trackers.py")
@@ -38,9 +39,10 @@ FILES = {
     "fastapi": "web/app.py",
     "uvicorn": "serve/listen.py",
     "nltk": "review/agreement.py",
+    "lm_eval": "evaluate/harness.py",
 }
 """The one file behind which each is."""
-REACHED_FROM = {"web/app.py": "web/serve.py"}
+REACHED_FROM = {"web/app.py": "web/serve.py", "evaluate/harness.py": "evaluate/run.py"}
 """A file that is its extra's as a whole, and the one that imports it, inside a function."""
 
 

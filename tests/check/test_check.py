@@ -23,10 +23,10 @@ def test_the_command_tells_every_outcome_and_fails_where_one_does(tmp_path: Path
     path.write_text(json.dumps(workshop.recipe().model_dump(mode="json", exclude_unset=True)))
     done = luthier("check", str(path))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("not so: ") == 10 and done.stdout.count("not applicable: ") == 1
+    assert done.stdout.count("not so: ") == 11 and done.stdout.count("not applicable: ") == 1
 
     tiny("qwen3_next").config.save_pretrained(workshop.base())  # weights are not asked for
     done = luthier("check", str(path), "--json")
     assert done.returncode == 1 and "FAILS: something that the adapter should train" in done.stderr
     states = [check["state"] for check in json.loads(done.stdout)["checks"]]
-    assert (len(states), states.count("fail")) == (11, 1)
+    assert (len(states), states.count("fail")) == (12, 1)

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 
 from luthier.core.chat import Completion, Conversation, Message
 from luthier.data.tokenizer import ChatTokenizer, chat_tokenizer
-from luthier.model.generate import LocalCompleter
+from luthier.model.generate import LocalCompleter, Opening
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -129,6 +129,37 @@ def test_generation_ends_on_every_stop_token_and_only_then_is_it_stopped(model: 
         assert answer.text == tokenizer.pretrained.decode(ids[:place], skip_special_tokens=True)
     (cut,) = LocalCompleter(model, tokenizer).complete(ask("seven"), max_new_tokens=8)
     assert (cut.stopped, cut.num_tokens) == (False, 8)
+
+
+def test_an_opening_is_gone_on_with_until_a_text_or_a_stop_token(model: Qwen3ForCausalLM, tokenizer: ChatTokenizer) -> None:
+    """A text may begin within a token, and be a special token's; each opening has its own. Who has ended makes room at once."""
+    ids = tuple(tokenizer.prompt_ids(ask("seven")[0]))
+    completer = LocalCompleter(model, tokenizer)
+    (whole,) = completer.go_on([Opening(ids=ids, max_new_tokens=8)])
+    assert whole.text == completer.complete(ask("seven"), max_new_tokens=8)[0].text and not whole.stopped
+    end = whole.text[3:5]
+    assert end not in whole.text[:4]
+    cut, other = completer.go_on([Opening(ids=ids, max_new_tokens=8, until=("never", end)), Opening(ids=ids, max_new_tokens=8)])
+    assert (cut.text, cut.stopped) == (whole.text[:3], True) and cut.num_tokens < 8
+    assert other == replace(whole, first_token_seconds=other.first_token_seconds, seconds=other.seconds)
+
+
+def test_rows_are_told_how_probable_they_are_side_by_side(model: Qwen3ForCausalLM, tokenizer: ChatTokenizer) -> None:
+    rows = [tokenizer.prompt_ids(question) for question in ask(*QUESTIONS)]
+    completer = LocalCompleter(model, tokenizer)
+    completer.complete(ask("hi"), max_new_tokens=1)  # the first use tries the model
+    widths: list[int] = []
+    handle = model.model.embed_tokens.register_forward_pre_hook(lambda _, arguments: widths.append(len(arguments[0])))
+    told = completer.told([*rows, [5]])
+    handle.remove()
+    assert max(widths) > 1 and sum(widths) == len(rows) + 1
+    for row, tokens in zip(rows, told, strict=False):
+        with torch.no_grad():
+            logprobs_TV = model(torch.tensor([row])).logits[0].log_softmax(-1)
+        assert [token.id for token in tokens] == row[1:]
+        assert [token.logprob for token in tokens] == pytest.approx(logprobs_TV[range(len(row) - 1), row[1:]].tolist(), abs=1e-4)
+        assert [token.top[0][0] for token in tokens] == logprobs_TV[:-1].argmax(-1).tolist()
+    assert told[-1] == ()
 
 
 def test_a_models_own_sampling_and_penalties_are_left_out_without_a_word(

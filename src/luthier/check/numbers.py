@@ -61,10 +61,12 @@ class Trial:
     recipe: Recipe
     config: PreTrainedConfig
     rows: tuple[TokenRow, ...]
+    learns: bool = False
+    """Whether it is to learn, and not only to be compared: then its weights have the size of trained ones."""
 
     def build(self, *, pack: bool) -> tuple[PreTrainedModel | PeftModel, Fusion]:
         """The slice as training sets it up, the same weights each time."""
-        base = made_up(self.config, torch.float32)
+        base = made_up(self.config, torch.float32, by_width=self.learns)
         bits, lora = self.recipe.model, self.recipe.lora
         if bits.quantization != "none":
             store(base, Bits(kind=bits.quantization, double_quant=bits.double_quant, dtype=torch.float32))
@@ -110,19 +112,14 @@ def trial_of(recipe: Recipe, config: Mapping[str, Any], rows: TokenRows) -> Tria
     """The slice of the model and the beginnings of rows; raises TooLargeToTry."""
     whole = text_config(config)
     kinds = kinds_of(whole)
-    layers = sorted({kinds.index(kind) for kind in kinds} | {len(kinds) - 1})
-    small = sliced(whole, tuple(layers))
+    # float32: twice where all are trained; with an adapter, and what is computed
+    layers = tuple(sorted({kinds.index(kind) for kind in kinds} | {len(kinds) - 1}))
+    small, parameters = slice_of(whole, layers, num_bytes=12 if recipe.lora == "none" else 6)
     numbers = np.unique(np.linspace(0, len(rows) - 1, ROWS).round().astype(int)).tolist()
-    with torch.device("meta"):
-        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(small).get_decoder().layers.parameters())
-    needed = parameters * (12 if recipe.lora == "none" else 6)  # float32 twice where all are trained; with an adapter, and what is computed
-    if needed > MEMORY_SHARE * free_memory_bytes():
-        raise TooLargeToTry(f"{len(layers)} layers of this model need {needed / 1e9:.1f} GB in float32, more than half of what is free")
     most = int(np.clip(OPERATIONS / (PASSES * 4 * parameters * len(numbers)), FEWEST_TOKENS, MOST_TOKENS))
     cut = [beginning(rows[number], most - place * most // (2 * ROWS)) for place, number in enumerate(numbers)]  # ragged
     ids, renumbered = np.unique(np.concatenate([row.ids for row in cut]), return_inverse=True)
     small.vocab_size = max(len(ids) + 1, 64)
-    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
     borders = np.cumsum([len(row) for row in cut])[:-1]
     return Trial(
         recipe=recipe,
@@ -132,6 +129,18 @@ def trial_of(recipe: Recipe, config: Mapping[str, Any], rows: TokenRows) -> Tria
             for part, row in zip(np.split(renumbered, borders), cut, strict=True)
         ),
     )
+
+
+def slice_of(whole: PreTrainedConfig, layers: tuple[int, ...], *, num_bytes: int) -> tuple[PreTrainedConfig, int]:
+    """These layers of the model, without tokens of a meaning, and their parameters, each of which takes so much; raises TooLargeToTry."""
+    small = sliced(whole, layers)
+    small.pad_token_id = small.bos_token_id = small.eos_token_id = None
+    with torch.device("meta"):
+        parameters = sum(weight.numel() for weight in AutoModelForCausalLM.from_config(small).get_decoder().layers.parameters())
+    needed = parameters * num_bytes
+    if needed > MEMORY_SHARE * free_memory_bytes():
+        raise TooLargeToTry(f"{len(layers)} layers of this model need {needed / 1e9:.1f} GB in float32, more than half of what is free")
+    return small, parameters
 
 
 def beginning(row: TokenRow, most: int) -> TokenRow:

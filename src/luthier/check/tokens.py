@@ -103,7 +103,7 @@ def ends_of_turns(case: Case) -> Outcome:
         f"{sampled.example.origin}: an answer ends with {case.tokenizer.decode(run[-1:])!r}"
         for sampled in case.whole
         for row in sampled.rows
-        for run in _runs(row)
+        for run in runs(row)
         if run[-1] not in stops
     ]
     rows = [row for sampled in case.sample for row in sampled.rows][:8]
@@ -137,7 +137,7 @@ def trained_text(case: Case) -> Outcome:
     for sampled in case.whole:
         messages = [sampled.example.conversation.messages[place] for place in sampled.turns]
         wanted = messages[-1:] if case.data.train_on == "last_assistant" else messages
-        found = [case.tokenizer.decode(run) for row in sampled.rows for run in _runs(row)]
+        found = [case.tokenizer.decode(run) for row in sampled.rows for run in runs(row)]
         if any(message.tool_calls for message in wanted):
             continue
         compared += 1
@@ -205,14 +205,14 @@ def held_out_rows(case: Case) -> Outcome:
     return judged(fault, wrong, compared, "set data.deduplicate: exact, or data.keep_together to the field that tells rows of one kind")
 
 
-CHECKS = (served_ids, ends_of_turns, targets_left, trained_text, every_turn, saved_template, held_out_rows)
-
-
-def _runs(row: TokenRow) -> Iterator[list[int]]:
+def runs(row: TokenRow) -> Iterator[list[int]]:
     """The ids of each run of supervised tokens."""
     for trained, run in groupby(range(len(row)), key=lambda place: bool(row.supervised[place])):
         if trained:
             yield [int(row.ids[place]) for place in run]
+
+
+CHECKS = (served_ids, ends_of_turns, targets_left, trained_text, every_turn, saved_template, held_out_rows)
 
 
 def _says(text: str, content: str, end: str) -> bool:

@@ -29,6 +29,6 @@ def questions(path: str) -> list[Example]:
 
 
 def asked_hash(prepared_hash: str, tasks: Sequence[Task]) -> str:
-    """What answers were given to: prepared rows, and the files of tasks that have their own. Other rows, another hash."""
-    own = [files.sha256(Path(task.data)) for task in tasks if task.data]
+    """What answers were given to: prepared rows, and the files of tasks that bring their own. Other rows, another hash."""
+    own = [files.sha256(Path(task.file)) for task in tasks if task.file]
     return hashlib.sha256("".join((prepared_hash, *own)).encode()).hexdigest()[:16] if own else prepared_hash

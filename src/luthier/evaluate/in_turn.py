@@ -7,6 +7,7 @@ import luthier.model  # noqa: F401  # isort: skip  # before PEFT: it imports bit
 from peft import PeftModel
 
 from luthier.core.chat import Completer, Completion, Conversation
+from luthier.core.errors import RunError
 from luthier.core.progress import Progress
 from luthier.data.questions import asked_hash
 from luthier.data.store import Prepared
@@ -35,8 +36,10 @@ class Untuned:
 
 
 def time_in_turn(tuned: Subject, other: Subject | Completer, recipe: Recipe, prepared: Prepared, progress: Progress) -> InTurn:
-    """Single answers of both to the first task's rows; the recipe has one. The other may answer elsewhere."""
-    task = recipe.evaluation.tasks[0]
+    """Single answers of both to the rows of the task that is timed; the recipe has one. The other may answer elsewhere."""
+    task = recipe.evaluation.timed
+    if task is None:
+        raise RunError(f"{recipe.name} has no task by whose rows answers could be timed")
     devices = resolve_devices(tuned.num_devices, 0)
     own = loaded(tuned, devices)
     its = _beside(own, tuned, other) if isinstance(other, Subject) else other

@@ -41,7 +41,7 @@ class Options:
         tasks: dict[str, str | int] = {} if self.data == "recipe" else {"split": "test", "limit": "all"}
         tasks |= {} if self.split == "recipe" else {"split": self.split}
         tasks |= {} if self.limit == "recipe" else {"limit": self.limit}
-        asked = [task for task in recipe.evaluation.tasks if not (task.data and "split" in tasks)]  # which would ask its own file still
+        asked = [task for task in recipe.evaluation.tasks if task.of_split or "split" not in tasks]  # which would ask its own rows still
         evaluation = recipe.evaluation.model_copy(update={"tasks": tuple(task.model_copy(update=tasks) for task in asked)})
         data = recipe.data if self.data == "recipe" else _rows_of(self.data, recipe.data)
         return recipe.model_copy(update={"evaluation": evaluation, "data": data})

@@ -10,6 +10,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
+from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
 from luthier.data.store import Prepared
 from luthier.data.tokenizer import load_tokenizer
@@ -17,6 +18,7 @@ from luthier.evaluate.asking import answered, first_latency, reported
 from luthier.evaluate.loss import loss_of
 from luthier.evaluate.report import Loss, Report
 from luthier.evaluate.shared import SharedCompleter
+from luthier.evaluate.task import TaskResult
 from luthier.model.adapt import base_of, check_provenance, load_adapter
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import free_bytes, load_model, resolve_devices, resolve_dtype
@@ -53,7 +55,7 @@ def evaluate(subject: Subject, recipe: Recipe, prepared: Prepared, progress: Pro
         completer = loaded(subject, devices)
         answering = SharedCompleter(own=completer, ranks=ranks) if ranks.size > 1 else completer
         loss = _validation_loss(completer.model, prepared, Precision.of(dtype, devices[0], ranks))
-        results = answered(recipe, prepared, answering, progress)
+        results = _by_harness(recipe, completer, progress, ranks) | answered(recipe, prepared, answering, progress)
         latency = first_latency(recipe, prepared, completer, progress) if ranks.first else None
     report = reported(subject.name, recipe, prepared, results, latency)
     return replace(report, scores=report.scores.model_copy(update={"loss": loss, "peak_memory_bytes": peak.num_bytes}))
@@ -70,6 +72,19 @@ def loaded(subject: Subject, devices: Sequence[torch.device]) -> LocalCompleter:
     for adapter in subject.adapters:
         model = load_adapter(base_of(model), adapter)
     return LocalCompleter(model, tokenizer)
+
+
+def _by_harness(recipe: Recipe, completer: LocalCompleter, progress: Progress, ranks: Ranks) -> dict[str, TaskResult]:
+    """The tasks that lm-evaluation-harness asks, by their names; raises UsageError without the extra."""
+    tasks = [task for task in recipe.evaluation.tasks if task.of_harness]
+    if not tasks:
+        return {}
+    try:
+        from luthier.evaluate.harness import evaluate_harness
+    except ImportError as error:
+        what = f"{tasks[0].scorer} needs the extra `harness` ({error.name} is not installed)"
+        raise UsageError(what, change="pip install -c constraints.txt 'luthier[harness]'") from error
+    return {task.name: evaluate_harness(task, completer, recipe.seed, progress, ranks) for task in tasks}
 
 
 def _validation_loss(model: nn.Module, prepared: Prepared, precision: Precision) -> Loss | None:

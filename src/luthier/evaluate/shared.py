@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from luthier.core.chat import Chooser, Completion, Conversation
 from luthier.core.signals import Interrupted, ending_at_once
 from luthier.train.ranks import Ranks
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,19 +29,24 @@ class SharedCompleter:
     def _shared(
         self, conversations: Sequence[Conversation], answer: Callable[[Sequence[Conversation]], list[Completion]]
     ) -> list[Completion]:
-        """Every `size`-th is this rank's, so that shares are alike where neighbours are.
+        return [Completion(**told) for told in shared(self.ranks, conversations, lambda mine: [asdict(each) for each in answer(mine)])]
 
-        Raises Interrupted on all ranks where a signal comes to one that answers.
-        """
-        mine = conversations[self.ranks.rank :: self.ranks.size]
-        told: list[dict[str, Any]] | int
-        try:
-            with ending_at_once():
-                told = [asdict(each) for each in answer(mine)] if mine else []
-        except Interrupted as ended:  # which the others do not know of, who wait for these answers
-            told = ended.signal
-        shares = self.ranks.every(told)
-        if signals := [share for share in shares if isinstance(share, int)]:
-            raise Interrupted(signals[0])
-        answers = [share for share in shares if not isinstance(share, int)]
-        return [Completion(**answers[place % self.ranks.size][place // self.ranks.size]) for place in range(len(conversations))]
+
+def shared(ranks: Ranks, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Any]]) -> list[Any]:
+    """What `work` tells of each item, in JSON's words, each told by one rank. Every `size`-th is a rank's, so that shares are alike where
+    neighbours are.
+
+    Raises Interrupted on all ranks where a signal comes to one that works.
+    """
+    mine = items[ranks.rank :: ranks.size]
+    told: list[Any] | int
+    try:
+        with ending_at_once():
+            told = work(mine) if mine else []
+    except Interrupted as ended:  # which the others do not know of, who wait for this
+        told = ended.signal
+    shares = ranks.every(told)
+    if signals := [share for share in shares if isinstance(share, int)]:
+        raise Interrupted(signals[0])
+    parts = [share for share in shares if not isinstance(share, int)]
+    return [parts[place % ranks.size][place // ranks.size] for place in range(len(items))]

@@ -164,7 +164,7 @@ def _beside(subject: Subject | Elsewhere, name: str, run: RunFolder, recipe: Rec
     from luthier.evaluate.gate import Beside
 
     made = _kept_or_made(subject, recipe, run.evaluation(name), progress)
-    if not recipe.decision.compares_times or not recipe.evaluation.tasks:
+    if not recipe.decision.compares_times or not recipe.evaluation.timed:
         return made
     times = _kept_or_timed(tuned_by(run, recipe), subject, recipe, run.evaluation(f"in-turn-{name}"), progress)
     return Beside(report=made, times=times)

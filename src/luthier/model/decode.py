@@ -272,7 +272,7 @@ class Decoder:
         for row in reading[1:]:
             wide = max(width, min(row.num_unread, self._chunk))
             alike = wide <= WASTE * min(row.num_unread, *(each.num_unread for each in rows))
-            if self._slots.has_states or row.tells_prompt or rows[0].tells_prompt:
+            if self._slots.has_states or row.tells_prompt != rows[0].tells_prompt:
                 break
             if not alike or (len(rows) + 1) * wide > self._chunk:
                 break
@@ -282,10 +282,10 @@ class Decoder:
 
     def _read_chunk(self, rows: Sequence[Row], ids: Sequence[Sequence[int]]) -> None:
         logits_BKV = self._logits(rows, ids, keep=0 if rows[0].tells_prompt else 1)
-        for row, read in zip(rows, ids, strict=True):
+        for row, read, logits_KV in zip(rows, ids, logits_BKV, strict=True):
             row.done += len(read)
             if row.tells_prompt:
-                self._tell_prompt(row, logits_BKV[0])
+                self._tell_prompt(row, logits_KV[-len(read) :])  # shorter rows begin later in the pass
         ready = [index for index, row in enumerate(rows) if not row.num_unread]
         if ready:
             for index in ready:

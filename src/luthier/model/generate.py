@@ -1,8 +1,9 @@
 """Greedy answers from a model in this process: a Completer over the engine, which works as long as the call lasts."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from peft import PeftModel
@@ -17,6 +18,15 @@ from luthier.model.shard import evaluating
 from luthier.plan.scoring import BATCH_TOKENS, SLOTS
 
 FREE: Choices = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opening:
+    """A text to go on with: its tokens, by how many at most, and up to which texts."""
+
+    ids: tuple[int, ...]
+    max_new_tokens: int
+    until: tuple[str, ...] = ()
 
 
 class LocalCompleter:
@@ -56,13 +66,36 @@ class LocalCompleter:
         written = self._written([[*prompt, *found.beginning] for prompt in prompts], max(map(len, answers)), found.choices)
         return [answer.completion(found.said[found.beginning + answer.ids]) for answer in written]
 
+    def go_on(self, openings: Sequence[Opening]) -> list[Completion]:
+        """What is written after each opening, without the text that ends it."""
+        asked = [self._asked(opening.ids, opening.max_new_tokens) for opening in openings]
+        answers = written(
+            self.model, asked, batch_tokens=self.batch_tokens, over=lambda number, answer: self._says(answer, openings[number].until)
+        )
+        return [self._ended(answer, opening.until) for answer, opening in zip(answers, openings, strict=True)]
+
+    def told(self, rows: Sequence[Sequence[int]]) -> list[tuple[Token, ...]]:
+        """Each row's tokens from the second on: how probable after those before it, and the likeliest in its place."""
+        asked = [replace(self._asked(row, 1), num_top=1, prompt_told=True) for row in rows]
+        return [answer.prompt_told for answer in written(self.model, asked, batch_tokens=self.batch_tokens)]
+
     def _written(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, choices: Choices = FREE) -> list["Answer"]:
-        adapter, stop_ids = active_adapter(self.model), frozenset(self.tokenizer.stop_ids)
-        asked = [
-            Asked(ids=tuple(prompt), sampling=Sampling(max_new_tokens=max_new_tokens), stop_ids=stop_ids, adapter=adapter, choices=choices)
-            for prompt in prompts
-        ]
+        asked = [replace(self._asked(prompt, max_new_tokens), choices=choices) for prompt in prompts]
         return written(self.model, asked, batch_tokens=self.batch_tokens)
+
+    def _asked(self, ids: Sequence[int], max_new_tokens: int) -> Asked:
+        sampling, stop_ids = Sampling(max_new_tokens=max_new_tokens), frozenset(self.tokenizer.stop_ids)
+        return Asked(ids=tuple(ids), sampling=sampling, stop_ids=stop_ids, adapter=active_adapter(self.model))
+
+    def _says(self, answer: "Answer", texts: Sequence[str]) -> bool:
+        """Whether one of the texts stands in it, which may be a special token's."""
+        said = self.tokenizer.decode(answer.ids) if texts else ""
+        return any(text in said for text in texts)
+
+    def _ended(self, answer: "Answer", until: Sequence[str]) -> Completion:
+        found = self._completion(answer)
+        text = functools.reduce(lambda text, end: text.partition(end)[0], until, found.text)
+        return replace(found, text=text, stopped=found.stopped or self._says(answer, until))
 
     def _as_answers(self, conversation: Conversation, labels: Sequence[str]) -> dict[tuple[int, ...], str]:
         """Their tokens with an end of turn, as the template writes them after this conversation, and so after others."""
@@ -82,21 +115,32 @@ class LocalCompleter:
 
 
 def written(
-    model: PreTrainedModel | PeftModel, asked: Sequence[Asked], *, batch_tokens: int = BATCH_TOKENS, look: Callable[[], None] = lambda: None
+    model: PreTrainedModel | PeftModel,
+    asked: Sequence[Asked],
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    look: Callable[[], None] = lambda: None,
+    over: Callable[[int, "Answer"], bool] = lambda number, answer: False,
 ) -> list["Answer"]:
-    """What a model writes to each, in order, many at once; `look` is called between two tokens, and what it raises ends the writing."""
+    """What a model writes to each, in order, many at once; `look` is called between two tokens, and what it raises ends the writing.
+
+    `over` says of a request, by its number, whether what is written is enough.
+    """
     if not asked:
         return []
     longest = max(len(one.ids) + one.sampling.max_new_tokens for one in asked)
     answers = [Answer(began=time.perf_counter(), num_prompt_tokens=len(one.ids)) for one in asked]
     with evaluating(model):
         decoder = Decoder(model, slots=SLOTS, max_length=longest, cache_tokens=batch_tokens, prefix_tokens=batch_tokens)
-        for row in sorted(range(len(asked)), key=lambda row: -len(asked[row].ids)):
-            decoder.submit(asked[row], answers[row])
+        rows = sorted(range(len(asked)), key=lambda row: -len(asked[row].ids))
+        left = {row: decoder.submit(asked[row], answers[row]) for row in rows}
         while decoder.step():
             look()
             for answer in answers:
                 answer.check()
+            for row in [row for row in left if answers[row].tokens]:
+                if answers[row].tokens[-1].end or over(row, answers[row]):
+                    left.pop(row).cancel()
     for answer in answers:
         answer.check()
     return answers
@@ -110,10 +154,12 @@ class Answer:
     num_prompt_tokens: int
     tokens: list[Token] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    prompt_told: tuple[Token, ...] = ()
     error: Exception | None = None
 
     def prompt(self, tokens: tuple[Token, ...]) -> None:
-        """Not asked for."""
+        """Where it was asked for."""
+        self.prompt_told = tokens
 
     def token(self, token: Token) -> None:
         """One more."""

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from luthier.recipe.section import Section
+from luthier.score.scorers import HARNESS
 
 AMOUNT = r"(?P<value>\d+(?:\.\d+)?)\s*(?P<unit>%|ms|s|MB|GB)?"
 BOUND = re.compile(rf"\s*(?P<comparison>>=|<=|>|<)\s*{AMOUNT}\s*")
@@ -17,6 +18,7 @@ PEOPLE, PREFERRED = "review", "preferred"
 CRITERION = re.compile(r"[A-Za-z0-9_-]+")
 JUDGED = "judged_better"
 """How bounds name the share of rows on which the judge prefers the tuned model's answer to the baseline's: `TASK.judged_better`."""
+MAX_NEW_TOKENS = 256
 EXAMPLES = "'>= 0.98', '< 12 s', '<= 10 GB', 'better than baseline' or 'not worse than baseline by 2 %'"
 
 
@@ -31,9 +33,10 @@ class Task(Section):
     """A file of rows that are asked instead of a split's, just as they are: what the base could do before, against forgetting."""
     scorer: str = "exact"
     """`exact`, `label`, `choice` (the answer can be nothing but one of the references' labels), `json`, `json_schema` (the
-    reference is a schema), `regex`, `number`, `contains`, `judge` (by `evaluation.rubric`), or `module:function` of your own
-    (answer, reference) → number in 0…1."""
-    max_new_tokens: Annotated[int, Field(gt=0)] = 256
+    reference is a schema), `regex`, `number`, `contains`, `judge` (by `evaluation.rubric`), `module:function` of your own
+    (answer, reference) → number in 0…1, or `lm_eval:TASK:METRIC`: a task of lm-evaluation-harness, which brings its rows
+    (`lm_eval:arc_easy:acc_norm`, `lm_eval:evals/mine.yaml:acc`; `lm_eval_chat:…` through the chat template)."""
+    max_new_tokens: Annotated[int, Field(gt=0)] = MAX_NEW_TOKENS
     """Longest answer; a cut answer is counted."""
     limit: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
     """At most so many rows, chosen by seeded hash."""
@@ -43,6 +46,34 @@ class Task(Section):
         if self.data and self.split != "test":
             raise ValueError(f"task {self.name!r} asks all rows of its `data`, which has no `split`")
         return self
+
+    @model_validator(mode="after")
+    def _a_task_of_the_harness_brings_its_own(self) -> Self:
+        if not self.of_harness:
+            return self
+        if not HARNESS.fullmatch(self.scorer):
+            raise ValueError(f"scorer {self.scorer!r}: write lm_eval:TASK:METRIC, such as lm_eval:arc_easy:acc_norm")
+        if self.data or self.split != "test" or self.max_new_tokens != MAX_NEW_TOKENS:
+            raise ValueError(
+                f"task {self.name!r} of lm_eval brings its rows and lengths: `data`, `split` and `max_new_tokens` are not read"
+            )
+        return self
+
+    @property
+    def of_harness(self) -> bool:
+        """Whether lm-evaluation-harness asks it, and scores the answers."""
+        return self.scorer.startswith(("lm_eval:", "lm_eval_chat:"))
+
+    @property
+    def of_split(self) -> bool:
+        """Whether it asks rows of a split, and not such that it brings."""
+        return not (self.data or self.of_harness)
+
+    @property
+    def file(self) -> str:
+        """What it brings, where that is a file: rows, or a task of the harness."""
+        found = HARNESS.fullmatch(self.scorer)
+        return found["task"] if found and found["task"].endswith((".yaml", ".yml")) else self.data
 
 
 class BaselineMetric(Section):
@@ -68,6 +99,11 @@ class Evaluation(Section):
     (`https://HOST/v1#MODEL`, which is sent the rows), a run's name or a model."""
     rubric: str = ""
     """By what, in words: `Is it correct, and does it say why in one sentence?`"""
+
+    @property
+    def timed(self) -> "Task | None":
+        """By whose rows single answers are timed: the first task that the harness does not ask."""
+        return next((task for task in self.tasks if not task.of_harness), None)
 
     @model_validator(mode="after")
     def _a_judge_has_a_rubric(self) -> Self:

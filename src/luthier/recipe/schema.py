@@ -356,7 +356,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _best_by_can_be_measured(self) -> Self:
-        tasks = (task for task in self.evaluation.tasks if not task.data and task.scorer != "judge")
+        tasks = (task for task in self.evaluation.tasks if task.of_split and task.scorer != "judge")
         measured = ["loss" if self.rl == "none" else REWARD, *(f"{task.name}.{metric_name(task.scorer)}" for task in tasks)]
         if self.best_by not in measured:
             raise ValueError(f"checkpoints.best_by is {self.checkpoints.best_by!r}, which is none of: {', '.join(measured)}")

@@ -18,6 +18,8 @@ from luthier.score import own, schema
 
 Scorer = Callable[[str, str], float]
 
+HARNESS = re.compile(r"lm_eval(?P<chat>_chat)?:(?P<task>.+):(?P<metric>[^:,]+)(?:,(?P<filter>[^:,]+))?")
+"""A task of lm-evaluation-harness, asked as it is or through the chat template, and what is told of it."""
 PATTERN_SECONDS = 1.0
 # A template may open the thinking in the prompt, so that an answer only closes it; a cut answer may only open it.
 THINKING = re.compile(r"<think>.*?(?:</think>|\Z)|\A(?:(?!<think>).)*?</think>", re.DOTALL)
@@ -127,8 +129,9 @@ def unknown(name: str, kind: str, known: Iterable[str]) -> RecipeError:
 
 
 def metric_name(name: str) -> str:
-    """What a scorer's metric is called in bounds and tables: its name, or the function's for `module:function`."""
-    return name.rpartition(":")[2]
+    """What a scorer's metric is called in bounds and tables: its name; the function's of `module:function`, the metric's of `lm_eval:…`."""
+    found = HARNESS.fullmatch(name)
+    return found["metric"] if found else name.rpartition(":")[2]
 
 
 def final(answer: str) -> str:

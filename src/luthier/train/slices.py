@@ -33,21 +33,22 @@ def sliced(whole: PreTrainedConfig, layers: tuple[int, ...]) -> PreTrainedConfig
     return config
 
 
-def made_up(config: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """A model of this config with small random weights, always the same."""
+def made_up(config: PreTrainedConfig, dtype: torch.dtype, *, by_width: bool = False) -> PreTrainedModel:
+    """A model of this config with random weights, always the same: small ones, or `by_width` such that layers keep the size of what they
+    are given, as trained ones do."""
     with no_init_weights():
         base: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    fill(base)
+    fill(base, by_width=by_width)
     return base
 
 
 @torch.no_grad()
-def fill(model: nn.Module) -> None:
-    """Small random numbers in every matrix, zeros in biases: a time depends on them only where they are no numbers at all."""
-    pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0)) * 0.02
+def fill(model: nn.Module, *, by_width: bool = False) -> None:
+    """Random numbers in every matrix, zeros in biases: a time depends on them only where they are no numbers at all."""
+    pattern = torch.randn(PATTERN, generator=torch.Generator().manual_seed(0))
     for name, weight in model.named_parameters():
         if weight.ndim > 1:
-            flat, numbers = weight.view(-1), pattern.to(weight.dtype)
+            flat, numbers = weight.view(-1), (pattern * (weight.shape[-1] ** -0.5 if by_width else 0.02)).to(weight.dtype)
             for start in range(0, len(flat), PATTERN):
                 part = flat[start : start + PATTERN]
                 part.copy_(numbers[: len(part)])

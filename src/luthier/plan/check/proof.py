@@ -122,7 +122,7 @@ CHECKS: tuple[Check, ...] = (test_too_small, bound_unreachable, bound_not_checke
 
 def _rows_asked(case: Case, task: Task) -> int | Literal["unknown"]:
     """Rows that the task will ask."""
-    there: int | Literal["unknown"] = "unknown" if task.data else _rows_of(case, task.split)
+    there: int | Literal["unknown"] = _rows_of(case, task.split) if task.of_split else "unknown"
     return there if task.limit == "all" or there == "unknown" else min(there, task.limit)
 
 
