@@ -62,7 +62,7 @@ def values(recipe: Recipe) -> dict[str, object]:
 
 
 def test_all_of_the_designs_recipes_are_there() -> None:
-    assert {*SEEDS, "debian-sections.yaml", TINY_ITSELF} <= {recipe.name for recipe in RECIPES}
+    assert {*SEEDS, "debian-sections.yaml", "quickstart-rl.yaml", TINY_ITSELF} <= {recipe.name for recipe in RECIPES}
 
 
 @recipes
