@@ -12,6 +12,7 @@ from luthier.core import jsonl
 from luthier.flow.reinforcing import rewarded
 from luthier.runs import control
 from luthier.train.run import TrainingResult, train
+from tests.rl.wishes import early
 from tests.train.workshop import Workshop
 
 RL = {"rewards": {"tests.rl.wishes:early": 1.0}, "group_size": 4, "max_new_tokens": 16}
@@ -141,5 +142,20 @@ def test_the_best_checkpoint_is_the_one_with_the_most_reward_held_out(workshop: 
     result, _ = reinforced(workshop)
     run = workshop.folder / "runs" / "run"
     told = {event["step"]: event["value"] for event in jsonl.salvage(run / "events.jsonl").records if event["event"] == "held_out"}
-    assert set(told) == {3, 6}
-    assert result.best is not None and result.best.value == max(told.values()) == told[result.final_step]
+    assert set(told) == {0, 3, 6}  # before the first step, too
+    assert result.best is not None and result.best.value == max(told[3], told[6]) == told[result.final_step]
+
+
+def test_every_turn_of_an_episode_is_learned_from_as_it_was_read_and_written(workshop: Workshop) -> None:
+    """The second turn's prompt is the template's rendering of the first answer and what was said to it."""
+    environment = {**RL, "rewards": {"environment": 1.0}, "environment": "tests.rl.wishes:Again"}
+    _, lines = reinforced(workshop, rl=environment)
+    told = answers(workshop, "run", 1)
+    whole = [episode for episode in told if not episode["cut"]]
+    assert whole and all(len(episode["answers"]) == 2 for episode in told)
+    assert {episode["reward"] for episode in told} == {early_of(episode["answers"]) for episode in told}
+    assert lines[0]["supervised_tokens"] > 0 and max(line["drift"] for line in lines if line["drift"] is not None) < 2e-5
+
+
+def early_of(said: list[str]) -> float:
+    return sum(early(answer, "") for answer in said) / len(said)

@@ -10,3 +10,20 @@ def early(answer: str, reference: str) -> float:
 def alike(answer: str, reference: str) -> float:
     """Nothing to choose."""
     return 1.0
+
+
+class Again:
+    """An environment that asks once more, and likes what came early in both answers."""
+
+    def __init__(self, question: list[dict[str, str]], reference: str) -> None:
+        self.question, self.said = question, list[str]()
+
+    def reply(self, answer: str) -> str:
+        """`And again?` once."""
+        self.said.append(answer)
+        return "And again?" if len(self.said) == 1 else ""
+
+    @property
+    def reward(self) -> float:
+        """The mean of both."""
+        return sum(early(answer, "") for answer in self.said) / len(self.said)
