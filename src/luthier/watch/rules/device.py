@@ -200,7 +200,7 @@ RULES: tuple[Rule, ...] = (data_bound, device_idle, device_memory_unused, rank_s
 def _steady(case: Case) -> Lines:
     """Steps that were timed since the run was begun or gone on with, but for the first."""
     steps = case.series.train
-    return Lines(steps.values[:, (steps["step"] > case.resumed_after + FIRST_STEPS) & np.isfinite(steps["seconds"])])
+    return steps.where((steps["step"] > case.resumed_after + FIRST_STEPS) & np.isfinite(steps["seconds"]))
 
 
 def _on_gpu(case: Case) -> bool:
