@@ -68,6 +68,9 @@ class Points:
 
     x: Floats
     y: Floats
+    low: Floats = field(default_factory=lambda: np.empty(0))
+    high: Floats = field(default_factory=lambda: np.empty(0))
+    """Of the interval about each, of what has one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
