@@ -230,8 +230,10 @@ def reward_by_length(case: Case) -> Iterator[Finding]:
     """
     train, rl = case.series.train, case.recipe.rl
     there = np.isfinite(train["answer_tokens"]) & np.isfinite(train["reward"])
-    tokens, rewards = (blocks(train["step"][there], train[column][there]) for column in ("answer_tokens", "reward"))
-    if rl == "none" or len(tokens.y) < BLOCKS:
+    if rl == "none" or not there.any():
+        return
+    tokens, rewards = blocks(train["step"][there], train["answer_tokens"][there]), blocks(train["step"][there], train["reward"][there])
+    if len(tokens.y) < BLOCKS:
         return
     longer, gain = float(tokens.y[-1] - tokens.y[0]), float(rewards.y[-1] - rewards.y[0])
     grown = tokens.y[-1] >= GROWN * tokens.y[0] and tokens.sigmas(0, -1) > SIGMAS
