@@ -153,12 +153,13 @@ def test_the_buttons_come_with_a_run_that_begins_and_go_when_it_ends(tmp_path: P
 def test_a_held_out_reward_is_told_once_with_the_charts_by_title(tmp_path: Path) -> None:
     run = run_in(tmp_path / "runs" / "animals")
     recorded(run, [rewarded(1, 0.25)])
-    held_out(run, 1, 0.5)
+    for step, value in ((0, 0.25), (1, 0.5)):
+        held_out(run, step, value)
     page = browser(tmp_path / "runs").get("/runs/animals/curves").json()
     reward = page["charts"][0]
-    assert (reward["title"], reward["curves"][1]["y"], reward["curves"][1]["low"]) == ("Reward", [0.5], [0.45])
+    assert (reward["title"], reward["curves"][1]["y"], reward["curves"][1]["low"]) == ("Reward", [0.25, 0.5], [0.2, 0.45])
     stream = Stream(run=run, at=at_place(page["place"]), parts={}, rewards=lambda: rewards_of(list(jsonl.records(run.events))))
-    assert stream.look()["charts"][0]["curves"][1]["x"] == [1.0]  # the page has it, and passes it over
+    assert stream.look()["charts"][0]["curves"][1]["x"] == [0.0, 1.0]  # the page has them, and passes them over
     assert stream.look() == {}
     run.metric(line(2, 1.5, "validation"))
     assert "Reward" not in [chart["title"] for chart in stream.look()["charts"]]

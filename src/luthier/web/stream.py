@@ -39,7 +39,7 @@ class Stream:
     """What the run's answers to validation rows were worth so far."""
     over: Callable[[], bool] = lambda: False
     """Whether the server is to end, which it cannot while a stream is open."""
-    _rewarded: int = 0
+    _rewarded: int = -1
     """The step up to which these were told. The page passes over what it has."""
     _of: dict[str, object] = field(default_factory=dict)
     _told: dict[str, str] = field(default_factory=dict)
