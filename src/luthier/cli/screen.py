@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-import numpy as np
 from rich.console import Console, Group
 from rich.layout import Layout
 from rich.live import Live
@@ -25,6 +24,7 @@ from luthier.cli.standing import device, joined, lines, pace, ranks, rewards, st
 from luthier.core.redact import redact
 from luthier.core.signals import left_by_ctrl_c
 from luthier.core.words import duration, loss, small
+from luthier.report.curves import held_out_points
 from luthier.runs.held_out import held_out
 from luthier.runs.status import Status
 from luthier.watch.series import Column, Points, Series
@@ -87,9 +87,7 @@ def _losses(series: Series) -> dict[str, Points]:
 
 
 def _rewards(series: Series, events: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
-    found = held_out(events)
-    validation = Points(x=np.array([each.step for each in found], float), y=np.array([each.value for each in found], float))
-    return {"dim": series.train.thinned("reward", POINTS), "bold yellow": validation}
+    return {"dim": series.train.thinned("reward", POINTS), "bold yellow": held_out_points(held_out(events))}
 
 
 def _on_screen(name: str, console: Console) -> None:

@@ -80,7 +80,7 @@ def overlaid(runs: Mapping[str, Series], rewards: Mapping[str, Sequence[HeldOutR
         curves = {name: _scaled(series.train.thinned(chart.column, points), chart) for name, series in runs.items()}
         return Drawn(chart=replace(chart, title=title or chart.title), curves=curves)
 
-    held_out = {name: _held_out(rewards[name]) for name in runs} if any(rewards.values()) else {}
+    held_out = {name: held_out_points(rewards[name]) for name in runs} if any(rewards.values()) else {}
     validation = {name: series.validation.thinned("loss", points) for name, series in runs.items()}
     return [
         *([Drawn(chart=replace(REWARD, title="Held-out reward"), curves=held_out)] if held_out else []),
@@ -91,6 +91,12 @@ def overlaid(runs: Mapping[str, Series], rewards: Mapping[str, Sequence[HeldOutR
     ]
 
 
+def held_out_points(rewards: Sequence[HeldOutReward]) -> Points:
+    """What answers to validation rows were worth, as a curve with intervals."""
+    x, y, low, high = (np.array([getattr(each, name) for each in rewards], float) for name in ("step", "value", "low", "high"))
+    return Points(x=x, y=y, low=low, high=high)
+
+
 def svg(found: Drawn) -> str:
     """A chart as SVG; its colours are the page's, by class."""
     curves = [(escape(name), points) for name, points in found.curves.items() if len(points.x)]
@@ -99,13 +105,6 @@ def svg(found: Drawn) -> str:
     x = _span(np.concatenate([points.x for _, points in curves]))
     y = _span(np.concatenate([part for _, points in curves for part in (points.y, points.low, points.high)]))
     across, down = (WIDTH - LEFT - RIGHT) / (x[1] - x[0]), (HEIGHT - TOP - BOTTOM) / (y[1] - y[0])
-
-    def places(points: Points) -> tuple[list[float], ...]:
-        """From the left; from above, and so both ends of intervals."""
-        return (LEFT + (points.x - x[0]) * across).tolist(), *(
-            (TOP + (y[1] - part) * down).tolist() for part in (points.y, points.low, points.high)
-        )
-
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{found.chart.title}, by step">']
     for tick in _ticks(*y):
         at = TOP + (y[1] - tick) * down
@@ -115,14 +114,12 @@ def svg(found: Drawn) -> str:
     for tick in _ticks(*x):
         parts.append(f'<text x="{LEFT + (tick - x[0]) * across:.1f}" y="{HEIGHT - 5}" class="below">{tick:,.6g}</text>')
     for name, points in curves:
-        left, above, low, high = places(points)
+        left = (LEFT + (points.x - x[0]) * across).tolist()
+        above, low, high = ((TOP + (y[1] - part) * down).tolist() for part in (points.y, points.low, points.high))
         path = " ".join(f"{at:.1f},{top:.1f}" for at, top in zip(left, above, strict=True))
         parts.append(f'<polyline class="curve {name}" points="{path}"/>')
-        if low:
-            parts += [
-                f'<path class="interval {name}" d="M{at:.1f} {ends[0]:.1f}V{ends[1]:.1f}"/>'
-                for at, *ends in zip(left, low, high, strict=True)
-            ]
+        for at, bottom, top in zip(left, low, high, strict=True) if low else ():
+            parts.append(f'<path class="interval {name}" d="M{at:.1f} {bottom:.1f}V{top:.1f}"/>')
         if len(points.x) <= 60 and name == "validation":
             parts += [f'<circle class="{name}" cx="{pair.split(",")[0]}" cy="{pair.split(",")[1]}" r="2.5"/>' for pair in path.split()]
     return "".join([*parts, "</svg>"])
@@ -131,14 +128,9 @@ def svg(found: Drawn) -> str:
 def _curves(series: Series, rewards: Sequence[HeldOutReward], chart: Chart, points: int) -> Iterator[tuple[str, Points]]:
     yield "train", _scaled(series.train.thinned(chart.column, points), chart)
     if chart is REWARD:
-        yield "validation", _held_out(rewards)
+        yield "validation", held_out_points(rewards)
     elif chart.validated:
         yield "validation", _scaled(series.validation.thinned(chart.column, points), chart)
-
-
-def _held_out(rewards: Sequence[HeldOutReward]) -> Points:
-    x, y, low, high = (np.array([getattr(each, name) for each in rewards], float) for name in ("step", "value", "low", "high"))
-    return Points(x=x, y=y, low=low, high=high)
 
 
 def _scaled(points: Points, chart: Chart) -> Points:

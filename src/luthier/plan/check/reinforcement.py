@@ -83,11 +83,11 @@ def answers_reused(case: Case) -> Iterator[Finding]:
     With the second update the answers are those of another model; the ratio corrects for that, and what is clipped no longer learns. A
     clip only stops tokens that have gone too far already. Divergence (`rl.kl`) pulls them back.
 
-    Arithmetic: at a clip of 0.2 a token that each update makes 6 % likelier is out after three: 1.06³ = 1.19, 1.06⁴ = 1.26.
+    Arithmetic: at a clip of 0.2 a token that each update makes 6 % likelier learns nothing from the fifth on: 1.06³ = 1.19, 1.06⁴ = 1.26.
 
     What to do: fewer updates, up to 4, or a small `rl.kl`. `clipped` and `drift` in metrics.jsonl show whether more are borne.
 
-    Source: PPO's 3 to 10 epochs were with a value function and rewards at each step (arXiv:1707.06347); GRPO takes one (arXiv:2402.03300).
+    Source: PPO's 3 to 15 epochs were with a value function and rewards at each step (arXiv:1707.06347); GRPO takes one (arXiv:2402.03300).
     """
     rl = case.recipe.rl
     if rl == "none" or rl.kl or rl.updates <= MOST_UPDATES:

@@ -134,8 +134,9 @@ def sampler_drift(case: Case) -> Iterator[Finding]:
     model that is trained writes its own answers in float32.
 
     Arithmetic: bfloat16 keeps 8 bits. The quickstart's demo base draws and learns with 0.002 to 0.017 apart in 40 steps, in float32 with
-    1.3·10⁻⁶ to 1.7·10⁻⁶ (2026-11-29, 2 cores of a Xeon, `luthier rl recipes/quickstart-rl.yaml model.dtype=…`). 0.05 is three times the
-    most of these, and a quarter of what GRPO's clip lets through; GSPO's, 0.0003, is below rounding already where answers are short.
+    1.3·10⁻⁶ to 1.8·10⁻⁶ (2026-11-29, 2 cores of a Xeon, `luthier rl recipes/quickstart-rl.yaml model.dtype=…`). 0.05 is three times the
+    most of these, and a quarter of what GRPO's clip lets through. GSPO's clip of 0.0003 is of an answer's mean: 0.005 a token, up and down
+    by chance, is 0.0014 over 12 tokens, and 0.0003 over 300, so that short answers are clipped by rounding alone.
 
     What to do: of a server, see that it has this run's base, adapter, chat template, and no other quantisation. Of the model itself:
     float32 shows whether it is rounding; `luthier check R` compares its ways of computing.
@@ -179,7 +180,7 @@ def entropy_collapse(case: Case) -> Iterator[Finding]:
     What to do: a third of the rate, from the best checkpoint on; a little divergence from the beginning (`rl.kl`); one update for each
     drawing; a temperature of 1.
 
-    Source: "The Entropy Mechanism of Reinforcement Learning" (arXiv:2505.22617), eq. 1; DAPO (arXiv:2503.14476), 3.1.
+    Source: "The Entropy Mechanism of Reinforcement Learning" (arXiv:2505.22617), R = -a·exp(H) + b; DAPO (arXiv:2503.14476), 3.1.
     """
     train, rl = case.series.train, case.recipe.rl
     there = np.isfinite(train["entropy"]) & np.isfinite(train["reward"])
