@@ -135,8 +135,9 @@ def sampler_drift(case: Case) -> Iterator[Finding]:
 
     Arithmetic: bfloat16 keeps 8 bits. The quickstart's demo base draws and learns with 0.002 to 0.017 apart in 40 steps, in float32 with
     1.3·10⁻⁶ to 1.8·10⁻⁶; a server of Luthier's in another process draws with 0.002 to 0.008 (2026-11-29, 2 cores of a Xeon, `luthier rl
-    recipes/quickstart-rl.yaml model.dtype=…`). 0.05 is three times the most of these, and a quarter of what GRPO's clip lets through. GSPO's clip of 0.0003 is of an answer's mean: 0.005 a token, up and down
-    by chance, is 0.0014 over 12 tokens, and 0.0003 over 300, so that short answers are clipped by rounding alone.
+    recipes/quickstart-rl.yaml model.dtype=…`). 0.05 is three times the most of these, and a quarter of what GRPO's clip lets through.
+    GSPO's clip of 0.0003 is of an answer's mean: 0.005 a token, up and down by chance, is 0.0014 over 12 tokens, and 0.0003 over 300, so
+    that short answers are clipped by rounding alone.
 
     What to do: of a server, see that it has this run's base, adapter, chat template, and no other quantisation. Of the model itself:
     float32 shows whether it is rounding; `luthier check R` compares its ways of computing.
