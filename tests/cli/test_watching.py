@@ -16,13 +16,15 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from luthier import flow
 from luthier.cli.curves import plot
 from luthier.cli.main import app
+from luthier.cli.screen import page as screen
 from luthier.cli.screen import watch
 from luthier.runs import control
 from luthier.runs.store import RunFolder, alone
 from luthier.watch.series import Points
-from tests.runs.recorded import beat, line, planned, recorded, run_in
+from tests.runs.recorded import beat, held_out, line, planned, recorded, rewarded, run_in
 
 HOLD = """
 import sys
@@ -93,6 +95,25 @@ def test_the_table_of_all_runs_has_what_curves_show_and_is_as_wide_as_the_termin
     narrow = said("status").splitlines()
     assert max(map(len, narrow)) <= 80 and "gradient-large" in narrow[1]
     assert "a wider terminal shows epoch, memory, gap" in " ".join(narrow)
+
+
+def test_a_run_whose_answers_are_rewarded_shows_rewards_and_others_beside_it_do_not(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = run_in(run.path.parent / "reinforced")
+    planned(other, 100)
+    recorded(other, [rewarded(step, 0.5) for step in range(1, 41)])
+    held_out(other, 40, 0.75)
+    detail = said("status", "reinforced")
+    assert "0.5, held out 0.75 (0.7 … 0.8)" in detail and "gap" not in detail
+    rows = {text.split()[0]: text.split() for text in said("status").splitlines()}
+    assert rows["run"][3:8] == ["epoch", "loss", "validation", "gap", "reward"] and "–" in rows["animals"]
+    assert rows["reinforced"][4:9] == ["0.0100", "–", "–", "0.5", "0.75"]
+    found = flow.seen("reinforced")
+    Console(width=120, height=40).print(screen(flow.look(found), found.series(), found.events(), width=120, height=40), height=40)
+    shown = capsys.readouterr().out
+    assert "train and validation reward" in shown and "groups without a signal, %" in shown and "device use" not in shown
+    assert "reward 0.5, held out 0.75 (0.7 … 0.8)" in said("watch", "reinforced")
 
 
 def test_without_runs_it_is_said_how_to_begin_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

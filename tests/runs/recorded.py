@@ -40,6 +40,17 @@ def line(step: int, loss: float | None, kind: str = "train", **changed: Any) -> 
     return {"step": step, "kind": kind, "loss": loss, **LINE, **changed}
 
 
+def rewarded(step: int, reward: float | None, **changed: Any) -> dict[str, Any]:
+    """A line of a step that learned from its own answers."""
+    told = {"answer_tokens": 12.5, "cut": 0.0, "silent": 0.25, "failed": 0.0, "entropy": 0.5, "kl": None, "drift": 0.002, "clipped": 0.0}
+    return line(step, 0.01, reward=reward, **{**told, **changed})
+
+
+def held_out(run: RunFolder, step: int, value: float) -> None:
+    """The event of a validation whose answers were rewarded."""
+    run.event("held_out", step=step, failed=0, value=value, low=value - 0.05, high=value + 0.05, n=170)
+
+
 def recorded(run: RunFolder, lines: Sequence[dict[str, Any]]) -> None:
     """metrics.jsonl, in the words of `RunFolder.metric`, written at once."""
     run.metrics.write_text("".join(json.dumps(each) + "\n" for each in lines))

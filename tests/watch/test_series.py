@@ -11,7 +11,7 @@ import pytest
 
 from luthier.core import files, jsonl
 from luthier.train.record import Line
-from luthier.watch.series import COLUMNS, KEYS, read, read_on
+from luthier.watch.series import COLUMNS, KEYS, REWARDED, read, read_on
 
 
 def line(step: int, **values: Any) -> dict[str, Any]:
@@ -31,6 +31,12 @@ def line(step: int, **values: Any) -> dict[str, Any]:
         "device_utilization": 0.97,
     }
     return {**plain, **values}
+
+
+def rewarded(step: int, **values: Any) -> dict[str, Any]:
+    """A step that learned from its own answers, as `luthier.rl.record` tells of it."""
+    told = {"reward": 0.5, "answer_tokens": 12.25, "cut": 0.0, "silent": 0.25, "failed": 0.0, "entropy": 0.5}
+    return {**line(step), **told, "kl": None, "drift": 0.0021, "clipped": 0.0, **values}
 
 
 def validation(step: int, loss: float = 2.5) -> dict[str, Any]:
@@ -144,3 +150,41 @@ def test_200_000_logged_steps_are_read_in_well_under_a_second(tmp_path: Path) ->
     drawn = series.train.thinned("loss", points=1000)
     assert time.process_time() - began < 1.0  # 0.6 s
     assert (len(series.train), len(drawn.x)) == (200_000, 1000)
+
+
+def test_what_is_told_of_rewarded_answers_is_read_and_what_is_not_measured_is_no_number(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    parts = {"reward/exact": 0.25, "reward/length": 1.0}
+    path.write_text(text([rewarded(1), validation(1), rewarded(2, reward=None, drift=1e-6, **parts), rewarded(3, reward=0.75)]))
+    train = read(path).train
+    assert train["reward"][[0, 2]].tolist() == [0.5, 0.75] and math.isnan(train["reward"][1])
+    assert train["drift"].tolist() == [0.0021, 1e-6, 0.0021]
+    assert not train.measured("kl") and train.measured("reward")
+    assert train.parts.keys() == {"reward/exact", "reward/length"} and train.parts["reward/exact"][1] == 0.25
+    assert np.isnan(train.parts["reward/exact"][[0, 2]]).all()
+    assert len(read(path).validation["loss"]) == 1 and not read(path).validation.more
+
+
+def test_a_run_without_rewards_has_none_of_their_columns(tmp_path: Path) -> None:
+    (path := tmp_path / "metrics.jsonl").write_text(text([line(1), line(2)]))
+    train = read(path).train
+    assert not train.more and not any(train.measured(column) for column in REWARDED)
+    assert np.isnan(train["reward"]).tolist() == [True, True]
+
+
+def test_rewarded_lines_are_read_on_thinned_and_survive_damage_like_others(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(text([line(1), rewarded(2, reward=0.0)]) + '{"step": 3, "reward": 9' + "\n" + text([rewarded(4, silent=10**400)]))
+    first = read(path)
+    assert first.num_damaged == 2
+    for step in range(5, 2005):
+        jsonl.append(path, rewarded(step, reward=step / 2005, **{"reward/own": 1.0}))
+    both = read_on(path, first)
+    assert (len(first.train), len(both.train)) == (2, 2002)
+    whole = read(path).train
+    assert both.train.more.keys() == whole.more.keys()
+    assert all(np.array_equal(both.train.more[name], whole.more[name], equal_nan=True) for name in whole.more)
+    drawn = both.train.thinned("reward", points=100)
+    assert len(drawn.x) <= 100 and drawn.y.max() == 2004 / 2005
+    assert len(both.train.finite["reward"]) == 2002
+    assert both.train.where(both.train["step"] > 2000)["reward"].tolist() == [step / 2005 for step in range(2001, 2005)]

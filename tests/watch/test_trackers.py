@@ -12,7 +12,7 @@ from luthier.core.errors import PlanRefused
 from luthier.recipe.tracking import Tracker, Tracking
 from luthier.runs.store import RunFolder
 from luthier.watch.trackers import Told, refuse_absent, told_file, tracked
-from tests.runs.recorded import line, run_in
+from tests.runs.recorded import line, rewarded, run_in
 
 RECIPE = "name: animals\nmodel: {base: demo}\ndata: {sources: [{path: rows.jsonl}]}\ntracking: {report_to: [tensorboard], project: zoo}\n"
 LINES = [line(1, 3.0), line(2, 2.0), line(2, 2.5, "validation"), line(3, None)]
@@ -147,6 +147,17 @@ def test_tensorboard_reads_back_what_it_was_told(run: RunFolder) -> None:
     events.Reload()
     assert [(each.step, each.value) for each in events.Scalars("train/loss")] == [(1, 3.0), (2, 2.0)]
     assert [(each.step, each.value) for each in events.Scalars("validation/loss")] == [(2, 2.5)]
+
+
+def test_what_rewarded_answers_tell_is_told_to_a_tracker_too(run: RunFolder) -> None:
+    pytest.importorskip("tensorboard")
+    assert recorded_while_tracked(run, "tensorboard", [rewarded(1, 0.5, **{"reward/exact": 0.25})])[0] == []
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(run.path / "trackers" / "tensorboard"))
+    found.Reload()
+    assert {"train/reward", "train/reward/exact", "train/entropy"} <= set(found.Tags()["scalars"])
+    assert "train/kl" not in found.Tags()["scalars"]
 
 
 def test_mlflow_reads_back_what_it_was_told(run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 
 from luthier.core import files, jsonl
+from luthier.runs.held_out import held_out as rewards_of
 from luthier.runs.store import RunFolder, alone
 from luthier.web import views
 from luthier.web.site import Site
 from luthier.web.stream import Part, Stream, at_place, place
-from tests.runs.recorded import line, recorded, run_in
+from tests.runs.recorded import held_out, line, recorded, rewarded, run_in
 from tests.web.workshop import browser
 
 
@@ -147,3 +148,21 @@ def test_the_buttons_come_with_a_run_that_begins_and_go_when_it_ends(tmp_path: P
         assert "save and stop" in stream.look()["parts"]["acts"]
         assert "acts" not in stream.look().get("parts", {})  # a button that is pressed stays the same one
     assert "<form" not in stream.look()["parts"]["acts"]
+
+
+def test_a_held_out_reward_is_told_once_with_the_charts_by_title(tmp_path: Path) -> None:
+    run = run_in(tmp_path / "runs" / "animals")
+    recorded(run, [rewarded(1, 0.25)])
+    for step, value in ((0, 0.25), (1, 0.5)):
+        held_out(run, step, value)
+    page = browser(tmp_path / "runs").get("/runs/animals/curves").json()
+    reward = page["charts"][0]
+    assert (reward["title"], reward["curves"][1]["y"], reward["curves"][1]["low"]) == ("Reward", [0.25, 0.5], [0.2, 0.45])
+    stream = Stream(run=run, at=at_place(page["place"]), parts={}, rewards=lambda: rewards_of(list(jsonl.records(run.events))))
+    assert stream.look()["charts"][0]["curves"][1]["x"] == [0.0, 1.0]  # the page has them, and passes them over
+    assert stream.look() == {}
+    run.metric(line(2, 1.5, "validation"))
+    assert "Reward" not in [chart["title"] for chart in stream.look()["charts"]]
+    held_out(run, 2, 0.75)
+    (told, *_) = stream.look()["charts"]
+    assert (told["title"], [curve["y"] for curve in told["curves"]]) == ("Reward", [[], [0.75]])

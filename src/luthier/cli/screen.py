@@ -20,12 +20,14 @@ from rich.text import Text
 
 from luthier import flow
 from luthier.cli.curves import plot
-from luthier.cli.standing import device, joined, lines, pace, ranks, state
+from luthier.cli.standing import device, joined, lines, pace, ranks, rewards, state
 from luthier.core.redact import redact
 from luthier.core.signals import left_by_ctrl_c
 from luthier.core.words import duration, loss, small
+from luthier.report.curves import held_out_points
+from luthier.runs.held_out import held_out
 from luthier.runs.status import Status
-from luthier.watch.series import Column, Series
+from luthier.watch.series import Column, Points, Series
 
 SECONDS_BETWEEN_LOOKS = 1.0
 POINTS = 600
@@ -40,6 +42,12 @@ BELOW: tuple[tuple[Column, str, float], ...] = (
     ("memory_bytes", "memory, GB", 1e9),
 )
 """Columns that are drawn small, with what they are called and their unit."""
+BELOW_REWARDS: tuple[tuple[Column, str, float], ...] = (
+    ("answer_tokens", "tokens of an answer", 1),
+    ("entropy", "entropy, nats a token", 1),
+    ("silent", "groups without a signal, %", 0.01),
+)
+"""The same where answers are rewarded."""
 
 
 def watch(name: str, console: Console) -> None:
@@ -54,13 +62,15 @@ def page(found: Status, series: Series, events: Sequence[Mapping[str, Any]], *, 
     """All of the screen."""
     shown = [Text.assemble((f"{name:<9}", "dim"), value) for name, value in lines(found)][:MOST_LINES]
     tall = max(3, height - len(shown) - NEWEST - 10)
-    below = Layout(size=5)
-    below.split_row(*(Layout(Panel(_small(series, column, unit, width // 3 - 4), title=name)) for column, name, unit in BELOW))
-    losses = Panel(_losses(series, width - 4, tall), title="[dim]train[/] and [bold yellow]validation[/] loss")
+    rewarded, below = series.train.measured("reward"), Layout(size=5)
+    columns = BELOW_REWARDS if rewarded else BELOW
+    below.split_row(*(Layout(Panel(_small(series, column, unit, width // 3 - 4), title=name)) for column, name, unit in columns))
+    curves, of = (_rewards(series, events), "reward") if rewarded else (_losses(series), "loss")
+    above = Panel(plot(curves, width - 4, tall), title=f"[dim]train[/] and [bold yellow]validation[/] {of}")
     whole = Layout()
     whole.split_column(
         Layout(Panel(Group(*shown), title=f"luthier watch {found.name}"), size=len(shown) + 2),
-        Layout(losses, size=tall + 3),
+        Layout(above, size=tall + 3),
         below,
         Layout(Panel(_told(events), title="events", subtitle="q leaves; the run goes on")),
     )
@@ -72,8 +82,12 @@ def _small(series: Series, column: Column, unit: float, width: int) -> Text:
     return plot({"green": replace(points, y=points.y / unit)}, width, 2)
 
 
-def _losses(series: Series, width: int, height: int) -> Text:
-    return plot({"dim": series.train.thinned("loss", POINTS), "bold yellow": series.validation.thinned("loss", POINTS)}, width, height)
+def _losses(series: Series) -> dict[str, Points]:
+    return {"dim": series.train.thinned("loss", POINTS), "bold yellow": series.validation.thinned("loss", POINTS)}
+
+
+def _rewards(series: Series, events: Sequence[Mapping[str, Any]]) -> dict[str, Points]:
+    return {"dim": series.train.thinned("reward", POINTS), "bold yellow": held_out_points(held_out(events))}
 
 
 def _on_screen(name: str, console: Console) -> None:
@@ -104,10 +118,11 @@ def _as_lines(name: str, console: Console) -> None:
 
 def _line(found: Status) -> str:
     left = f"{duration(found.seconds_left)} left" if found.seconds_left else ""
-    losses = f"loss {loss(found.train_loss)}, validation {loss(found.validation_loss)}" if found.step else ""
+    losses = f"loss {loss(found.train_loss)}, validation {loss(found.validation_loss)}"
+    learned = f"reward {rewards(found)}" if found.reward is not None else losses if found.step else ""
     paced = f"{pace(found)} tokens/s{device(found)}" if found.tokens_per_second else ""
     doing = ranks(found) if len(found.ranks) > 1 else ""
-    return joined((f"{state(found)}, step {found.step} of {found.total}", losses, paced, left, doing, found.why))
+    return joined((f"{state(found)}, step {found.step} of {found.total}", learned, paced, left, doing, found.why))
 
 
 def _told(events: Sequence[Mapping[str, Any]]) -> Text:

@@ -20,8 +20,10 @@ STYLES: dict[State, str] = {
     "killed": "bold red",
 }
 """Of a state; others are plain."""
-DISPENSABLE = ("epoch", "memory", "gap", "saved", "moved", "tokens/s", "loss")
+DISPENSABLE = ("epoch", "memory", "gap", "saved", "moved", "tokens/s", "loss", "reward")
 """Columns that a narrow terminal does without, in this order."""
+OF_REWARDS = ("reward", "held out")
+"""Columns that are there where a run's answers are rewarded."""
 
 
 def print_statuses(console: Console, every: Sequence[Status]) -> None:
@@ -30,6 +32,8 @@ def print_statuses(console: Console, every: Sequence[Status]) -> None:
         console.print("no run yet: luthier train R, or luthier launch R, begins one")
         return
     rows, without = [_cells(each) for each in every], list[str]()
+    if all(each.reward is None for each in every):
+        rows = [{column: cell for column, cell in row.items() if column not in OF_REWARDS} for row in rows]
     for name in DISPENSABLE:
         if _width(rows) <= console.width:
             break
@@ -61,6 +65,8 @@ def lines(found: Status) -> Iterator[tuple[str, Text]]:
     yield "state", Text.assemble(state(found), f"{where}, {ago(found.moved)}" + (f": {found.why}" if found.why else ""))
     if found.total or found.step:
         yield "step", Text(f"{found.step:,} of {found.total:,}, epoch {found.epoch:.2f}")
+    if found.reward is not None or found.held_out_reward is not None:
+        yield "reward", Text(rewards(found))
     if found.train_loss is not None or found.validation_loss is not None:
         over = "" if found.gap is None else f", gap {gap(found.gap)}"
         yield "loss", Text(f"{loss(found.train_loss)}, validation {loss(found.validation_loss)}{over}")
@@ -95,6 +101,12 @@ def ranks(found: Status) -> str:
     return ", ".join(_rank(each.rank, each.phase, each.step, first) for each in found.ranks)
 
 
+def rewards(found: Status) -> str:
+    """`0.71, held out 0.86 (0.81 … 0.91)`: of training prompts, and of validation rows with its interval."""
+    ends = f" ({' … '.join(map(_reward, found.held_out_interval))})" if found.held_out_interval else ""
+    return f"{_reward(found.reward)}, held out {_reward(found.held_out_reward)}{ends}"
+
+
 def device(found: Status) -> str:
     """Memory and use of the device, where they are known."""
     memory = [] if found.memory_bytes is None else [gigabytes(found.memory_bytes)]
@@ -122,6 +134,8 @@ def _cells(found: Status) -> dict[str, str | Text]:
         "loss": loss(found.train_loss),
         "validation": loss(found.validation_loss),
         "gap": gap(found.gap),
+        "reward": _reward(found.reward),
+        "held out": _reward(found.held_out_reward),
         "tokens/s": pace(found),
         "memory": "–" if found.memory_bytes is None else gigabytes(found.memory_bytes),
         "left": duration(found.seconds_left) if found.seconds_left else "–",
@@ -129,6 +143,10 @@ def _cells(found: Status) -> dict[str, str | Text]:
         "moved": ago(found.moved),
         "findings": ", ".join(found.alarms) or "–",
     }
+
+
+def _reward(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _width(rows: Sequence[Mapping[str, str | Text]]) -> int:

@@ -13,6 +13,7 @@ from luthier.core.words import ago, duration, gap, gigabytes, loss, percent, sma
 from luthier.report.curves import drawn, svg
 from luthier.report.facts import facts
 from luthier.report.record import Record
+from luthier.runs.held_out import held_out
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
@@ -36,7 +37,7 @@ def templates(*folders: Path, hides: bool = True) -> Environment:
 
 def report(record: Record) -> str:
     """The run as one page that needs no other file: curves, plan against fact, data, evaluations, verdict, provenance."""
-    charts = [(found.chart.title, svg(found)) for found in drawn(record.series)]
+    charts = [(found.chart.title, svg(found)) for found in drawn(record.series, held_out(record.events))]
     given = {"style": STYLE.read_text(encoding="utf-8"), "charts": charts, "facts": facts(record), "version": __version__}
     return redact(templates().get_template("report.html").render(r=record, now=time.time(), **given))
 
@@ -58,9 +59,9 @@ def clock(seconds: float) -> str:
         return DASH
 
 
-def score(value: float) -> str:
+def score(value: float | None) -> str:
     """`0.934`."""
-    return f"{value:.3g}"
+    return DASH if value is None else f"{value:.3g}"
 
 
 SAID: tuple[Callable[..., str], ...] = (ago, clock, duration, gap, gigabytes, loss, percent, score, small, whole)

@@ -27,6 +27,8 @@ class Line(BaseModel):
     seconds: float
     memory_bytes: int
     device_utilization: float | None
+    reward: float | None = None
+    """Of the step's answers on average, where answers are rewarded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,8 +58,19 @@ class Recent:
         return sum(paces) / len(paces) if paces else None
 
     @property
+    def reward(self) -> float | None:
+        """Of the newest steps together: another step asks other rows, and a single one's would be noise."""
+        told = [line.reward for line in self.steps if line.reward is not None]
+        return sum(told) / len(told) if told else None
+
+    @property
     def gap(self) -> float | None:
-        """The newest validation loss less that of the steps before it, per supervised token: a single step's would be noise."""
+        """The newest validation loss less that of the steps before it, per supervised token: a single step's would be noise.
+
+        None where answers are rewarded: what a step minimises then is no likelihood.
+        """
+        if self.reward is not None:
+            return None
         told = [(line.loss, line.supervised_tokens) for line in self.before_validation if line.loss is not None]
         tokens = sum(number for _, number in told)
         if not tokens or self.validation is None or self.validation.loss is None:

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from luthier.core import jsonl
 from luthier.core.finding import Finding
 from luthier.runs.heartbeat import Phase
+from luthier.runs.held_out import held_out
 from luthier.runs.planned import Part, Planned
 from luthier.runs.recent import Recent, recent
 from luthier.runs.state import MOVING, State, standing
@@ -56,7 +57,13 @@ class Status:
     validation_loss: float | None
     """Of the last validation."""
     gap: float | None
-    """The last validation loss less the mean of the twenty steps before it."""
+    """The last validation loss less the mean of the twenty steps before it; None where answers are rewarded."""
+    reward: float | None
+    """Of the last twenty steps' answers on average; None where none are rewarded."""
+    held_out_reward: float | None
+    """Of the likeliest answers to validation rows, the last time."""
+    held_out_interval: tuple[float, float] | None
+    """Its 95 % interval."""
     tokens_per_second: float | None
     """Over the last twenty steps."""
     memory_bytes: int | None
@@ -117,6 +124,7 @@ def status(run: RunFolder, told: Sequence[Mapping[str, Any]] | Literal["unread"]
     events = [event for event in (jsonl.salvage(run.events).records if told == "unread" else told) if isinstance(event.get("time"), float)]
     stands, lines = standing(run, events), recent(run.metrics)
     planned, best = Planned.of(run), _Best.of(run)
+    rewards = held_out(events)
     newest = max(lines.all, key=lambda line: line.step, default=None)
     checkpoint = max(run.saved_steps, default=0)
     step = lines.steps[-1].step if lines.steps else checkpoint
@@ -140,6 +148,9 @@ def status(run: RunFolder, told: Sequence[Mapping[str, Any]] | Literal["unread"]
         train_loss=lines.steps[-1].loss if lines.steps else None,
         validation_loss=lines.validation.loss if lines.validation else None,
         gap=lines.gap,
+        reward=lines.reward,
+        held_out_reward=rewards[-1].value if rewards else None,
+        held_out_interval=(rewards[-1].low, rewards[-1].high) if rewards else None,
         tokens_per_second=lines.tokens_per_second,
         memory_bytes=newest.memory_bytes if newest else None,
         device_utilization=newest.device_utilization if newest else None,

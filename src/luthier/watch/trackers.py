@@ -41,7 +41,7 @@ ENDED = "its process ended: log.txt says why"
 SECONDS_TO_END = 10.0
 """For what is still to be told when training is over; for all trackers together."""
 NUMBERS: tuple[Column, ...] = ("loss", "learning_rate", "grad_norm", "tokens_per_second", "memory_bytes", "device_utilization", "epoch")
-"""What is told of a line, as `train/loss`."""
+"""What is told of a line, as `train/loss`; of rewarded answers all that it tells besides."""
 
 Tell = Callable[[int, Mapping[str, float]], None]
 """Call with a step and numbers by name."""
@@ -228,9 +228,10 @@ def _new(found: Series, told: Told) -> list[Untold]:
             Untold(
                 step=int(lines["step"][at]),
                 kind=kind,
-                numbers={f"{kind}/{name}": value for name in NUMBERS if math.isfinite(value := float(lines[name][at]))},
+                numbers={f"{kind}/{name}": value for name, column in columns.items() if math.isfinite(value := float(column[at]))},
             )
             for kind, lines in (("train", found.train), ("validation", found.validation))
+            for columns in ({name: lines[name] for name in NUMBERS} | dict(lines.more),)
             for at in np.flatnonzero(lines["step"] > told.steps[kind])
         ),
         key=lambda line: (line.step, line.kind),

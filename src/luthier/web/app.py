@@ -12,6 +12,7 @@ from luthier import flow
 from luthier.core.errors import LuthierError, RunError, UsageError
 from luthier.report.page import STYLE
 from luthier.review.asking import By, Review, Said
+from luthier.runs.held_out import held_out
 from luthier.web import asked, views
 from luthier.web.answers import Asked
 from luthier.web.guard import Guard
@@ -113,7 +114,13 @@ def _of_one_run(found: FastAPI, site: Site, over: Callable[[], bool]) -> None:
     @found.get("/runs/{name}/stream")
     def stream(name: str, place: str = "", last_event_id: Annotated[str, Header()] = "") -> StreamingResponse:
         run = site.seen(name)
-        told = Stream(run=run.run, at=at_place(last_event_id or place), parts=views.live(site, run), over=over)
+        told = Stream(
+            run=run.run,
+            at=at_place(last_event_id or place),
+            parts=views.live(site, run),
+            rewards=lambda: held_out(run.events()),
+            over=over,
+        )
         return StreamingResponse(told.events(), media_type="text/event-stream")
 
     @found.get("/runs/{name}/rows", response_class=HTMLResponse)

@@ -2,13 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from luthier import flow
 from luthier.core import jsonl
 from luthier.report.curves import drawn
+from luthier.runs.held_out import HeldOutReward
 from luthier.runs.store import RunFolder
 from luthier.watch.series import Series
 
@@ -34,8 +35,12 @@ class Stream:
     """Where its metrics were read to; no numbers."""
     parts: dict[str, Part]
     """By the id of the element on the page."""
+    rewards: Callable[[], Sequence[HeldOutReward]] = tuple
+    """What the run's answers to validation rows were worth so far."""
     over: Callable[[], bool] = lambda: False
     """Whether the server is to end, which it cannot while a stream is open."""
+    _rewarded: int = -1
+    """The step up to which these were told. The page passes over what it has."""
     _of: dict[str, object] = field(default_factory=dict)
     _told: dict[str, str] = field(default_factory=dict)
 
@@ -45,8 +50,10 @@ class Stream:
         begun = self.at.file == "none" and self.at.offset == 0
         anew = found.file != self.at.file and not begun
         told: dict[str, Any] = {"anew": True} if anew else {}
-        if not anew and (len(found.train) or len(found.validation)):
-            told["charts"] = [each.to_json() for each in drawn(found)]
+        rewards = [each for each in self.rewards() if each.step > self._rewarded]
+        if not anew and (len(found.train) or len(found.validation) or rewards):
+            told["charts"] = [each.to_json() for each in drawn(found, rewards)]
+            self._rewarded = max((each.step for each in rewards), default=self._rewarded)
         self.at = found.behind
         before, self._of = self._of, {name: part.of() for name, part in self.parts.items()}
         made = {name: part.text() for name, part in self.parts.items() if name not in before or before[name] != self._of[name]}

@@ -13,6 +13,7 @@ from luthier.report.compare import compare as held_together
 from luthier.report.curves import drawn, overlaid
 from luthier.report.facts import facts
 from luthier.report.page import report as page
+from luthier.runs.held_out import held_out
 from luthier.runs.state import State
 from luthier.runs.status import Status
 from luthier.watch.seen import Seen
@@ -42,8 +43,9 @@ def run(site: Site, name: str) -> str:
 
 def curves(site: Site, name: str) -> str:
     """The curves of a run as JSON, and the place that the stream goes on from."""
-    series = site.seen(name).series()
-    return jsonl.dumps({"place": place(series), "charts": [each.to_json() for each in drawn(series)]})
+    run = site.seen(name)
+    series = run.series()
+    return jsonl.dumps({"place": place(series), "charts": [each.to_json() for each in drawn(series, held_out(run.events()))]})
 
 
 def looked_at(site: Site, name: str) -> str:
@@ -105,4 +107,6 @@ def compare(site: Site, names: Sequence[str]) -> str:
 
 def compared_curves(site: Site, names: Sequence[str]) -> str:
     """The curves of several runs, laid over each other, as JSON."""
-    return jsonl.dumps({"charts": [each.to_json() for each in overlaid({name: site.seen(name).series() for name in names})]})
+    runs = {name: site.seen(name) for name in names}
+    series, rewards = {name: run.series() for name, run in runs.items()}, {name: held_out(run.events()) for name, run in runs.items()}
+    return jsonl.dumps({"charts": [each.to_json() for each in overlaid(series, rewards)]})

@@ -104,11 +104,12 @@ def case(*changes: str, world: World = SOUND, mended: Sequence[Change] = ()) -> 
     if config is None:
         raise KeyError(recipe.model.base)
     data = _data(recipe, world)
+    answer = 0 if recipe.rl == "none" else recipe.rl.max_new_tokens
     workload = Rows(
         rows=data.splits["train"].rows,
         validation_rows=data.splits["validation"].rows if "validation" in data.splits else 0,
-        mean=400,
-        longest=2000 if world.long and recipe.data.max_length == "fit" else 800,
+        mean=400 + answer,
+        longest=answer + (2000 if world.long and recipe.data.max_length == "fit" else 800),
         supervised_share=world.supervised,
         shared=0.0 if world.prefix_stable else 0.5,
     )

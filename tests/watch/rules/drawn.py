@@ -12,7 +12,7 @@ from luthier.recipe.schema import Recipe
 from luthier.runs.planned import Planned
 from luthier.watch.rows import Rows
 from luthier.watch.rules.case import Case, Scored
-from luthier.watch.series import COLUMNS, Column, Lines, Series
+from luthier.watch.series import COLUMNS, REWARDED, Column, Lines, Series
 
 Floats = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator], Case]
@@ -38,7 +38,11 @@ def planned(total: int, *, device: str = "L4", device_bytes: int = 24 * 10**9, *
 def lines(num: int, **columns: Any) -> Lines:
     """Lines with these columns; what is not named is NaN."""
     given: Mapping[Column, Any] = columns  # type: ignore[assignment]
-    return Lines(np.stack([np.broadcast_to(np.asarray(given.get(name, np.nan), float), num).copy() for name in COLUMNS]))
+
+    def column(name: Column) -> Floats:
+        return np.broadcast_to(np.asarray(given.get(name, np.nan), float), num).copy()
+
+    return Lines(np.stack([column(name) for name in COLUMNS]), {name: column(name) for name in REWARDED if name in given})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -28,7 +28,8 @@ def learning_rate(case: Case) -> Iterator[Finding]:
 
     Too low, and the run ends before it has learned; too high, and it diverges. The range is that of the open sweep for plain LoRA at alpha
     32. What an update does to the model goes with alpha × rate (with rsLoRA alpha·√r × rate) and hardly depends on the rank, so the range
-    is scaled by 32 / alpha; fewer rows a step want less, by the root of their number. Full fine-tuning wants about a tenth.
+    is scaled by 32 / alpha; fewer rows a step want less, by the root of their number. Full fine-tuning wants about a tenth. Where answers
+    are rewarded, reinforcement-rate speaks instead.
 
     Arithmetic: Qwen3-4B, alpha 128, 80 rows a step: 3e-4 … 1e-3 at alpha 32 and 128 rows, times 32/128, the low end times √(80/128):
     5.9e-5 … 2.5e-4. A rate of 1e-4 lies in it. 5e-6 for a 30B at alpha 32 is 20 × below 1e-4.

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from luthier.core.pages import MADE, chapter, code_of, page, write
-from luthier.plan.check import CHECKS, adapter, compute, data, device, division, nodes, proof, steps, tensor
+from luthier.plan.check import CHECKS, adapter, compute, data, device, division, nodes, proof, reinforcement, steps, tensor
 
 CHAPTERS = {
     "Steps": steps.CHECKS,
@@ -15,6 +15,7 @@ CHAPTERS = {
     "Machine": device.CHECKS,
     "Several machines": nodes.CHECKS,
     "Decision": proof.CHECKS,
+    "Rewarded answers": reinforcement.CHECKS,
 }
 INTRODUCTION = """\
 # Findings

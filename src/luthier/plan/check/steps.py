@@ -113,7 +113,8 @@ def validations_too_frequent(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     A validation computes the forward pass of all validation rows: per token about half of what a LoRA training step takes, a third of a
-    full one. What it adds to the choice of a checkpoint grows slowly after ten or so.
+    full one. Where answers are rewarded, or a task chooses the checkpoint, answers to them are written besides, which takes longer. What it
+    adds to the choice of a checkpoint grows slowly after ten or so.
 
     Arithmetic: 2,000 training rows and 1,000 validation rows, validated every tenth of each epoch: 10 × 1,000 × ½ = 5,000 rows' worth of
     work beside 2,000, 71 % of the run.
@@ -145,7 +146,7 @@ def few_steps(case: Case) -> Iterator[Finding]:
     Severity: note.
 
     Each step moves a weight by about the learning rate at most, and the schedule spends some steps climbing and most of the rest falling.
-    The open sweep's advice is at least 100 steps, and its best results took 1,000 and more.
+    The open sweep's advice is at least 100 steps, and its best results took 1,000 and more. Not asked where answers are rewarded.
 
     Arithmetic: 238 rows × 3 epochs, 16 a step, are 45 steps; 8 a step 90.
 
@@ -175,6 +176,7 @@ def small_batch(case: Case) -> Iterator[Finding]:
 
     The gradient of few rows is noisy, and Adam's averages were tuned for larger steps: at one rate the loss jumps where that of a larger
     batch falls. Small batches can be made to work, with a lower rate and slower averages; the recipe has neither unless you chose them.
+    Where answers are rewarded, few-prompts counts prompts instead.
 
     Arithmetic: the noise of a mean falls with the root of its number: 2 rows are 2 × as noisy as 8.
 
@@ -202,7 +204,7 @@ def many_epochs(case: Case) -> Iterator[Finding]:
     Severity: note where the best checkpoint is kept, warn where the last one is.
 
     What comes next in a conversation is hard to know and easy to learn by heart: its validation loss turns early. Rows count as dialogue
-    where an example has more than 1.5 answers that are trained on.
+    where an example has more than 1.5 answers that are trained on. Not asked where answers are rewarded.
 
     Arithmetic: a team's best checkpoint of 13,482 dialogues fell at epoch 0.94; at epoch 1.2 its validation loss was rising.
 

@@ -11,7 +11,8 @@ from luthier.core.finding import Change, Finding
 from luthier.recipe.schema import Recipe
 from luthier.runs.planned import Planned
 from luthier.runs.store import RunFolder
-from luthier.watch import rows
+from luthier.watch import rollouts, rows
+from luthier.watch.rollouts import Answer
 from luthier.watch.rows import Rows
 from luthier.watch.series import Series
 
@@ -48,6 +49,8 @@ class Case:
     ranks: Sequence[Mapping[str, Any]] = ()
     """Lines of ranks.jsonl, the newest."""
     scores: Sequence[Scored] = ()
+    answers: Sequence[Answer] = ()
+    """Of the first steps and the newest, where answers are rewarded."""
 
     @property
     def last_step(self) -> int:
@@ -95,6 +98,7 @@ def look(run: RunFolder, recipe: Recipe, measured: Series, events: Sequence[Mapp
         events=events,
         ranks=newest_ranks(run.ranks),
         scores=tuple(_scores(run)),
+        answers=() if recipe.rl == "none" else rollouts.answers(run),
     )
 
 

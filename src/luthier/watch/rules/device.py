@@ -31,7 +31,8 @@ def data_bound(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     A step's rows are read and packed in the background while the step before is computed; `data_seconds` is what it had to wait for them
-    all the same. Counted are all steps since the last start but the first five.
+    all the same. Counted are all steps since the last start but the first five. Not asked where answers are rewarded, which are drawn in
+    that time.
 
     Arithmetic: 0.05 s of a step of 0.4 s are 12 %; told is from 10 % on.
 
@@ -63,7 +64,8 @@ def device_idle(case: Case) -> Iterator[Finding]:
 
     The median of `device_utilization` over all steps since the last start but the first five is below 50 % on a GPU (the share of the
     time in which a kernel ran), below 30 % on a processor (the share of its threads that ran; steps under 0.1 s do not count). Where
-    steps wait for their rows, that is told instead.
+    steps wait for their rows, that is told instead. Not asked where answers are rewarded: who draws them one token after the other cannot
+    fill a device.
 
     Arithmetic: a step of 0.3 s in which kernels run for 0.1 s is 33 %.
 
@@ -178,10 +180,11 @@ def slower_than_planned(case: Case) -> Iterator[Finding]:
         return
     tokens = float(np.nanmean(steps["tokens"])) / planned.steps.tokens_per_step
     used = steps["device_utilization"][np.isfinite(steps["device_utilization"])]
+    of_rows = case.recipe.rl == "none"
     reasons = {
         f"rows are {tokens:.2g} × as long": tokens > LONGER,
-        "steps wait for their rows": any(data_bound(case)),
-        "other programs use the processor": not planned.on_gpu and len(used) > 0 and float(np.median(used)) < BUSY,
+        "steps wait for their rows": of_rows and any(data_bound(case)),
+        "other programs use the processor": of_rows and not planned.on_gpu and len(used) > 0 and float(np.median(used)) < BUSY,
         "one rank is slow": any(rank_slow(case)),
         f"the plan's rate was {planned.time.rate.source}": not planned.time.rate.measured,
     }
@@ -200,7 +203,7 @@ RULES: tuple[Rule, ...] = (data_bound, device_idle, device_memory_unused, rank_s
 def _steady(case: Case) -> Lines:
     """Steps that were timed since the run was begun or gone on with, but for the first."""
     steps = case.series.train
-    return Lines(steps.values[:, (steps["step"] > case.resumed_after + FIRST_STEPS) & np.isfinite(steps["seconds"])])
+    return steps.where((steps["step"] > case.resumed_after + FIRST_STEPS) & np.isfinite(steps["seconds"]))
 
 
 def _on_gpu(case: Case) -> bool:

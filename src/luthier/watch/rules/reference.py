@@ -4,13 +4,14 @@ import sys
 from pathlib import Path
 
 from luthier.core.pages import MADE, chapter, code_of, page, write
-from luthier.watch.rules import RULES, device, proof, training, validation
+from luthier.watch.rules import RULES, device, proof, reinforcement, training, validation
 
 CHAPTERS = {
     "Training loss and gradient": training.RULES,
     "Validation": validation.RULES,
     "Device and ranks": device.RULES,
     "Scores": proof.RULES,
+    "Rewarded answers": reinforcement.RULES,
 }
 INTRODUCTION = """\
 # Findings about a run

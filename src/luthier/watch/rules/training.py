@@ -36,7 +36,7 @@ def spikes(case: Case) -> Iterator[Finding]:
     Severity: note for one or two, warn from three on.
 
     A step counts that is 1.5 × as high as the median of the 32 before it and eight robust standard deviations above it, in logarithms.
-    A loss that stays up is told by diverged.
+    A loss that stays up is told by diverged. Not asked where answers are rewarded: what is minimised then lies about 0.
 
     Arithmetic: losses of 2.0 that scatter by 5 % have a threshold of 3.0; a step of 4.5 is a jump. Normal noise reaches eight standard
     deviations once in 10¹⁵ steps.
@@ -68,7 +68,8 @@ def diverged(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     The training loss is divided into up to twenty blocks. The newest two must lie 15 % above the lowest block before them, by five standard
-    errors of their medians, with the noise taken from the differences of neighbouring steps.
+    errors of their medians, with the noise taken from the differences of neighbouring steps. Not asked where answers are rewarded: what
+    is minimised then lies about 0.
 
     Arithmetic: 400 steps that scatter by 10 % are blocks of 20, whose medians are known to 2.8 %: two differ by chance by 4 %, and five
     times that is what is asked.
@@ -99,7 +100,8 @@ def learning_rate_high(case: Case) -> Iterator[Finding]:
 
     Of the blocks of the training loss (as in diverged) two in a row lie 5 % above an earlier one, by five standard errors, while the rate
     is at least half of its peak. The first later block that has lost half of that rise has at most 0.8 of the rate: a hump that goes by at
-    the same rate has another cause. Restarts of the rate, after which a loss rises for a while, do not count.
+    the same rate has another cause. Restarts of the rate, after which a loss rises for a while, do not count. Not asked where answers are
+    rewarded.
 
     Arithmetic: 2.6 at the end of the warm-up, 2.9 at a quarter of the run, where the rate is 2.6e-3; 2.7 at half of it, and 1.5e-3.
 
@@ -144,7 +146,8 @@ def learning_rate_low(case: Case) -> Iterator[Finding]:
     The training loss is drawn over the sum of the learning rates up to each step, which is how far the weights can have gone. A run that
     has learned falls fast, then slowly; a straight line is one that has only begun. Told is: the second half of the way falls 0.7 to 1.5
     times as steeply as the first, and more than 0.5 times by two standard errors; three quarters of the steps are done; the fall is 2 % of
-    the loss, and five standard errors. The stairs that a training loss goes down with each epoch, as rows come again, are taken off.
+    the loss, and five standard errors. The stairs that a training loss goes down with each epoch, as rows come again, are taken off. Not
+    asked where answers are rewarded.
 
     Arithmetic: a curve exp(-x/τ) whose τ is a third of the run falls in its second half by 0.22 of the first's; one whose τ is five times
     the run by 0.9.
@@ -185,7 +188,8 @@ def gradient_large(case: Case) -> Iterator[Finding]:
     Counted are steps after the first tenth, in which a new adapter finds its size. The norm is of the mean loss per supervised token,
     before clipping, and so does not depend on batch or micro batch.
 
-    Arithmetic: 5 of 100 steps. A healthy adapter has 0.1 to 2 (seed 003's good run 0.11 to 0.15).
+    Arithmetic: 5 of 100 steps. A healthy adapter has 0.1 to 2 (seed 003's good run 0.11 to 0.15), one that is rewarded 0.6 to 4.6 (forty
+    steps of `recipes/quickstart-rl.yaml`).
 
     What to do: half the rate; a longer warm-up; clip at 1, if nothing is clipped.
 
@@ -246,7 +250,8 @@ def masked_to_nothing(case: Case) -> Iterator[Finding]:
     Severity: warn.
 
     A step's supervised tokens are counted over all ranks; rows without any are dropped before training, so that this is a fault of the
-    rows' preparation, or of a model that leaves them out. A loss of exactly 0 counts too.
+    rows' preparation, or of a model that leaves them out. A loss of exactly 0 counts too. Where answers are rewarded only validation rows
+    count: of steps without a signal no-signal tells.
 
     Arithmetic: one such step is enough.
 
@@ -255,7 +260,7 @@ def masked_to_nothing(case: Case) -> Iterator[Finding]:
     Source: TRL#6025, LlamaFactory#3995, Qwen3#1522: a mask of nothing trains without an error (docs/notes/seeds.md).
     """
     train = case.series.train
-    nothing = (train["supervised_tokens"] == 0) | (train["loss"] == 0)
+    nothing = ((train["supervised_tokens"] == 0) | (train["loss"] == 0)) & (case.recipe.rl == "none")
     rows = max((int((each.tokens == 0).sum()) for each in case.rows.values()), default=0)
     if not nothing.any() and not rows:
         return

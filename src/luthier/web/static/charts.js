@@ -13,6 +13,16 @@ function tickText(tick) {
   return rounded !== 0 && Math.abs(rounded) < 1e-3 ? rounded.toExponential() : String(rounded);
 }
 
+/* Of curves with an interval, what lies between its ends: the two series behind the curve's own. */
+function bands(chart) {
+  let place = 1;
+  return chart.curves.flatMap((curve, number) => {
+    const at = place;
+    place += curve.low.length ? 3 : 1;
+    return curve.low.length ? [{ series: [at + 2, at + 1], fill: colour(COLOURS[number % COLOURS.length]) + "22" }] : [];
+  });
+}
+
 function options(chart, width) {
   const axis = { stroke: colour("--dim"), grid: { stroke: colour("--grid"), width: 1 }, ticks: { show: false }, font: "11px system-ui, sans-serif" };
   const number = (value) => (value === null || value === undefined ? "–" : Number(value.toPrecision(4)).toLocaleString("en", { maximumSignificantDigits: 4 }));
@@ -22,12 +32,15 @@ function options(chart, width) {
     scales: { x: { time: false } },
     legend: { live: true },
     axes: [{ ...axis, size: 26, incrs: STEPS }, { ...axis, size: 58, values: (_, ticks) => ticks.map(tickText) }],
+    bands: bands(chart),
     series: [
       { label: "step", value: (_, value) => (value === null ? "–" : value.toLocaleString("en")) },
-      ...chart.curves.map((curve, number_) => ({
-        label: curve.name, stroke: colour(COLOURS[number_ % COLOURS.length]), width: curve.name === "validation" ? 2 : 1.2,
-        spanGaps: true, points: { show: curve.name === "validation" && curve.x.length <= 60, size: 5 }, value: (_, value) => number(value),
-      })),
+      ...chart.curves.flatMap((curve, number_) => {
+        const stroke = colour(COLOURS[number_ % COLOURS.length]), whole = { stroke, spanGaps: true, value: (_, value) => number(value) };
+        const line = { ...whole, label: curve.name, width: curve.name === "validation" ? 2 : 1.2, points: { show: curve.name === "validation" && curve.x.length <= 60, size: 5 } };
+        const end = (label) => ({ ...whole, label, width: 0.5, alpha: 0.5, points: { show: false } });
+        return curve.low.length ? [line, end("from"), end("to")] : [line];
+      }),
     ],
   };
 }
@@ -67,7 +80,7 @@ class Charts {
   }
 
   columns(chart) {
-    return uPlot.join(chart.curves.map((curve) => [curve.x, curve.y]));
+    return uPlot.join(chart.curves.map((curve) => (curve.low.length ? [curve.x, curve.y, curve.low, curve.high] : [curve.x, curve.y])));
   }
 
   fit() {
@@ -77,19 +90,23 @@ class Charts {
     });
   }
 
-  /* More of each curve. True where they have become too long, and are to be read anew. */
+  /* More of each curve, by title and name. True where all is to be read anew: they have become too long, or there are others. */
   add(charts) {
     if (!this.charts.some((chart) => chart.curves.some((curve) => curve.x.length))) return true; // the first points: axes and titles anew
-    charts.forEach((more, number) => {
-      const { data: [steps], scales: { x } } = this.drawn[number];
+    for (const more of charts) {
+      const number = this.charts.findIndex((chart) => chart.title === more.title);
+      if (number < 0) return true;
+      const chart = this.charts[number], { data: [steps], scales: { x } } = this.drawn[number];
       const whole = !steps.length || (x.min <= steps[0] && x.max >= steps[steps.length - 1]); // else somebody looks at a part of it
-      more.curves.forEach((curve, which) => {
-        this.charts[number].curves[which].x.push(...curve.x);
-        this.charts[number].curves[which].y.push(...curve.y);
-      });
-      this.drawn[number].setData(this.columns(this.charts[number]), whole);
+      for (const { name, ...points } of more.curves) {
+        const curve = chart.curves.find((each) => each.name === name);
+        if (points.low.length && !curve.low.length) return true; // the first interval: its ends are curves
+        const known = curve.x.length ? curve.x[curve.x.length - 1] : -1, first = points.x.findIndex((step) => step > known);
+        if (first >= 0) ["x", "y", "low", "high"].forEach((axis) => curve[axis].push(...points[axis].slice(first)));
+      }
+      this.drawn[number].setData(this.columns(chart), whole);
       if (!whole) this.drawn[number].redraw();
-    });
+    }
     return this.charts.some((chart) => chart.curves.some((curve) => curve.x.length > MOST));
   }
 }
