@@ -159,3 +159,21 @@ def test_every_turn_of_an_episode_is_learned_from_as_it_was_read_and_written(wor
 
 def early_of(said: list[str]) -> float:
     return sum(early(answer, "") for answer in said) / len(said)
+
+
+def test_a_step_without_a_signal_is_none_in_float16_either(workshop: Workshop) -> None:
+    model = {"base": str(workshop.base()), "dtype": "float16"}
+    _, lines = reinforced(workshop, model=model, rl={**RL, "rewards": {"tests.rl.wishes:alike": 1.0}})
+    assert all(line["silent"] == 1 and line["grad_norm"] == line["supervised_tokens"] == 0 for line in lines)
+
+
+def test_a_checkpoint_between_two_updates_is_gone_on_from_after_the_next_answers_were_drawn(workshop: Workshop) -> None:
+    """Saved after step 3, in the middle of what was drawn for 3 and 4; killed in step 6, which learns from what was drawn for 5."""
+    sections = {"rl": {**RL, "updates": 2}, "checkpoints": {**SECTIONS["checkpoints"], "save_steps": 3}}
+    reinforced(workshop, "whole", **sections)
+    reinforced(workshop, "killed", until=5, **sections)
+    shutil.rmtree(workshop.folder / "runs" / "killed" / "checkpoints" / "step-000005")  # it was never saved
+    reinforced(workshop, "killed", **sections)
+    assert adapter(workshop, "killed") == adapter(workshop, "whole")
+    kept = {path.name for path in (workshop.folder / "runs" / "killed" / "rollouts").glob("tokens-*")}
+    assert kept == {"tokens-000003.json", "tokens-000005.json"}

@@ -63,19 +63,26 @@ def write(path: Path, episodes: Sequence[Episode], examples: Sequence[Example]) 
     files.write(path, "".join(jsonl.dumps(_line(episode, examples[episode.prompt])) + "\n" for episode in episodes))
 
 
-def keep_tokens(run: RunFolder, step: int, episodes: list[Episode]) -> None:
-    """The answers as they were drawn, to the bit, for a run that is ended between two updates by them; those before are forgotten."""
-    with files.told(run.tokens.name, run.path):
-        files.write(run.tokens, f"{step}\n{EPISODES.dump_json(episodes).decode()}")
+def keep_tokens(run: RunFolder, step: int, episodes: list[Episode], needed: Iterable[int]) -> None:
+    """The answers as they were drawn, to the bit, for a run that is ended between two updates by them.
+
+    Others are forgotten, but for those of `needed` steps, in whose middle a checkpoint may have the run go on.
+    """
+    kept = {run.tokens(each) for each in (step, *needed)}
+    with files.told("the answers as tokens", run.path):
+        files.write(run.tokens(step), EPISODES.dump_json(episodes).decode())
+        for path in run.rollouts.glob("tokens-*.json"):
+            if path not in kept:
+                path.unlink()
 
 
 def kept_tokens(run: RunFolder, step: int) -> str:
     """What `keep_tokens` wrote for this step; raises RunError where it is not there any more."""
-    number, _, text = run.tokens.read_text(encoding="utf-8").partition("\n") if run.tokens.exists() else ("none", "", "")
-    if number != str(step):
-        what = f"the answers that were drawn for step {step} are gone: there are those of step {number}"
-        raise RunError(what, where=str(run.tokens), change="remove the newest checkpoint: the run goes on from the one before")
-    return text
+    path = run.tokens(step)
+    if not path.exists():
+        change = "remove the newest checkpoint: the run goes on from the one before"
+        raise RunError(f"the answers that were drawn for step {step} are gone", where=str(path), change=change)
+    return path.read_text(encoding="utf-8")
 
 
 def read_tokens(text: str) -> list[Episode]:
@@ -84,7 +91,7 @@ def read_tokens(text: str) -> list[Episode]:
         return EPISODES.validate_json(text)
     except ValidationError as error:
         change = "remove the newest checkpoint: the run goes on from the one before"
-        raise RunError("the answers that were drawn are damaged", where="rollouts/tokens.json", change=change) from error
+        raise RunError("the answers that were drawn are damaged", where="rollouts/", change=change) from error
 
 
 def _line(episode: Episode, example: Example) -> Mapping[str, object]:

@@ -68,6 +68,10 @@ class FromRollouts:
         taken = rows_of_step(1 + (step - 1) // self.rl.updates, per_step, self.seed, self.rows.prompts)
         return [int(self.rows.prompts.example_index[row]) for row in taken]
 
+    def drawn_in(self, step: int) -> int:
+        """The step in which the answers were drawn that this one learns from."""
+        return 1 + (step - 1) // self.rl.updates * self.rl.updates
+
     def origins(self, rows: Sequence[int]) -> list[str]:
         """File and line of each example."""
         return [self.examples[row].origin for row in rows]
@@ -89,7 +93,7 @@ class Rollouts:
     def take(self, step: int) -> tuple[Indices, list[MicroBatch]]:
         """The examples whose prompts are answered, and the micro batches, each with its loss."""
         rl = self.source.rl
-        first = 1 + (step - 1) // rl.updates * rl.updates
+        first = self.source.drawn_in(step)
         numbers = self.source.prompts(step, self.ready.steps.global_batch_size // rl.group_size)
         if self._drawn.step != first:
             self._drawn = self._play(first, numbers) if step == first else _Drawn(step=first, episodes=self._kept(first))
@@ -115,7 +119,8 @@ class Rollouts:
         if not source.folder.read_only:
             record.keep(source.folder, step, episodes, source.examples)
             if source.rl.updates > 1:
-                record.keep_tokens(source.folder, step, episodes)
+                needed = [source.drawn_in(saved + 1) for saved in source.folder.saved_steps]
+                record.keep_tokens(source.folder, step, episodes, needed)
         source.heart.beat("computing", step)
         return _Drawn(step=step, episodes=episodes)
 

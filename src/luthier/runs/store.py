@@ -90,10 +90,9 @@ class RunFolder:
         """Those of one step, a line for each."""
         return self.rollouts / f"step-{step:06d}.jsonl"
 
-    @property
-    def tokens(self) -> Path:
-        """The newest of them as tokens, where several updates learn from them."""
-        return self.rollouts / "tokens.json"
+    def tokens(self, step: int) -> Path:
+        """The same as tokens, where several updates learn from them and a checkpoint may go on in their middle."""
+        return self.rollouts / f"tokens-{step:06d}.json"
 
     @property
     def validated_steps(self) -> tuple[int, ...]:

@@ -56,6 +56,8 @@ def train_step(
     overflows = 0
     counts = precision.ranks.sum([sum(batch.num_tokens for batch in batches), sum(batch.num_targets for batch in batches)])
     num_tokens, num_targets = map(int, counts)  # before the backward pass, so that what is added up are parts of one mean
+    if not num_tokens:  # as where no answer tells anything: without a gradient float16's scaler has nothing to look at
+        return StepRecord(loss=0.0, grad_norm=0.0, num_tokens=0, num_targets=0, finite=True, num_overflows=0)
     while True:
         stopped, short = False, ""
         try:
