@@ -46,7 +46,9 @@ def test_an_episode_that_is_cut_is_rewarded_as_it_stands_and_beside_other_reward
     assert found.parts == {"environment": 7.0, "exact": 1.0, "mine:vowels": -1.0} and found.total == 0.5 * 7 + 2 - 1
 
 
-@pytest.mark.parametrize(("answer", "why"), [("raise", "raised ZeroDivisionError"), ("number", "replied 5")])
+@pytest.mark.parametrize(
+    ("answer", "why"), [("raise", "raised ZeroDivisionError"), ("number", "replied 5"), ("half", "replied 'half of a smile")]
+)
 def test_an_episode_that_fails_leaves_the_others_alone(here: Path, answer: str, why: str) -> None:
     with echoing() as rewarding:
         one, other = rewarding.open([asked("A"), asked("B")])

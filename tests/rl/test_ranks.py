@@ -51,11 +51,8 @@ def reinforced(home: Path, name: str, *overrides: str) -> RunFolder:
     return run
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("layout", ["data=2", "tensor=2", "pipeline=2", "data=2 shard=zero3"])
-def test_ranks_draw_and_learn_as_one_process_does(home: Path, alone: RunFolder, layout: str) -> None:
-    together = reinforced(home, layout.replace("=", "-").replace(" ", "-"), *(f"parallel.{each}" for each in layout.split()))
+def assert_alike(alone: RunFolder, together: RunFolder) -> None:
+    """The same answers, and to rounding the same steps and weights."""
     first, second = (jsonl.salvage(run.rollout(1)).records for run in (alone, together))
     assert [each["answers"] for each in first] == [each["answers"] for each in second]
     lines = [[line for line in jsonl.salvage(run.metrics).records if line["kind"] == "train"] for run in (alone, together)]
@@ -67,3 +64,18 @@ def test_ranks_draw_and_learn_as_one_process_does(home: Path, alone: RunFolder, 
     weights = [load_file(run.adapter / "adapter_model.safetensors") for run in (alone, together)]
     for name, weight in weights[0].items():
         assert (weights[1][name] - weight).norm() <= 1e-2 * weight.norm()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", ["data=2", "tensor=2", "pipeline=2", "data=2 shard=zero3"])
+def test_ranks_draw_and_learn_as_one_process_does(home: Path, alone: RunFolder, layout: str) -> None:
+    together = reinforced(home, layout.replace("=", "-").replace(" ", "-"), *(f"parallel.{each}" for each in layout.split()))
+    assert_alike(alone, together)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_replicas_that_divide_the_model_may_have_unlike_numbers_of_micro_batches(home: Path, alone: RunFolder) -> None:
+    """Answers one by one, of which one rank has one more: the other looks at nothing with it, in learning and in what `kl` is from."""
+    assert_alike(alone, reinforced(home, "uneven", "parallel={data: 2, shard: zero3}", "training.micro_batch_size=1", "data.packing=off"))

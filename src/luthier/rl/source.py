@@ -162,7 +162,7 @@ class Rollouts:
         for each in seen:
             logp_M = -each.nll_N.float().cpu().numpy()[each.targets_M]
             rows_S, begins_S = runs(each.rows_M)
-            for row, logps in zip(rows_S, np.split(logp_M, begins_S[1:]), strict=True):
+            for row, logps in zip(rows_S, np.split(logp_M, begins_S)[1:], strict=True):
                 found[int(row)] = logps
         return found
 

@@ -80,7 +80,7 @@ class Own:
             case "reply":
                 with own.blamed(call.what):
                     said = self._episode(call).reply(call.answer)
-                if not isinstance(said, str):
+                if not isinstance(said, str) or said != said.encode(errors="ignore").decode():  # half of a surrogate pair is no text
                     raise RecipeError(f"{call.what} replied {said!r:.{LONGEST}}", change="reply with text; empty text ends the episode")
                 return said
             case "end":
