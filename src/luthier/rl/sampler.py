@@ -13,6 +13,7 @@ from luthier.core import files
 from luthier.core.generation import Asked, Drawn, Sampling
 from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.decode import active_adapter
+from luthier.model.dropout import seed_of
 from luthier.model.generate import written
 from luthier.model.place import Placed
 from luthier.train.final import write_adapter
@@ -120,7 +121,8 @@ class ByServer:
             if self.ranks.first:
                 folder = self.folder / f"step-{step:06d}"
                 write_adapter(self.placed.model, weights, folder)
-                self.server.give(folder.name, folder.absolute())
+                run = seed_of(str(self.folder.absolute()))  # others may ask the same server, and are after as many steps
+                self.server.give(f"{run:x}-{folder.name}", folder.absolute())
                 for old in self.folder.iterdir():
                     if old != folder:
                         files.remove(old)
@@ -132,4 +134,7 @@ class ByServer:
             if self.ranks.first:
                 drawn = self.server.draw(prompts, seeds, max_new_tokens=how.max_new_tokens, temperature=how.temperature)
                 found = [asdict(each) for each in drawn]
-        return [Drawn(**each) for each in self.ranks.same(found)]
+        found = self.ranks.same(found)
+        if any(self.ranks.any([self.ranks.stop()])):
+            raise Stopped
+        return [Drawn(**each) for each in found]
