@@ -2,16 +2,20 @@
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from luthier.core import jsonl
+from luthier.core.signals import Asked, Interrupted
 from luthier.flow.reinforcing import rewarded
 from luthier.runs import control
-from luthier.train.run import TrainingResult, train
+from luthier.runs.heartbeat import Unheard
+from luthier.train.run import TrainingJob, TrainingResult, train
 from tests.rl.wishes import early
 from tests.train.workshop import Workshop
 
@@ -39,10 +43,14 @@ def workshop(taught: Workshop) -> Iterator[Workshop]:
             shutil.rmtree(run)
 
 
+def reinforcement(workshop: Workshop, name: str, **sections: Any) -> TrainingJob:
+    lora = {"dropout": 0.0, "init_from": str(workshop.folder / "runs" / "taught" / "adapter")}
+    return workshop.job(name, **{**SECTIONS, "lora": lora, **sections})
+
+
 def reinforced(workshop: Workshop, name: str = "run", until: int = 0, **sections: Any) -> tuple[TrainingResult, list[dict[str, Any]]]:
     """A run, and its steps' lines."""
-    lora = {"dropout": 0.0, "init_from": str(workshop.folder / "runs" / "taught" / "adapter")}
-    job = workshop.job(name, **{**SECTIONS, "lora": lora, **sections})
+    job = reinforcement(workshop, name, **sections)
     with rewarded(job) as ready:
         if until:
             with control.leaving_off_after(job.folder, until):
@@ -177,3 +185,29 @@ def test_a_checkpoint_between_two_updates_is_gone_on_from_after_the_next_answers
     assert adapter(workshop, "killed") == adapter(workshop, "whole")
     kept = {path.name for path in (workshop.folder / "runs" / "killed" / "rollouts").glob("tokens-*")}
     assert kept == {"tokens-000003.json", "tokens-000005.json"}
+
+
+class Ending(Unheard):
+    """Lets a signal come after so many signs of life: one for each token of all answers, and for each micro batch."""
+
+    def __init__(self, asked: Asked, signs: int) -> None:
+        self.asked, self.left = asked, signs
+
+    def again(self) -> None:
+        """One less."""
+        self.left -= 1
+        if not self.left:
+            self.asked.number = signal.SIGTERM
+
+
+@pytest.mark.parametrize("signs", [5, 60])
+def test_a_signal_while_answers_are_drawn_saves_the_step_before_and_the_run_goes_on_to_the_bit(workshop: Workshop, signs: int) -> None:
+    reinforced(workshop, "whole")
+    asked = Asked()
+    job = replace(reinforcement(workshop, "ended"), asked=asked, heart=Ending(asked, signs))
+    with pytest.raises(Interrupted), rewarded(job) as ready:
+        train(ready)
+    (event,) = [event for event in jsonl.salvage(job.folder.events).records if event["event"] == "interrupted"]
+    assert job.folder.saved_steps[:1] == ((event["step"],) if event["step"] else ())
+    reinforced(workshop, "ended")
+    assert adapter(workshop, "ended") == adapter(workshop, "whole")
