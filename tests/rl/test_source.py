@@ -211,3 +211,10 @@ def test_a_signal_while_answers_are_drawn_saves_the_step_before_and_the_run_goes
     assert job.folder.saved_steps[:1] == ((event["step"],) if event["step"] else ())
     reinforced(workshop, "ended")
     assert adapter(workshop, "ended") == adapter(workshop, "whole")
+
+
+def test_a_group_without_a_signal_is_held_to_the_beginning_all_the_same(workshop: Workshop) -> None:
+    _, lines = reinforced(workshop, rl={**RL, "rewards": {"tests.rl.wishes:alike": 1.0}, "kl": 0.1})
+    told = answers(workshop, "run", 1)
+    assert lines[0]["silent"] == 1
+    assert lines[0]["supervised_tokens"] == sum(answer["tokens"] for answer in told if not answer["cut"]) > 0

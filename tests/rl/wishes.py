@@ -27,3 +27,10 @@ class Again:
     def reward(self) -> float:
         """The mean of both."""
         return sum(early(answer, "") for answer in self.said) / len(self.said)
+
+
+def choosy(answer: str, reference: str) -> float:
+    """Says nothing of every other answer, by its letters' sum."""
+    if sum(map(ord, answer)) % 2:
+        raise ValueError("not this one")
+    return 1.0 + len(answer)
