@@ -23,7 +23,7 @@ test-slow: .venv/.hosts
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 .venv/.hosts: .venv/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[harness,ray]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[harness,ray,trl]'
 	touch $@
 
 check: install

@@ -210,6 +210,7 @@ def test_a_thread_answers_on_while_others_change_it_and_an_engine_that_ends_says
         put_on(decoder, folder, "late")
 
 
+@pytest.mark.slow
 def test_memory_is_flat_over_200_comings_and_goings(tmp_path: Path) -> None:
     folders = [saved(tmp_path / str(seed), seed=seed) for seed in range(2)]
     decoder, process, sizes = engine(tiny("qwen3")), psutil.Process(), []

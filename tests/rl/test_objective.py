@@ -65,6 +65,7 @@ def batches(objective: PolicyLoss, packing: Packing = "off", tokens: int = 10**6
 
 def trl_loss(model: nn.Module, tmp_path: Path, **settings: Any) -> tuple[float, list[Tensor]]:
     """TRL's GRPO on the same tokens, with the same advantages, and the same probabilities of who drew them."""
+    pytest.importorskip("trl", reason="pip install -c constraints.txt 'luthier[trl]'")
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
@@ -117,6 +118,7 @@ def trl_loss(model: nn.Module, tmp_path: Path, **settings: Any) -> tuple[float, 
     return found.item(), [weight.grad.clone() for weight in model.parameters() if weight.requires_grad]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ours", "theirs"),
     [

@@ -26,7 +26,7 @@ class Again:
     @property
     def reward(self) -> float:
         """The mean of both."""
-        return sum(early(answer, "") for answer in self.said) / len(self.said)
+        return sum(early(answer, "") for answer in self.said) / max(1, len(self.said))
 
 
 def choosy(answer: str, reference: str) -> float:

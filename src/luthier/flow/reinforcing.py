@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from luthier.core.errors import UsageError
 from luthier.core.progress import Progress
@@ -48,6 +48,7 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
     from luthier.rl.held_out import HeldOut
     from luthier.rl.rewards import Rewarding
     from luthier.rl.source import FromRollouts
+    from luthier.train.passes import Stopped
 
     rl = job.recipe.rl
     if rl == "none":
@@ -58,8 +59,12 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
         job.heart.again()
         return bool(job.asked)
 
+    def look() -> None:
+        if stop() and job.ranks.size == 1:  # of several, the others wait for what this one is told
+            raise Stopped
+
     ranks = replace(job.ranks, stop=stop)
-    with Rewarding(rl) if ranks.first else nullcontext(Rewarding(rl)) as rewarding:  # the others never ask it
+    with Rewarding(rl, look=look) if ranks.first else nullcontext(Rewarding(rl)) as rewarding:  # the others never ask it
         held_out = HeldOut(
             rl=rl,
             examples=job.prepared.examples("validation"),
@@ -92,7 +97,9 @@ def _sampler(job: TrainingJob, rl: Rl) -> Callable[[Ready], Sampler]:
     from luthier.flow.evaluating import Elsewhere
     from luthier.serve.sampler import RemoteSampler
 
-    server = RemoteSampler.at(rl.sampler, Elsewhere(name=rl.sampler).token, job.tokenizer.stop_ids)
+    server: RemoteSampler | Literal["asked by the first rank"] = "asked by the first rank"
+    if job.ranks.first:
+        server = RemoteSampler.at(rl.sampler, Elsewhere(name=rl.sampler).token, job.tokenizer.stop_ids)
     return lambda ready: ByServer(
         server=server,
         placed=ready.placed,

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -23,10 +23,10 @@ PIECE_BYTES = 65536
 
 
 class Apart:
-    """The process, from when it is first asked. `loads` are the calls that load what it is asked about."""
+    """The process, from when it is first asked. `loads` are the calls that load what it is asked about; `look` is called after each."""
 
-    def __init__(self, loads: Sequence[Call]) -> None:
-        self._loads = loads
+    def __init__(self, loads: Sequence[Call], look: Callable[[], None] = lambda: None) -> None:
+        self._loads, self._look = loads, look
         self._process: _Process | None = None
         self._has_loaded = False
 
@@ -69,7 +69,10 @@ class Apart:
     def _asked(self, process: "_Process", calls: Sequence[Call]) -> list[Told]:
         """What the process tells; of too few calls where one has ended it."""
         try:
-            told = list(process.told(calls))
+            told = []
+            for each in process.told(calls):
+                told.append(each)
+                self._look()
         except BaseException:  # a signal, in the middle of a line
             self.end()
             raise

@@ -5,7 +5,7 @@ gives no number is a failure of its answer, in words, and the run goes on.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -72,14 +72,15 @@ class Rewarding:
     RecipeError where that cannot be loaded; a recipe that names none starts no process.
     """
 
-    def __init__(self, rl: Rl, *, seconds: float = CALL_SECONDS) -> None:
+    def __init__(self, rl: Rl, *, seconds: float = CALL_SECONDS, look: Callable[[], None] = lambda: None) -> None:
+        """`look` is called after each call that is answered; what it raises ends the asking, and the process."""
         check(rl)
         self._rl, self._seconds = rl, seconds
         self._called = [name for name in rl.rewards if name not in (*HERE, LENGTH, ENVIRONMENT)]
         loads = [Call(kind="reward", name=name, do="load", seconds=LOAD_SECONDS) for name in self._called]
         if rl.environment:
             loads.append(Call(kind="environment", name=rl.environment, do="load", seconds=LOAD_SECONDS))
-        self._apart = Apart(loads)
+        self._apart = Apart(loads, look)
         self._num_episodes = 0
         self._failed = {NO_EPISODE: f"environment {rl.environment!r} was not asked for an episode"}
         """Why episodes have failed that no answer was rewarded for yet; of NO_EPISODE, why one could not be opened, last."""

@@ -94,9 +94,11 @@ class Player:
             for place, prompt, each in zip(going, prompts, drawn, strict=True):
                 games[place].say(Turn(prompt=prompt, drawn=each), self._text(each))
             if self.with_environment:
-                said = [(games[place].episode, games[place].answers[-1]) for place in going]
-                for place, reply in zip(going, self._first(self.rewarding.reply, said), strict=True):
-                    games[place].hear(reply or "")
+                whole = [place for place, each in zip(going, drawn, strict=True) if each.stopped]
+                said = [(games[place].episode, games[place].answers[-1]) for place in whole]
+                replies = dict(zip(whole, self._first(self.rewarding.reply, said), strict=True))
+                for place in going:  # what is cut cannot be replied to
+                    games[place].hear(replies.get(place) or "")
         answered = [game.answered(example.reference) for game, (_, example) in zip(games, asked, strict=True)]
         rewarded = self._first(lambda given: [asdict(each) for each in self.rewarding.reward(given)], answered)
         return [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import luthier.model  # noqa: F401  # isort: skip  # before PEFT: it imports bitsandbytes in silence, and without code of the hub
 from peft import PeftModel
@@ -15,6 +15,7 @@ from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.decode import active_adapter
 from luthier.model.dropout import seed_of
 from luthier.model.generate import written
+from luthier.model.pipeline import in_form
 from luthier.model.place import Placed
 from luthier.train.final import write_adapter
 from luthier.train.gather import gathered
@@ -107,7 +108,7 @@ class Server(Protocol):
 class ByServer:
     """A server on other devices; the first rank speaks with it."""
 
-    server: Server
+    server: Server | Literal["asked by the first rank"]
     placed: Placed
     tokenizer: ChatTokenizer
     ranks: Ranks
@@ -118,9 +119,10 @@ class ByServer:
         """Write the adapter and let the server load it; the one before is removed then."""
         weights = gathered(self.placed.trained, self.ranks)
         with self.ranks.agreeing():
-            if self.ranks.first:
+            if not isinstance(self.server, str):
                 folder = self.folder / f"step-{step:06d}"
-                write_adapter(self.placed.model, weights, folder)
+                with files.told("the adapter for the server", self.folder), in_form(self.placed.model):
+                    write_adapter(self.placed.model, weights, folder)
                 run = seed_of(str(self.folder.absolute()))  # others may ask the same server, and are after as many steps
                 self.server.give(f"{run:x}-{folder.name}", folder.absolute())
                 for old in self.folder.iterdir():
@@ -131,7 +133,7 @@ class ByServer:
         """Asked all at once."""
         found: list[dict[str, Any]] = []
         with self.ranks.agreeing():
-            if self.ranks.first:
+            if not isinstance(self.server, str):
                 drawn = self.server.draw(prompts, seeds, max_new_tokens=how.max_new_tokens, temperature=how.temperature)
                 found = [asdict(each) for each in drawn]
         found = self.ranks.same(found)

@@ -121,6 +121,8 @@ class Rollouts:
             if source.rl.updates > 1:
                 needed = [source.drawn_in(saved + 1) for saved in source.folder.saved_steps]
                 record.keep_tokens(source.folder, step, episodes, needed)
+            if failures := [episode.rewarded.failure for episode in episodes if episode.rewarded.total is None]:
+                source.folder.event("unrewarded", step=step, answers=len(failures), of=len(episodes), first=failures[0])
         source.heart.beat("computing", step)
         return _Drawn(step=step, episodes=episodes)
 
