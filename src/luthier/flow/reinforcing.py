@@ -55,15 +55,11 @@ def rewarded(job: TrainingJob) -> Iterator[TrainingJob]:
         yield job
         return
 
-    def stop() -> bool:
-        job.heart.again()
-        return bool(job.asked)
-
     def look() -> None:
-        if stop() and job.ranks.size == 1:  # of several, the others wait for what this one is told
+        if job.stops() and job.ranks.size == 1:  # of several, the others wait for what this one is told
             raise Stopped
 
-    ranks = replace(job.ranks, stop=stop)
+    ranks = replace(job.ranks, stop=job.stops)
     with Rewarding(rl, look=look) if ranks.first else nullcontext(Rewarding(rl)) as rewarding:  # the others never ask it
         held_out = HeldOut(
             rl=rl,

@@ -82,6 +82,11 @@ class TrainingJob:
         """What is trained."""
         return self.plan.facts.task.recipe
 
+    def stops(self) -> bool:
+        """Whether a signal has come; whoever asks says that the rank lives."""
+        self.heart.again()
+        return bool(self.asked)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
@@ -250,11 +255,7 @@ def _set_up(job: TrainingJob) -> tuple[Loop, Plan]:
     job.folder.event("engine", layers=fusion.num_layers, adapters=fusion.num_linear, reasons=fusion.reasons)
     job.progress.say(f"engine: {fusion}")
 
-    def stop() -> bool:
-        job.heart.again()
-        return bool(job.asked)
-
-    precision = Precision.of(dtype, device, replace(job.ranks, stop=stop, pieces=placed.pieces))
+    precision = Precision.of(dtype, device, replace(job.ranks, stop=job.stops, pieces=placed.pieces))
     ready = Ready(placed=placed, precision=precision, micro_batch=plan.setup.micro_batch, steps=plan.steps)
     loop = Loop(
         recipe=recipe,
