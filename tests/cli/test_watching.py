@@ -98,8 +98,9 @@ def test_the_table_of_all_runs_has_what_curves_show_and_is_as_wide_as_the_termin
 
 
 def test_a_run_whose_answers_are_rewarded_shows_rewards_and_others_beside_it_do_not(
-    run: RunFolder, capsys: pytest.CaptureFixture[str]
+    run: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # room for all of the table
     other = run_in(run.path.parent / "reinforced")
     planned(other, 100)
     recorded(other, [rewarded(step, 0.5) for step in range(1, 41)])

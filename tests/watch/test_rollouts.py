@@ -36,5 +36,5 @@ def test_a_large_file_is_read_in_part_and_what_is_damaged_is_left_out(tmp_path: 
     answered(run, 1, 1.0)
     with run.rollout(1).open("a") as file:
         file.write('[1]\n{"origin": "a"}\n\x00\n{"origin": "torn')
-    run.tokens.write_text("1\n[]")
+    run.tokens(1).write_text("1\n[]")
     assert [each.reward for each in answers(run)] == [1.0]

@@ -106,6 +106,10 @@ class Rollouts:
         learned = record.learned(sums, fresh=self._step == self._drawn.step, kl=bool(self.source.rl.kl))
         return {**record.drawn(self._drawn.episodes), **learned}
 
+    def reached(self, loss: float) -> str:
+        """The reward: the loss is about 0 whatever was learned."""
+        return f"reward {record.drawn(self._drawn.episodes)['reward']:.3f}"
+
     def _play(self, step: int, numbers: Sequence[int]) -> "_Drawn":
         source = self.source
         source.heart.beat("scoring", step)

@@ -27,3 +27,7 @@ class Ahead:
     def told(self) -> Mapping[str, float]:
         """Nothing that a step does not tell itself."""
         return {}
+
+    def reached(self, loss: float) -> str:
+        """The loss."""
+        return f"loss {loss:.4f}"

@@ -34,7 +34,7 @@ from luthier.train.optim import rate_at, set_rate
 from luthier.train.passes import Stopped
 from luthier.train.precision import Precision
 from luthier.train.ranks import Ranks
-from luthier.train.record import Stopwatch, Tally, of_step, of_validation
+from luthier.train.record import Line, Stopwatch, Tally, of_step, of_validation
 from luthier.train.source import Batches
 from luthier.train.step import StepRecord, TooLarge, evened, together, train_step
 from luthier.train.validate import validation_loss
@@ -116,8 +116,8 @@ def fit(loop: Loop, state: State) -> State:
                 if wish == "stop":
                     loop.asked.number = signal.SIGTERM
                     raise Stopped
-                state, said = _take_step(loop, state)
-                advance(state.step, said)
+                state, line = _take_step(loop, state)
+                advance(state.step, f"{loop.batches.reached(line.loss)}, {line.tokens_per_second:,.0f} tokens/s")
         except (Stopped, TooLarge) as broken_off:
             loop.optimizer.zero_grad(set_to_none=True)
             if state.step > saved.of.step:
@@ -158,8 +158,8 @@ def _is_save_due(loop: Loop, state: State, saved: _Saved, *, asked: bool) -> boo
     return due and not state.skipped  # what was skipped changed nothing, and would take the place of what may be gone back to
 
 
-def _take_step(loop: Loop, state: State) -> tuple[State, str]:
-    """One update and its line in metrics.jsonl, said in short; where it is not finite, weights and optimizer stay as they are."""
+def _take_step(loop: Loop, state: State) -> tuple[State, Line]:
+    """One update and its line in metrics.jsonl; where it is not finite, weights and optimizer stay as they are."""
     training, seed, step = loop.recipe.training, loop.recipe.seed, state.step + 1
     loop.heart.beat("computing", step)
     watch = Stopwatch(loop.precision.device, loop.busy)
@@ -178,17 +178,14 @@ def _take_step(loop: Loop, state: State) -> tuple[State, str]:
         seeds=(seed, step),
     )
     line = of_step(done, watch, step=step, epoch=loop.steps.epoch_at(step), rate=rate, data_seconds=data_seconds)
-    told = loop.batches.told()
-    loop.folder.metric({**asdict(line), **told})
-    reached = f"reward {told['reward']:.3f}" if "reward" in told else f"loss {line.loss:.4f}"
-    said = f"{reached}, {line.tokens_per_second:,.0f} tokens/s"
+    loop.folder.metric({**asdict(line), **loop.batches.told()})
     loop.tally.note(line)
     if done.num_overflows:
         loop.folder.event("overflow", step=step, times=done.num_overflows, scale=loop.precision.scaler.get_scale())
     if not done.finite:
-        return _skip(loop, replace(state, step=step, skipped=state.skipped + 1), _not_finite(loop, step, rows, done)), said
+        return _skip(loop, replace(state, step=step, skipped=state.skipped + 1), _not_finite(loop, step, rows, done)), line
     loop.clock.note("step", step, line.seconds)
-    return replace(state, step=step, skipped=0), said
+    return replace(state, step=step, skipped=0), line
 
 
 def _skip(loop: Loop, state: State, error: NonFiniteError) -> State:

@@ -116,6 +116,7 @@ def train(job: TrainingJob) -> TrainingResult:
     A signal raises Interrupted, once a checkpoint is saved where training has begun. Raises NonFiniteError where loss or gradient is not a
     number, RecipeError and PlanRefused for what cannot be, ModelError for the base.
     """
+    job.asked.number = 0  # of an earlier call, which has obeyed
     try:
         return _trained(job)
     except Exception as error:

@@ -25,6 +25,10 @@ class Batches(Protocol):
         """What is to stand in the step's line besides, asked once it is computed."""
         ...
 
+    def reached(self, loss: float) -> str:
+        """What a step is judged by, in short, for who looks on."""
+        ...
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
