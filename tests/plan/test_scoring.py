@@ -1,4 +1,4 @@
-"""How long a task's answers take at each validation, and that the plan's time has it."""
+"""How long answers take at each validation and in each step that learns from them, and that the plan's time has it."""
 
 import json
 from dataclasses import replace
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 import luthier.demo
-from luthier.plan.scoring import Asked, asked_for_the_best, scoring_seconds
+from luthier.plan.scoring import Asked, asked_for_the_best, asked_to_learn, scoring_seconds
 from luthier.plan.setup import Layout
 from luthier.plan.shape import known_config, shape_of
-from luthier.plan.speed import Range, Rate
+from luthier.plan.speed import Range, Rate, estimate
 from tests.plan.check.cases import case
 from tests.plan.test_speed import SETUP
 
@@ -93,3 +93,15 @@ def test_only_so_many_rows_are_asked_as_the_task_says() -> None:
     asked = asked_for_the_best(limited.recipe, limited.data, limited.survey)
     assert asked != "nothing" and asked.rows == 20
     assert asked_for_the_best(case().recipe, "stated", case().survey) == "nothing"
+
+
+def test_a_step_that_learns_from_answers_takes_as_long_as_they_take_to_be_drawn_too() -> None:
+    for updates in (1, 2):
+        rl = f"rl={{rewards: {{exact: 1.0}}, group_size: 8, max_new_tokens: 100, updates: {updates}}}"
+        found = case("training.global_batch_size=64", "checkpoints.eval_steps=10%", rl)
+        asked = asked_to_learn(found.recipe, found.data, found.survey)
+        assert asked == Asked(rows=64, prompt_tokens=400, shared_tokens=400 * 7 / 8, answer_tokens=100, most_tokens=100)
+        each = scoring_seconds(found.shape, found.setup, asked, found.time.rate, found.device.bandwidth)
+        learning = estimate(found.shape, found.setup, found.survey, found.steps, found.time.rate)
+        assert found.time.step - learning.step == pytest.approx(each.mid / updates)
+    assert asked_to_learn(case().recipe, case().data, case().survey) == "nothing"

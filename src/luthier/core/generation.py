@@ -66,6 +66,11 @@ class Drawn:
     stopped: bool
     """False where `max_new_tokens` cut it."""
 
+    @property
+    def before_stop(self) -> tuple[int, ...]:
+        """The tokens that say something: without the stop token."""
+        return self.ids[:-1] if self.stopped else self.ids
+
 
 class Unloaded(RunError):
     """The adapter that was to answer has been taken away."""

@@ -8,6 +8,7 @@ SPLIT.example.npy (int64, the line of SPLIT.jsonl from 0 that a row was rendered
 import json
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -56,19 +57,19 @@ class Rows(Hashable, Protocol):
     def __getitem__(self, index: int, /) -> TokenRow: ...
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class HeldRows:
     """Rows in memory."""
 
     rows: Sequence[TokenRow]
     example_index: npt.NDArray[np.int64]
 
-    @property
+    @cached_property
     def lengths(self) -> npt.NDArray[np.int32]:
         """Tokens of each row."""
         return np.array([len(row) for row in self.rows], np.int32)
 
-    @property
+    @cached_property
     def num_supervised(self) -> npt.NDArray[np.int32]:
         """Supervised tokens of each row."""
         return np.array([row.supervised.sum() for row in self.rows], np.int32)

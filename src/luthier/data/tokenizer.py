@@ -117,6 +117,10 @@ class ChatTokenizer:
         text = self.pretrained.decode([int(token) for token in ids], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
 
+    def said(self, ids: Iterable[int]) -> str:
+        """The text of an answer's tokens as people are told it: without special tokens."""
+        return str(self.pretrained.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
     def prompt_ids(self, conversation: Conversation) -> list[int]:
         """What the server feeds the model before it answers the conversation's next turn."""
         return self.encode(self.render(conversation, add_generation_prompt=True))
@@ -142,7 +146,7 @@ class ChatTokenizer:
         """The last turn as generation tells it once the model has said it: no end-of-turn, no special tokens."""
         before = Conversation(messages=conversation.messages[:-1], tools=conversation.tools)
         answer = self.answer_text(self.render(before, add_generation_prompt=True), conversation).removesuffix(self.end_of_turn)
-        return str(self.pretrained.decode(self.encode(answer), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.said(self.encode(answer))
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and template as transformers reads them, for servers and `load_tokenizer`."""

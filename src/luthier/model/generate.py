@@ -110,8 +110,7 @@ class LocalCompleter:
 
     def _completion(self, answer: "Answer") -> Completion:
         """A row up to its stop token, which is counted but not part of the text."""
-        ids = answer.ids[:-1] if answer.tokens[-1].end == "stop" else answer.ids
-        return answer.completion(str(self.tokenizer.pretrained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)))
+        return answer.completion(self.tokenizer.said(answer.drawn.before_stop))
 
 
 def written(

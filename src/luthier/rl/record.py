@@ -27,7 +27,7 @@ def drawn(episodes: Sequence[Episode]) -> dict[str, float]:
     names = list(dict.fromkeys(name for episode in episodes for name in episode.rewarded.parts))
     parts = {f"reward/{name}": _mean(each.rewarded.parts[name] for each in episodes if name in each.rewarded.parts) for name in names}
     return {
-        "reward": _mean(episode.rewarded.total for episode in episodes if episode.rewarded.total is not None),
+        "reward": reward(episodes),
         **(parts if len(parts) > 1 else {}),
         "answer_tokens": _mean(episode.num_tokens for episode in episodes),
         "cut": _mean(episode.cut for episode in episodes),
@@ -35,6 +35,11 @@ def drawn(episodes: Sequence[Episode]) -> dict[str, float]:
         "failed": _mean(episode.rewarded.total is None for episode in episodes),
         "entropy": _mean(-logprob for episode in episodes for turn in episode.turns for logprob in turn.drawn.logprobs),
     }
+
+
+def reward(episodes: Sequence[Episode]) -> float:
+    """The mean of those that could be rewarded; NaN where none could."""
+    return _mean(episode.rewarded.total for episode in episodes if episode.rewarded.total is not None)
 
 
 def learned(sums: Sequence[float], *, fresh: bool, kl: bool) -> dict[str, float]:

@@ -4,11 +4,11 @@ R = rows to learn from, of which every turn of every answer is one: its prompt a
 token what was read and written.
 """
 
+import functools
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TypeVar
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from luthier.model.dropout import seed_of
 from luthier.rl.rewards import NO_EPISODE, Answered, Rewarded, Rewarding
 from luthier.rl.sampler import How, Sampler
 from luthier.train.ranks import Ranks
-
-Given = TypeVar("Given")
-Found = TypeVar("Found")
 
 MOST_TURNS = 32
 """Of an episode, after which it is over whatever its environment says."""
@@ -92,15 +89,15 @@ class Player:
             prompts = [tuple(self.tokenizer.prompt_ids(games[place].conversation)) for place in going]
             drawn = self.sampler.draw(prompts, [seed_of(f"{seeds[place]}/{turn}") for place in going], self.how) if going else []
             for place, prompt, each in zip(going, prompts, drawn, strict=True):
-                games[place].say(Turn(prompt=prompt, drawn=each), self._text(each))
+                games[place].say(Turn(prompt=prompt, drawn=each), self.tokenizer.said(each.before_stop))
             if self.with_environment:
                 whole = [place for place, each in zip(going, drawn, strict=True) if each.stopped]
                 said = [(games[place].episode, games[place].answers[-1]) for place in whole]
-                replies = dict(zip(whole, self._first(self.rewarding.reply, said), strict=True))
+                replies = dict(zip(whole, self.ranks.by_first(functools.partial(self.rewarding.reply, said)), strict=True))
                 for place in going:  # what is cut cannot be replied to
                     games[place].hear(replies.get(place) or "")
         answered = [game.answered(example.reference) for game, (_, example) in zip(games, asked, strict=True)]
-        rewarded = self._first(lambda given: [asdict(each) for each in self.rewarding.reward(given)], answered)
+        rewarded = self.ranks.by_first(lambda: [asdict(each) for each in self.rewarding.reward(answered)])
         return [
             Episode(prompt=number, turns=tuple(game.turns), answers=tuple(game.answers), rewarded=Rewarded(**each))
             for game, (number, _), each in zip(games, asked, rewarded, strict=True)
@@ -110,19 +107,7 @@ class Player:
         if not self.with_environment:
             return [NO_EPISODE] * len(examples)
         questions = [([message.to_template() for message in example.prompt.messages], example.reference) for example in examples]
-        return self._first(self.rewarding.open, questions)
-
-    def _first(self, work: Callable[[list[Given]], list[Found]], given: list[Given]) -> list[Found]:
-        """What the first rank finds, for all."""
-        found: list[Found] = []
-        with self.ranks.agreeing():
-            if self.ranks.first:
-                found = work(given)
-        return self.ranks.same(found)
-
-    def _text(self, drawn: Drawn) -> str:
-        ids = drawn.ids[:-1] if drawn.stopped else drawn.ids
-        return str(self.tokenizer.pretrained.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        return self.ranks.by_first(lambda: self.rewarding.open(questions))
 
 
 def compared(episodes: Sequence[Episode]) -> list[Episode]:

@@ -70,9 +70,8 @@ class Embedded:
         if not self.ranks.each_whole:  # they write all of them together
             return self._drawn(asked)
         size = self.ranks.size
-        mine = self._drawn(asked[self.ranks.rank :: size])
-        shares = self.ranks.every([asdict(each) for each in mine]) if size > 1 else []
-        return [Drawn(**shares[place % size][place // size]) for place in range(len(asked))] if size > 1 else mine
+        shares = self.ranks.every([asdict(each) for each in self._drawn(asked[self.ranks.rank :: size])])
+        return [Drawn(**shares[place % size][place // size]) for place in range(len(asked))]
 
     def _drawn(self, asked: Sequence[Asked]) -> list[Drawn]:
         """What stops or fails one rank stops or fails all."""
@@ -131,12 +130,14 @@ class ByServer:
 
     def draw(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], how: How) -> list[Drawn]:
         """Asked all at once."""
-        found: list[dict[str, Any]] = []
-        with self.ranks.agreeing():
-            if not isinstance(self.server, str):
-                drawn = self.server.draw(prompts, seeds, max_new_tokens=how.max_new_tokens, temperature=how.temperature)
-                found = [asdict(each) for each in drawn]
-        found = self.ranks.same(found)
+
+        def drawn() -> list[dict[str, Any]]:
+            if isinstance(self.server, str):
+                return []
+            told = self.server.draw(prompts, seeds, max_new_tokens=how.max_new_tokens, temperature=how.temperature)
+            return [asdict(each) for each in told]
+
+        found = self.ranks.by_first(drawn)
         if any(self.ranks.any([self.ranks.stop()])):
             raise Stopped
         return [Drawn(**each) for each in found]

@@ -108,7 +108,7 @@ class Rollouts:
 
     def reached(self, loss: float) -> str:
         """The reward: the loss is about 0 whatever was learned."""
-        return f"reward {record.drawn(self._drawn.episodes)['reward']:.3f}"
+        return f"reward {record.reward(self._drawn.episodes):.3f}"
 
     def _play(self, step: int, numbers: Sequence[int]) -> "_Drawn":
         source = self.source
@@ -132,12 +132,8 @@ class Rollouts:
 
     def _kept(self, step: int) -> list[Episode]:
         """What was drawn before the run was ended between two updates."""
-        ranks = self.ready.precision.ranks
-        text = ""
-        with ranks.agreeing():
-            if ranks.first:
-                text = record.kept_tokens(self.source.folder, step)
-        return record.read_tokens(ranks.same(text))
+        ranks, folder = self.ready.precision.ranks, self.source.folder
+        return record.read_tokens(ranks.by_first(lambda: record.kept_tokens(folder, step)))
 
     def _micro_batches(self, drawn: "_Drawn") -> list[MicroBatch]:
         rl, precision, size = self.source.rl, self.ready.precision, self.ready.micro_batch

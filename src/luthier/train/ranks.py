@@ -193,6 +193,15 @@ class Ranks:
         told: Value = json.loads(bytes(sent.numpy()))
         return told
 
+    def by_first(self, work: Callable[[], Value]) -> Value:
+        """What the first rank's work gives, for all: anything that JSON can hold. Where it fails there, it fails on all of them."""
+        found: list[Value] = []
+        with self.agreeing():
+            if self.first:
+                found.append(work())
+        (value,) = self.same(found)
+        return value
+
     def every(self, value: Value) -> list[Value]:
         """All ranks' values, by rank, for all: anything that JSON can hold."""
         if self.size == 1:
