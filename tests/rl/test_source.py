@@ -218,3 +218,10 @@ def test_a_group_without_a_signal_is_held_to_the_beginning_all_the_same(workshop
     told = answers(workshop, "run", 1)
     assert lines[0]["silent"] == 1
     assert lines[0]["supervised_tokens"] == sum(answer["tokens"] for answer in told if not answer["cut"]) > 0
+
+
+def test_an_answer_that_is_cut_ends_its_episode(workshop: Workshop) -> None:
+    """Nothing can be replied to half of a sentence."""
+    reinforced(workshop, rl={**RL, "rewards": {"environment": 1.0}, "environment": "tests.rl.wishes:Again", "max_new_tokens": 1})
+    cut = [episode for episode in answers(workshop, "run", 1) if episode["cut"]]
+    assert cut and all(len(episode["answers"]) == 1 for episode in cut)
