@@ -37,7 +37,7 @@ from luthier.train.source import FromPrepared
 
 Lengths = Literal["even", "ragged", "shared"]
 
-ROWS, VALIDATION_ROWS, STEPS, ROWS_PER_STEP = 64, 16, 4, 16
+ROWS, VALIDATION_ROWS, STEPS, ROWS_PER_STEP = 32, 16, 2, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +157,7 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def make_job(cell: Cell, work: Path) -> TrainingJob:
-    """A job of four steps, with a validation and a save at the end."""
+    """A job of two steps, a validation and a save after each."""
     recipe = recipe_of(cell, make_model(cell.shape, work), _questions(work))
     prepared = prepare(recipe, Silent())
     write_rows(cell, prepared.folder)

@@ -15,8 +15,8 @@ MIDDLE = Shape(hidden=512, layers=8, heads=8, kv_heads=4, head_width=128, interm
 LARGE = Shape(hidden=1024, layers=6, heads=16, kv_heads=8, head_width=64, intermediate=3072, vocabulary=16_000, tied=False)
 """5, 47 and 108 million parameters."""
 MOST_PARAMETERS = 90e6
-MOST_WORK = 2e11
-"""Of a drawn cell: parameters × tokens of a step, a fifth of 10¹² operations."""
+MOST_WORK = 8e10
+"""Of a drawn cell: parameters × tokens of a step; half a second of two cores."""
 PLACES = range(1024, 4609)
 """Of its largest micro batch, about."""
 

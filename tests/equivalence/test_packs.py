@@ -13,12 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from luthier.core.compiled import Compiled
 from luthier.data.pack import Pack, bins, trees
 from luthier.data.store import TokenRow
 from luthier.model import attention, head, pointwise
 from luthier.model.adapt import add_lora
 from luthier.model.fuse import fuse
-from luthier.model.native import Native
 from luthier.model.place import trained_of
 from luthier.recipe.schema import Lora, Training
 from luthier.train.batch import collate, of_pack
@@ -75,7 +75,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     if "chunks" in uses:
         monkeypatch.setattr(head, "CHUNK_BYTES", 20 * VOCABULARY * 4)
     if "twins" in uses:
-        monkeypatch.setattr(pointwise, "native", lambda: Native(library=None, note="for a test"))
+        monkeypatch.setattr(pointwise, "native", lambda: Compiled(library=None, note="for a test"))
     forget_library()
     with small_blocks() if "blocks" in uses else nullcontext():
         yield packing, uses

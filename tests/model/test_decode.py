@@ -15,11 +15,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from luthier.core.compiled import Compiled
 from luthier.core.errors import ModelError
 from luthier.core.generation import Asked, Sampling, Token
 from luthier.model import abreast, decode
 from luthier.model.decode import Decoder
-from luthier.model.native import Native
 from luthier.model.onebyone import OneByOne
 from luthier.model.slots import Slots
 from luthier.model.ways import passes_of
@@ -162,7 +162,7 @@ def test_without_the_library_in_c_transformers_layers_write_the_same(monkeypatch
     model, rows = adapted(tiny("qwen3")).eval(), prompts(3, 9)
     requests = [asked(ids, adapter="default") for ids in rows]
     found = written(engine(model), *requests)
-    monkeypatch.setattr(abreast, "native", lambda: Native(library=None, note="switched off"))
+    monkeypatch.setattr(abreast, "native", lambda: Compiled(library=None, note="switched off"))
     assert written(engine(model), *requests) == found
 
 

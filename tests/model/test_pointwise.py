@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from luthier.core.compiled import compilers
 from luthier.model import pointwise, twins
-from luthier.model.native import compilers, native
+from luthier.model.native import native
 from luthier.model.pointwise import Angles, HeadNorm, Stacked, Visible
 
 without = not compilers() or os.environ.get("LUTHIER_NATIVE") == "0"

@@ -190,23 +190,21 @@ def test_a_head_in_chunks_never_holds_all_logits() -> None:
     assert line(chunks, "chunks of logits").bytes <= 2 * (64 << 20)
 
 
-def test_what_an_allocator_keeps_is_its_own_and_a_gpu_has_another() -> None:
-    jemalloc, glibc = (memory(device="cpu", allocator=name) for name in ("jemalloc", "glibc"))
-    assert line(jemalloc, "allocator").formula.startswith("jemalloc: ")
-    assert line(glibc, "allocator").formula.startswith("glibc: ")
-    assert line(jemalloc, "libraries").bytes < line(glibc, "libraries").bytes
-    assert jemalloc.bytes_of("activations") == glibc.bytes_of("activations")
-    assert line(jemalloc, "the logits' place").bytes > 0  # 2 of 64 MiB, while an MLP's backward pass has the peak
-    assert "the logits' place" not in {item.name for item in glibc.lines}
-    assert memory(allocator="jemalloc") == memory(allocator="glibc")
+def test_our_own_allocator_has_no_holes_others_have_and_a_gpu_has_another() -> None:
+    own, jemalloc, glibc = (memory(device="cpu", allocator=name) for name in ("luthier", "jemalloc", "glibc"))
+    assert "allocator" not in {item.name for item in own.lines}
+    assert line(jemalloc, "allocator").formula.startswith("jemalloc: 20% of ")
+    assert line(glibc, "allocator").formula.startswith("glibc: 30% of ")
+    assert own.lines == glibc.lines[:-1]
+    assert memory(allocator="luthier") == memory(allocator="glibc")
 
 
 def test_float32_that_mkl_multiplies_has_no_compiled_products() -> None:
-    one_dnn, mkl = (memory(device="cpu", dtype="float32", allocator="jemalloc", float32_by=name) for name in ("oneDNN", "MKL"))
+    one_dnn, mkl = (memory(device="cpu", dtype="float32", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL"))
     assert line(one_dnn, "libraries").formula.endswith("shapes of products × 0.57 MB")
     assert line(mkl, "libraries").formula.endswith("MKL 13 MB")
     assert mkl.peak_bytes < one_dnn.peak_bytes
-    kinds = [memory(device="cpu", allocator="jemalloc", float32_by=name) for name in ("oneDNN", "MKL")]
+    kinds = [memory(device="cpu", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL")]
     assert kinds[0] == kinds[1]  # bfloat16 is oneDNN's on every processor
 
 

@@ -1,12 +1,15 @@
 """What the environment must say before libraries are loaded. A user's own value goes before; plan/host.py counts with these."""
 
+import functools
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-Allocator = Literal["jemalloc", "glibc", "other"]
+from luthier.core.compiled import Compiled, Source, compiled
+
+Allocator = Literal["luthier", "jemalloc", "glibc", "other"]
 """Who answers malloc."""
 
 PRODUCTS_KEPT = 64
@@ -19,6 +22,8 @@ SETTINGS = {
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRODUCTS_KEPT),
     "LRU_CACHE_CAPACITY": str(PRODUCTS_KEPT),
 }
+BLOCKS = Source(file=Path(__file__).with_name("blocks.c"), compile=("-O2", "-fPIC", "-std=gnu11"), link=("-shared", "-ldl", "-lpthread"))
+"""Our own allocator of large blocks, before glibc's: without holes between them."""
 JEMALLOC = "libjemalloc.so.2"
 KEEPING = "oversize_threshold:0,lg_extent_max_active_fit:16,dirty_decay_ms:-1,muzzy_decay_ms:-1"
 """jemalloc hands nothing back by itself: faulting it in again costs a tenth of a step. And what it keeps is for all: unasked, blocks of
@@ -39,14 +44,18 @@ def settle(words: Sequence[str]) -> None:
     if "OMP_WAIT_POLICY" in os.environ:  # to libgomp the count matters more
         missing.pop("GOMP_SPINCOUNT", None)
     os.environ.update(missing)
+    if not VERBS.intersection(words):
+        return
     late = {name: value for name, value in start_settings().items() if name not in os.environ}
-    if late and VERBS.intersection(words):
+    if late:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **late})
 
 
 def start_settings() -> dict[str, str]:
     """What a process that trains must find when it starts: the allocator is loaded then, and reads its settings."""
     match allocator():
+        case "luthier":
+            return {"LD_PRELOAD": os.environ.get("LD_PRELOAD") or blocks().note}
         case "jemalloc":
             return {"LD_PRELOAD": os.environ.get("LD_PRELOAD") or next(installed()), "MALLOC_CONF": KEEPING}
         case "glibc":
@@ -56,13 +65,29 @@ def start_settings() -> dict[str, str]:
 
 
 def allocator() -> Allocator:
-    """Whose memory a process that trains will have: on Linux jemalloc's where it is installed, or what the user preloads; else glibc's."""
+    """Whose memory a process that trains will have: on Linux our own for large blocks where a C compiler is; else jemalloc's where it is
+    installed; else glibc's. What the user preloads goes before."""
     if sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names:
         return "other"
     if "LD_PRELOAD" not in os.environ:
-        return "jemalloc" if any(installed()) else "glibc"
+        return "luthier" if blocks().library else "jemalloc" if any(installed()) else "glibc"
     preloaded = os.environ["LD_PRELOAD"]
+    if f"/{BLOCKS.file.stem}-" in preloaded:
+        return "luthier"
     return "jemalloc" if "jemalloc" in preloaded else "other" if "tcmalloc" in preloaded or "mimalloc" in preloaded else "glibc"
+
+
+@functools.cache
+def blocks() -> Compiled:
+    """blocks.c, built now if the cache has none, where it can be preloaded and has the addresses that it wants (`ulimit -v`)."""
+    found = compiled(BLOCKS, lost="training takes more memory without one")
+    if not found.library:
+        return found
+    if {" ", ":"}.intersection(found.note):
+        return Compiled(library=None, note=f"{found.note} cannot be preloaded: name a folder without blanks and colons in XDG_CACHE_HOME")
+    if not found.library.luthier_has_range():
+        return Compiled(library=None, note="addresses are limited: ulimit -v unlimited, vm.overcommit_memory 0 or 1")
+    return found
 
 
 def installed() -> Iterator[str]:

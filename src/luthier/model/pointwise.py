@@ -15,8 +15,9 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from luthier.core.compiled import compilers
 from luthier.model import twins
-from luthier.model.native import compilers, native
+from luthier.model.native import native
 from luthier.model.twins import Activation, Angles, HeadNorm, Stacked, Visible
 
 __all__ = [

@@ -11,29 +11,17 @@ from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-_GLIBC: dict[Engine, int] = {"fused": 60_000_000, "packed": 200_000_000, "plain": 150_000_000}
-LIBRARY_BYTES: dict[Allocator, dict[Engine, int]] = {
-    "jemalloc": {"fused": 12_000_000, "packed": 40_000_000, "plain": 30_000_000},
-    "glibc": _GLIBC,
-    "other": _GLIBC,
-}
-"""After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads. With glibc it is mostly holes."""
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 26_000_000, "packed": 35_000_000, "plain": 55_000_000}
+"""After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads, small blocks and their holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
 PRODUCT_BYTES = 570_000
 """Of a matrix product of one shape, in the two caches that torch's CPU products have: oneDNN's 290 kB, ideep's 280 kB, nearly all of it
 space for code."""
-ALLOCATOR_SHARE: dict[Allocator, dict[Engine, float]] = {
-    "jemalloc": {"fused": 0.02, "packed": 0.03, "plain": 0.07},
-    "glibc": {"fused": 0.15, "packed": 0.15, "plain": 0.15},
-    "other": {"fused": 0.15, "packed": 0.15, "plain": 0.15},
-}
-LOGITS_PLACES: dict[Engine, int] = {"fused": 2, "packed": 1, "plain": 1}
-"""Of jemalloc: the logits are the largest tensors that come and go, no hole between others is as large, and small tensors soon stand in the
-place of the last ones."""
+HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc": 0.3, "other": 0.3}
+"""Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
-"""Of the live bytes: holes between tensors, which the allocators of CPUs keep (`luthier.train.host`); torch's GPU allocator keeps blocks of
-2 MiB and more."""
+"""The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
 MKL_BYTES = 13_000_000
 """Its workspace, where it multiplies float32: it compiles nothing (Xeon with AMX, 2026-11-29)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (38, 14, 8), "plain": (4, 28, 13)}
@@ -50,7 +38,7 @@ def process(setup: Setup) -> Line:
 
 def libraries(setup: Setup, survey: Survey) -> Line:
     """What libraries take once training runs."""
-    size = LIBRARY_BYTES[setup.allocator][setup.engine] if setup.device == "cpu" else CUDA_LIBRARY_BYTES
+    size = LIBRARY_BYTES[setup.engine] if setup.device == "cpu" else CUDA_LIBRARY_BYTES
     formula = f"{size / 1e6:.0f} MB"
     if setup.device == "cpu":
         if setup.dtype == "float32" and setup.float32_by == "MKL":
@@ -72,16 +60,8 @@ def product_shapes(setup: Setup, survey: Survey) -> int:
     return min(PRODUCTS_KEPT, tried + trained * len(seen) + validated * len(unseen))
 
 
-def allocator(setup: Setup, live: int, *, logits: tuple[int, int]) -> tuple[Line, ...]:
-    """Memory that the allocator holds and cannot give. `logits`: bytes of them where they are largest, and now."""
-    if setup.device == "cuda":
-        return (Line(name="allocator", kind="context", bytes=round(CUDA_SHARE * live), formula=f"{CUDA_SHARE:.0%} of {live / 1e9:.3g} GB"),)
-    share = ALLOCATOR_SHARE[setup.allocator][setup.engine]
-    formula = f"{setup.allocator}: {share:.0%} of {live / 1e9:.3g} GB"
-    lines = [Line(name="allocator", kind="context", bytes=round(share * live), formula=formula)]
-    if setup.allocator == "jemalloc":
-        largest, now = logits
-        places = LOGITS_PLACES[setup.engine]
-        formula = f"{places} × {largest:,} B" + (f", of which {now:,} B are in use" if now else "")
-        lines.append(Line(name="the logits' place", kind="context", bytes=max(0, places * largest - now), formula=formula))
-    return tuple(lines)
+def holes(setup: Setup, live: int) -> Line:
+    """Memory that the allocator holds and cannot give."""
+    share = CUDA_SHARE if setup.device == "cuda" else HOLES_SHARE[setup.allocator]
+    told = "" if setup.device == "cuda" else f"{setup.allocator}: "
+    return Line(name="allocator", kind="context", bytes=round(share * live), formula=f"{told}{share:.0%} of {live / 1e9:.3g} GB")

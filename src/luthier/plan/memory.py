@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from luthier.plan import activations
 from luthier.plan.activations import Layer, PerToken, chunk_rows, layer_of
-from luthier.plan.host import allocator, libraries, process
+from luthier.plan.host import holes, libraries, process
 from luthier.plan.lines import Kind, Line
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
@@ -26,10 +26,6 @@ from luthier.plan.weights import (
 from luthier.runs.workload import Extent, Survey
 
 __all__ = ["Kind", "Line", "Memory", "ledger"]
-
-CHUNKS, WHOLE, WHOLE_BACKWARD = "chunks of logits", "logits, their softmax", "logits, their softmax, its gradient"
-LOGITS = {CHUNKS, WHOLE, WHOLE_BACKWARD}
-"""Lines of the largest tensors that come and go."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +84,9 @@ class _Ledger:
         moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation()]
         for extent, later in self._micro_batches():
             moments += self._step(extent, later)
-        block = max(_logits(lines) for _, lines in moments)
         for name, lines in moments:
             live = _sum(line for line in (*resident, *lines) if line.kind not in ("weights", "context"))
-            yield name, (*resident, *lines, *allocator(self.setup, live, logits=(block, _logits(lines))))
+            yield name, (*resident, *lines, holes(self.setup, live))
 
     def _adapter(self) -> tuple[Line, ...]:
         if self.setup.lora == "none":
@@ -196,18 +191,18 @@ class _Ledger:
     def _loss(self, extent: Extent, rows: int) -> tuple[Line, ...]:
         vocabulary, layer = self.shape.vocabulary, self.layer
         if not self.setup.chunked_head:
-            return (self._row(WHOLE, "transient", extent.targets, (("in float32", 2 * vocabulary, 4),)),)
+            return (self._row("logits, their softmax", "transient", extent.targets, (("in float32", 2 * vocabulary, 4),)),)
         chunk = chunk_rows(vocabulary, layer.size, extent.targets)
         return (
             self._row("final hidden states", "transient", rows, (("", layer.hidden, layer.size),)),
             self._row("targets' hidden states, their gradient", "transient", extent.targets, (("", 2 * layer.hidden, layer.size),)),
-            self._row(CHUNKS, "transient", chunk, (("", vocabulary, layer.size),)),
+            self._row("chunks of logits", "transient", chunk, (("", vocabulary, layer.size),)),
         )
 
     def _loss_backward(self, extent: Extent, rows: int) -> Line:
         vocabulary, layer = self.shape.vocabulary, self.layer
         if not self.setup.chunked_head:
-            return self._row(WHOLE_BACKWARD, "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
+            return self._row("logits, their softmax, its gradient", "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
         return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
 
     def _casts(self, *, everything: bool) -> tuple[Line, ...]:
@@ -271,10 +266,6 @@ class _Ledger:
     def _row(self, name: str, kind: Kind, tokens: int, terms: tuple[tuple[str, int, int], ...]) -> Line:
         each = PerToken(terms=terms)
         return Line(name=name, kind=kind, bytes=tokens * each.bytes, formula=f"{tokens:,} tokens × {each}")
-
-
-def _logits(lines: Iterable[Line]) -> int:
-    return _sum(line for line in lines if line.name in LOGITS)
 
 
 def _sum(lines: Iterable[Line]) -> int:

@@ -33,7 +33,9 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Hand back what is kept, by `keep_freed_memory` or by jemalloc, so that what comes after training is not counted on top of it."""
+    """Hand back what is kept, by `keep_freed_memory`, jemalloc or blocks.c, so that what comes after training is not counted on top of it."""
+    if (own := _library("luthier_release_blocks")) is not None:
+        own.luthier_release_blocks()
     if (jemalloc := _library("mallctl")) is not None:
         jemalloc.mallctl(b"arena.%d.purge" % ALL_ARENAS, None, None, None, ctypes.c_size_t(0))
     elif (libc := _library("malloc_trim")) is not None:
@@ -58,6 +60,7 @@ def choose_float32_products() -> str:
 
 
 def _library(function: str) -> ctypes.CDLL | None:
-    """All that the process has loaded, where this is in it: malloc_trim is glibc's, mallctl jemalloc's (`core/environment.py`)."""
+    """All that the process has loaded, where this is in it: malloc_trim is glibc's, mallctl jemalloc's, the other
+    one that of blocks.c (`core/environment.py`)."""
     loaded = ctypes.CDLL(None) if sys.platform == "linux" else None
     return loaded if hasattr(loaded, function) else None
