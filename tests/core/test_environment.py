@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from luthier.core import environment
-from luthier.core.environment import AT_START, JEMALLOC, KEEPING, SETTINGS, allocator, start_settings
+from luthier.core.environment import AT_START, JEMALLOC, KEEPING, SETTINGS, allocator, blocks, start_settings
 
 NAMES = (*SETTINGS, *AT_START, "LD_PRELOAD", "MALLOC_CONF", "OMP_WAIT_POLICY")
 CODE = "import json, os, sys; from luthier.core.environment import settle; settle(sys.argv[1:]); print(json.dumps(dict(os.environ)))"
@@ -26,22 +27,52 @@ def settled(*words: str, **given: str) -> dict[str, str]:
     return {name: found[name] for name in NAMES if name in found}
 
 
+OWN = pytest.mark.skipif(blocks().library is None, reason=f"our own allocator cannot be had here: {blocks().note}")
+UNCOMPILED = {"LUTHIER_NATIVE": "0"}
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only one in which libraries are looked for; the user preloads nothing."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The only one in which libraries are looked for; nothing is compiled, and the user preloads nothing."""
     monkeypatch.setattr(environment, "library_folders", lambda: iter([tmp_path]))
     monkeypatch.delenv("LD_PRELOAD", raising=False)
-    return tmp_path
+    monkeypatch.setenv("LUTHIER_NATIVE", "0")
+    blocks.cache_clear()
+    yield tmp_path
+    blocks.cache_clear()
+
+
+@OWN
+def test_a_verb_that_trains_is_started_anew_with_our_own_allocator() -> None:
+    assert settled("train", "recipe.yaml") == {**SETTINGS, "LD_PRELOAD": blocks().note}
+
+
+@OWN
+def test_the_process_that_was_started_anew_knows_whose_memory_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LD_PRELOAD", blocks().note)
+    assert allocator() == "luthier"
+
+
+@OWN
+def test_where_addresses_are_limited_or_nothing_can_be_compiled_the_reason_is_known() -> None:
+    told = "from luthier.core.environment import allocator, blocks; print(allocator(), blocks().note)"
+    for limit, reason in (("ulimit -v 50000000", "addresses are limited"), ("export PATH= CC=", "no C compiler")):
+        command = ["/bin/sh", "-c", f'{limit}; exec "$0" -c "$1"', sys.executable, told]
+        environ = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+        said = subprocess.run(command, env=environ, capture_output=True, text=True, check=True, timeout=60).stdout
+        assert said.split()[0] in ("jemalloc", "glibc")
+        assert reason in said
 
 
 @ON_GLIBC
-def test_a_verb_that_trains_is_started_anew_with_jemalloc_where_it_is_installed(tmp_path: Path) -> None:
+def test_where_nothing_can_be_compiled_jemalloc_is_taken_if_it_is_installed(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (library := tmp_path / "lib" / JEMALLOC).touch()  # the loader says that it is too short, and goes on
     conda = {"CONDA_PREFIX": str(tmp_path)}
-    assert settled("train", "recipe.yaml", **conda) == {**SETTINGS, "LD_PRELOAD": str(library), "MALLOC_CONF": KEEPING}
+    given = {**conda, **UNCOMPILED}
+    assert settled("train", "recipe.yaml", **given) == {**SETTINGS, "LD_PRELOAD": str(library), "MALLOC_CONF": KEEPING}
     own = {"MALLOC_CONF": "narenas:1"}
-    assert settled("train", "recipe.yaml", **conda, **own) == {**SETTINGS, "LD_PRELOAD": str(library), **own}
+    assert settled("train", "recipe.yaml", **given, **own) == {**SETTINGS, "LD_PRELOAD": str(library), **own}
 
 
 @ON_GLIBC

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import pytest
 import torch
 
-from luthier.core.environment import AT_START, KEEPING, installed
+from luthier.core.environment import AT_START, KEEPING, blocks, installed
 from luthier.train.host import choose_float32_products, prepare_host
 
 FAULTS = """
@@ -59,6 +59,12 @@ print(kept, resident() - before)
 def test_jemalloc_keeps_freed_memory_until_it_is_released() -> None:
     variables = {**os.environ, "LD_PRELOAD": next(installed()), "MALLOC_CONF": KEEPING}
     kept, released = released_by(variables)
+    assert released < 20e6 < 190e6 < kept
+
+
+@pytest.mark.skipif(blocks().library is None, reason=f"our own allocator cannot be had here: {blocks().note}")
+def test_our_own_allocator_keeps_freed_memory_until_it_is_released() -> None:
+    kept, released = released_by({**os.environ, "LD_PRELOAD": blocks().note})
     assert released < 20e6 < 190e6 < kept
 
 

@@ -18,7 +18,7 @@ INSTALLED = {"torch": "2.13.0+cu130", "transformers": "5.23.0", "peft": "0.21.2"
 H200 = "NVIDIA H200, 143771, 516, 142700, 9.0, Disabled, Enabled, 580.95.05, Default, 0\n"
 """As nvidia-smi answers to the names in GPU_FIELDS and FIELDS."""
 DISK = Place(path=Path("runs"), kind="ext4", free_bytes=10**12, free_files=10**7, writable=True, locks=True)
-PROCESSOR = Hardware(processor="EPYC", cores=16, memory_bytes=200 * 10**9, bfloat16=True, gpus=(), allocator="jemalloc")
+PROCESSOR = Hardware(processor="EPYC", cores=16, memory_bytes=200 * 10**9, bfloat16=True, gpus=(), allocator="luthier")
 
 
 def versions(cuda: str = "13.0.96", python: str = "3.11.7", **installed: str) -> Versions:

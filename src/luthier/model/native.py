@@ -12,7 +12,7 @@ SOURCE = Source(
     file=FILE,
     included=(FILE.with_name("slots.c"),),
     compile=("-O3", "-march=native", "-fopenmp", "-fPIC", "-std=c11", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"),
-    # Without -fopenmp, so that no OpenMP runtime is linked: torch has loaded one, its symbols global. A second one would have its own threads.
+    # Without -fopenmp, so that no OpenMP runtime is linked: torch has loaded one, its symbols global. A second would have its own threads.
     link=("-shared", "-lm"),
 )
 

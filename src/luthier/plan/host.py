@@ -1,7 +1,7 @@
-"""What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured and fitted, not derived.
+"""What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured, not derived.
 
-The CPU's numbers: 2026-11-20, EPYC (Zen 5), Python 3.11, torch 2.13.0+cpu, transformers 5.23, jemalloc 5.3, glibc 2.36,
-`bench/plan_accuracy.py --memory`.
+The CPU's numbers: 2026-11-29, Xeon with AMX, 2 threads, Python 3.11, torch 2.13.0+cpu, transformers 5.23, blocks.c over glibc 2.36,
+by the kernel's map of the process at its peak (docs/notes/blocks.md).
 """
 
 from luthier.core.environment import PRODUCTS_KEPT, Allocator
@@ -11,20 +11,20 @@ from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES: dict[Engine, int] = {"fused": 26_000_000, "packed": 35_000_000, "plain": 55_000_000}
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 21_000_000, "packed": 15_000_000, "plain": 33_000_000}
 """After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads, small blocks and their holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
-PRODUCT_BYTES = 570_000
-"""Of a matrix product of one shape, in the two caches that torch's CPU products have: oneDNN's 290 kB, ideep's 280 kB, nearly all of it
-space for code."""
+PRODUCT_BYTES: dict[Engine, int] = {"fused": 620_000, "packed": 620_000, "plain": 850_000}
+"""Of a matrix product of one shape, in the two caches that torch's CPU products have, oneDNN's and ideep's: a block of 258 kB for code in
+each, and small ones; of transformers' own layers some have three."""
 HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc": 0.3, "other": 0.3}
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES = 13_000_000
+MKL_BYTES = 16_000_000
 """Its workspace, where it multiplies float32: it compiles nothing (Xeon with AMX, 2026-11-29)."""
-SHAPES = {"fused": (60, 50, 19), "packed": (38, 14, 8), "plain": (4, 28, 13)}
+SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
 SHAPES_FLOAT32 = 9
 """More of each kind of padded micro batch in float32, where attention's products are oneDNN's, too."""
@@ -45,7 +45,8 @@ def libraries(setup: Setup, survey: Survey) -> Line:
             products, told = MKL_BYTES, f"MKL {MKL_BYTES / 1e6:.0f} MB"
         else:
             shapes = product_shapes(setup, survey)
-            products, told = shapes * PRODUCT_BYTES, f"{shapes} shapes of products × {PRODUCT_BYTES / 1e6:.2f} MB"
+            each = PRODUCT_BYTES[setup.engine]
+            products, told = shapes * each, f"{shapes} shapes of products × {each / 1e6:.2f} MB"
         size, formula = size + products, f"{formula} + {told}"
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 

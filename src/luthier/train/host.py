@@ -33,7 +33,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Hand back what is kept, by `keep_freed_memory`, jemalloc or blocks.c, so that what comes after training is not counted on top of it."""
+    """Hand back what is kept, by `keep_freed_memory`, jemalloc or blocks.c, so that what comes later is not counted on top of it."""
     if (own := _library("luthier_release_blocks")) is not None:
         own.luthier_release_blocks()
     if (jemalloc := _library("mallctl")) is not None:

@@ -76,14 +76,15 @@ def swapping(machine: Machine) -> Iterator[Finding]:
         )
 
 
-def jemalloc_missing(machine: Machine) -> Iterator[Finding]:
-    """jemalloc is not installed, with which training on a processor takes less memory."""
-    if machine.hardware.allocator == "glibc" and not machine.hardware.gpus:
+def memory_with_holes(machine: Machine) -> Iterator[Finding]:
+    """Luthier's allocator cannot be had, with which training on a processor takes less memory."""
+    own = machine.hardware.allocator
+    if own in ("jemalloc", "glibc") and not machine.hardware.gpus:
         yield Finding(
-            code="jemalloc-missing",
+            code="memory-with-holes",
             severity="note",
-            message="Training on this processor takes its memory from glibc, which keeps more of it than jemalloc, where rows are ragged",
-            fix="sudo apt-get install libjemalloc2; or conda install -c conda-forge jemalloc",
+            message=f"Training on this processor takes its memory from {own}, which keeps holes between tensors: up to half of them",
+            fix="sudo apt-get install gcc libc6-dev, ulimit -v unlimited, vm.overcommit_memory 0 or 1; else sudo apt-get install libjemalloc2",
         )
 
 
@@ -191,7 +192,7 @@ CHECKS: tuple[Check, ...] = (
     machine_busy,
     memory_short,
     swapping,
-    jemalloc_missing,
+    memory_with_holes,
     few_open_files,
     file_size_limited,
     disk_not_writable,
