@@ -111,7 +111,7 @@ def luthier(overrides: str) -> Setting:
 
 
 def allocators() -> tuple[Allocator, ...]:
-    """Those that can be had here, Luthier's own choice first."""
+    """Those that can be had here, the first choice first; Luthier's own is not among them, so that engines are compared."""
     return ("jemalloc", "glibc") if any(installed()) else ("glibc",)
 
 

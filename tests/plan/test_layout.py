@@ -162,7 +162,7 @@ def test_a_gpu_without_bfloat16_computes_in_float16_and_a_processor_in_float32()
 
 
 def test_the_allocator_is_the_hosts() -> None:
-    for name in ("jemalloc", "glibc"):
+    for name in ("luthier", "jemalloc", "glibc"):
         here = place_of("here", replace(PROCESSOR, allocator=name))  # type: ignore[arg-type]  # a name of a kind
         assert choose(replace(task(), place=here)).setup.allocator == name
 

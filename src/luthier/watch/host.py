@@ -84,7 +84,7 @@ def memory_with_holes(machine: Machine) -> Iterator[Finding]:
             code="memory-with-holes",
             severity="note",
             message=f"Training on this processor takes its memory from {own}, which keeps holes between tensors: up to half of them",
-            fix="sudo apt-get install gcc libc6-dev, ulimit -v unlimited, vm.overcommit_memory 0 or 1; else sudo apt-get install libjemalloc2",
+            fix="sudo apt-get install gcc libc6-dev; ulimit -v unlimited; vm.overcommit_memory 0 or 1; else libjemalloc2",
         )
 
 
