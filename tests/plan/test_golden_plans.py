@@ -20,7 +20,7 @@ from luthier.recipe.load import load
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "plans"
-EPYC = Hardware(processor="AMD EPYC 9454P", cores=48, memory_bytes=128 * 2**30, bfloat16=True, gpus=())
+EPYC = Hardware(processor="AMD EPYC 9454P", cores=48, memory_bytes=128 * 2**30, bfloat16=True, gpus=(), allocator="luthier")
 """The processor of seed 004; its memory is assumed."""
 ROWS = {
     "chess-coach-4b.yaml": ("23439:2640", "1730:2238"),

@@ -11,18 +11,18 @@ from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES: dict[Engine, int] = {"fused": 21_000_000, "packed": 15_000_000, "plain": 33_000_000}
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 18_000_000, "packed": 8_000_000, "plain": 30_000_000}
 """After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads, small blocks and their holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
-PRODUCT_BYTES: dict[Engine, int] = {"fused": 620_000, "packed": 620_000, "plain": 850_000}
+PRODUCT_BYTES = 700_000
 """Of a matrix product of one shape, in the two caches that torch's CPU products have, oneDNN's and ideep's: a block of 258 kB for code in
-each, and small ones; of transformers' own layers some have three."""
+each, and small ones."""
 HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc": 0.3, "other": 0.3}
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES = 16_000_000
+MKL_BYTES = 20_000_000
 """Its workspace, where it multiplies float32: it compiles nothing (Xeon with AMX, 2026-11-29)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
@@ -45,8 +45,7 @@ def libraries(setup: Setup, survey: Survey) -> Line:
             products, told = MKL_BYTES, f"MKL {MKL_BYTES / 1e6:.0f} MB"
         else:
             shapes = product_shapes(setup, survey)
-            each = PRODUCT_BYTES[setup.engine]
-            products, told = shapes * each, f"{shapes} shapes of products × {each / 1e6:.2f} MB"
+            products, told = shapes * PRODUCT_BYTES, f"{shapes} shapes of products × {PRODUCT_BYTES / 1e6:.1f} MB"
         size, formula = size + products, f"{formula} + {told}"
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 
