@@ -29,7 +29,7 @@ from luthier.core.chat import Completion, Conversation, Message
 from luthier.data.tokenizer import ChatTokenizer, load_tokenizer
 from luthier.model.generate import LocalCompleter
 from luthier.model.load import load_model
-from luthier.plan.scoring import BATCH_TOKENS
+from luthier.plan.asked import BATCH_TOKENS
 from luthier.recipe.schema import Model
 
 MODEL = Model(base="demo")

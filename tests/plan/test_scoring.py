@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import luthier.demo
-from luthier.plan.scoring import Asked, asked_for_the_best, asked_to_learn, scoring_seconds
+from luthier.plan.asked import Asked, asked_for_the_best, asked_to_learn
+from luthier.plan.scoring import scoring_seconds
 from luthier.plan.setup import Layout
 from luthier.plan.shape import known_config, shape_of
 from luthier.plan.speed import Range, Rate, estimate
@@ -15,7 +16,7 @@ from tests.plan.check.cases import case
 from tests.plan.test_speed import SETUP
 
 CONFIG = known_config("Qwen/Qwen3-0.6B")
-ASKED = Asked(rows=100, prompt_tokens=300, shared_tokens=0, answer_tokens=50, most_tokens=64)
+ASKED = Asked(rows=100, prompt_tokens=300, shared_tokens=0, answer_tokens=50, most_tokens=64, longest=364)
 FAST = Rate(flops=Range(low=1e15, mid=1e15, high=1e15), source="a test")
 BY_ANSWERS = ("evaluation.tasks=[{name: answers, split: validation, max_new_tokens: 64}]", "checkpoints.best_by=answers.exact")
 
@@ -59,7 +60,9 @@ def test_points_that_were_measured_lie_in_the_range(
     rows: int, prompt: int, shared: int, answer: float, longest: int, measured: float
 ) -> None:
     demo = shape_of(json.loads((Path(luthier.demo.__file__).parent / "base" / "config.json").read_text()))
-    asked = Asked(rows=rows, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=longest)
+    asked = Asked(
+        rows=rows, prompt_tokens=prompt, shared_tokens=shared, answer_tokens=answer, most_tokens=longest, longest=prompt + longest
+    )
     rate = Rate(flops=Range(low=5e10, mid=5e10, high=5e10), source="a core's, by the point whose answers are all alike")
     found = scoring_seconds(demo, SETUP, asked, rate, 0.0)
     assert found.low < found.mid < measured < found.high  # the longest answer was 4 to 9 times the mean, not twice
@@ -81,7 +84,7 @@ def test_a_plan_whose_best_is_found_by_answers_counts_them_in_its_validations() 
     by_answers = case("checkpoints.eval_steps=10%", *BY_ANSWERS)
     looks = len(by_answers.steps.evaluations)
     asked = asked_for_the_best(by_answers.recipe, by_answers.data, by_answers.survey)
-    assert asked == Asked(rows=250, prompt_tokens=200, shared_tokens=0, answer_tokens=200, most_tokens=64)
+    assert asked == Asked(rows=250, prompt_tokens=200, shared_tokens=0, answer_tokens=200, most_tokens=64, longest=864)
     each = scoring_seconds(by_answers.shape, by_answers.setup, asked, by_answers.time.rate, by_answers.device.bandwidth)
     assert by_answers.time.validation - by_loss.time.validation == pytest.approx(looks * each.mid)
     for end in ("low", "mid", "high"):
@@ -100,7 +103,8 @@ def test_a_step_that_learns_from_answers_takes_as_long_as_they_take_to_be_drawn_
         rl = f"rl={{rewards: {{exact: 1.0}}, group_size: 8, max_new_tokens: 100, updates: {updates}}}"
         found = case("training.global_batch_size=64", "checkpoints.eval_steps=10%", rl)
         asked = asked_to_learn(found.recipe, found.data, found.survey)
-        assert asked == Asked(rows=64, prompt_tokens=400, shared_tokens=400 * 7 / 8, answer_tokens=100, most_tokens=100)
+        drawn = {"answer_tokens": 100, "most_tokens": 100, "longest": 900, "drawn": True}
+        assert asked == Asked(rows=64, prompt_tokens=400, shared_tokens=400 * 7 / 8, **drawn)
         each = scoring_seconds(found.shape, found.setup, asked, found.time.rate, found.device.bandwidth)
         learning = estimate(found.shape, found.setup, found.survey, found.steps, found.time.rate)
         assert found.time.step - learning.step == pytest.approx(each.mid / updates)

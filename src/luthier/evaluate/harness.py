@@ -27,7 +27,7 @@ from luthier.evaluate.shared import shared
 from luthier.evaluate.task import TaskResult, digest, summarise
 from luthier.model.adapt import base_of
 from luthier.model.generate import LocalCompleter, Opening
-from luthier.plan.scoring import ROWS_AT_A_TIME
+from luthier.plan.asked import ROWS_AT_A_TIME
 from luthier.recipe.proof import Task
 from luthier.score.scorers import HARNESS
 from luthier.train.ranks import ALONE, Ranks

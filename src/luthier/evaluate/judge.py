@@ -14,7 +14,7 @@ from luthier.core.chat import Completer, Conversation, Message
 from luthier.core.progress import Progress
 from luthier.evaluate.report import Prediction, Preference, Report
 from luthier.evaluate.task import summarise
-from luthier.plan.scoring import ROWS_AT_A_TIME
+from luthier.plan.asked import ROWS_AT_A_TIME
 from luthier.recipe.schema import Recipe
 from luthier.score.scorers import final
 

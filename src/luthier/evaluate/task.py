@@ -12,7 +12,7 @@ from luthier.core.errors import DataError, LuthierError
 from luthier.core.progress import Progress
 from luthier.data.rows import Example
 from luthier.evaluate.report import Prediction, TaskScores
-from luthier.plan.scoring import ROWS_AT_A_TIME
+from luthier.plan.asked import ROWS_AT_A_TIME
 from luthier.recipe.proof import Task
 from luthier.score import intervals
 from luthier.score.intervals import Interval

@@ -154,7 +154,7 @@ def _devices_needed(subject: Subject, gpus: Sequence[Gpu]) -> int:
     """How many of these GPUs have the weights and a batch's caches together, its layers divided among them; 1 on a CPU."""
     from luthier.data.repository import open_repository
     from luthier.model.load import resolve_device, resolve_dtype
-    from luthier.plan.scoring import BATCH_TOKENS
+    from luthier.plan.asked import BATCH_TOKENS
     from luthier.plan.serving import serving_needs
     from luthier.plan.shape import shape_of
 

@@ -263,7 +263,7 @@ def _decoding(model: PreTrainedModel | PeftModel, of: Model, max_length: int) ->
     """The engine over a model that is loaded; its caches take what memory allows."""
     from luthier.data.repository import open_repository
     from luthier.model.decode import Decoder
-    from luthier.plan.scoring import BATCH_TOKENS
+    from luthier.plan.asked import BATCH_TOKENS
     from luthier.plan.shape import shape_of
 
     shape = shape_of(open_repository(of).json("config.json"))

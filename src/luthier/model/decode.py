@@ -25,7 +25,7 @@ from luthier.model.rows import Row, Rows, RowTicket
 from luthier.model.sample import chosen, told
 from luthier.model.slots import Chunk, Slots
 from luthier.model.ways import passes_of, passes_with
-from luthier.plan.scoring import BATCH_TOKENS, CHUNK
+from luthier.plan.asked import BATCH_TOKENS, CHUNK
 
 TURN = 64
 """Requests that one adapter may have answered while one for another waits."""
@@ -181,6 +181,7 @@ class Decoder:
         self._asked.clear()
         self._waiting.clear()
         self._changes.clear()
+        self._slots.free()  # they and their layers know each other: else it would be there until Python looks for such
         del self._model, self._base, self._rows, self._slots, self._prefixes, self._passes
 
     def _names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,7 +16,7 @@ from luthier.data.tokenizer import ChatTokenizer
 from luthier.model.choice import closed
 from luthier.model.decode import Decoder, active_adapter
 from luthier.model.shard import evaluating
-from luthier.plan.scoring import BATCH_TOKENS, SLOTS
+from luthier.plan.asked import BATCH_TOKENS, SLOTS
 
 FREE: Choices = {}
 
@@ -129,8 +130,10 @@ def written(
         return []
     longest = max(len(one.ids) + one.sampling.max_new_tokens for one in asked)
     answers = [Answer(began=time.perf_counter(), num_prompt_tokens=len(one.ids)) for one in asked]
-    with evaluating(model):
-        decoder = Decoder(model, slots=SLOTS, max_length=longest, cache_tokens=batch_tokens, prefix_tokens=batch_tokens)
+    with (
+        evaluating(model),
+        closing(Decoder(model, slots=SLOTS, max_length=longest, cache_tokens=batch_tokens, prefix_tokens=batch_tokens)) as decoder,
+    ):
         rows = sorted(range(len(asked)), key=lambda row: -len(asked[row].ids))
         left = {row: decoder.submit(asked[row], answers[row]) for row in rows}
         while decoder.step():

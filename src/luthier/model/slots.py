@@ -17,9 +17,8 @@ from transformers import Cache, PreTrainedConfig
 from transformers.cache_utils import CacheLayerMixin, LinearAttentionLayer, get_layer_types_and_kwargs
 
 from luthier.model.attention import Unfusable
+from luthier.plan.asked import SLOT_ROUND
 
-ROUND = 64
-"""Tokens by which slots grow."""
 STATES = {"linear_attention", "conv"}
 """Layer types that have a state for a row, whatever its length."""
 
@@ -190,7 +189,7 @@ class Slots(Cache):  # type: ignore[misc]
     def reserve(self, rows: int, length: int, taken: int) -> None:
         """Have room for rows that fit; the first `taken` slots hold some already."""
         if rows > self.num_slots or length > self.length:
-            self.length = -(-length // ROUND) * ROUND
+            self.length = -(-length // SLOT_ROUND) * SLOT_ROUND
             self.num_slots = max(rows, min(self._most_slots, self._most_tokens // self.length))
             for layer in self.layers:
                 layer.resize(taken)

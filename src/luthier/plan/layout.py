@@ -9,6 +9,7 @@ from luthier.core.environment import Allocator
 from luthier.core.errors import PlanRefused
 from luthier.core.finding import Change
 from luthier.core.hardware import Float32Products, Hardware, free_memory_bytes
+from luthier.plan.asked import asked_here
 from luthier.plan.hardware import Device, device_of, here, table
 from luthier.plan.memory import Memory, ledger
 from luthier.plan.setup import SAID, Dtype, Engine, Layout, Resolved, Setup, Sizes
@@ -186,7 +187,7 @@ def _fitted(task: Task, setup: Setup) -> Chosen:
     for sizes in _candidates(task, setup.micro_batch.packing):
         tried = replace(setup, micro_batch=sizes.micro_batch, checkpoint_activations=sizes.checkpoint_activations)
         survey = task.workload.survey(sizes.micro_batch, task.recipe.training.global_batch_size, setup.layout.data)
-        memory = ledger(task.shape, tried, survey, task.place.free_bytes)
+        memory = ledger(task.shape, tried, survey, task.place.free_bytes, asked_here(task.recipe, survey))
         if memory.peak_bytes < task.failed_bytes:
             found.append(Chosen(setup=tried, survey=survey, memory=memory, resolved=(), rejected=()))
             if memory.peak_bytes <= limit:

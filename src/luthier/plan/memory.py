@@ -1,10 +1,12 @@
 """The memory ledger: bytes per consumer and device, each with its formula, and the peak over the instants of a run."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from luthier.plan import activations
 from luthier.plan.activations import Layer, PerToken, chunk_rows, layer_of
+from luthier.plan.asked import Asked
+from luthier.plan.caches import answering
 from luthier.plan.host import holes, libraries, process
 from luthier.plan.lines import Kind, Line
 from luthier.plan.setup import Setup
@@ -52,12 +54,15 @@ class Memory:
         return sum(line.bytes for line in self.lines if line.kind in kinds)
 
 
-def ledger(shape: ModelShape, setup: Setup, survey: Survey, device_bytes: int) -> Memory:
-    """Memory of the device that needs most: of a pipeline the stage that does, at the instant when it holds most."""
-    found = []
+def ledger(shape: ModelShape, setup: Setup, survey: Survey, device_bytes: int, asked: Sequence[Asked] = ()) -> Memory:
+    """Memory of the device that needs most: of a pipeline the stage that does, at the instant when it holds most.
+
+    `asked` are the answers that this process writes between two steps.
+    """
+    found, layer = [], layer_of(shape, setup)
     for stage in stages(shape, setup, survey):
         instants: dict[str, tuple[Line, ...]] = {}
-        for name, lines in _Ledger(shape=shape, setup=setup, survey=survey, stage=stage, layer=layer_of(shape, setup)).instants():
+        for name, lines in _Ledger(shape=shape, setup=setup, survey=survey, stage=stage, layer=layer, asked=asked).instants():
             if name not in instants or _sum(lines) > _sum(instants[name]):
                 instants[name] = tuple(line for line in lines if line.bytes)
         totals = {name: _sum(lines) for name, lines in instants.items()}
@@ -75,13 +80,14 @@ class _Ledger:
     survey: Survey
     stage: Stage
     layer: Layer
+    asked: Sequence[Asked]
 
     def instants(self) -> Iterator[tuple[str, tuple[Line, ...]]]:
         """Each moment that could be the peak, with all that is there then."""
         weights = (*stored_weights(self.shape, self.setup, self.stage), *self._adapter(), process(self.setup))
         yield "loading", (*weights, loading(self.shape, self.setup))
         resident = (*weights, libraries(self.setup, self.survey), self._optimizer())
-        moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation()]
+        moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation(), *self._answers()]
         for extent, later in self._micro_batches():
             moments += self._step(extent, later)
         for name, lines in moments:
@@ -250,6 +256,12 @@ class _Ledger:
             most = max(rows_of, key=lambda extent: extent.targets)
             rows = most.needed if self.setup.engine == "fused" else most.places
             yield "validation's loss", (*self._gathered(), gathered_head(self.shape, self.setup), *self._loss(most, rows))
+
+    def _answers(self) -> Iterator[tuple[str, tuple[Line, ...]]]:
+        """Written when a step's gradients are gone."""
+        for asked in self.asked:
+            for lines in answering(self.shape, self.setup, self.stage, self.layer, asked):
+                yield "answers", (*self._gathered(), gathered_head(self.shape, self.setup), *lines)
 
     def _gathered(self) -> tuple[Line, ...]:
         """What products want besides the weights as they lie."""

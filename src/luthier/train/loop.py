@@ -243,6 +243,7 @@ def _scored(loop: Loop, step: int) -> float:
     loop.heart.beat("scoring", step)
     with evaluating(loop.model):
         scores = loop.ranks.same(_scores(loop, step)) if loop.ranks.each_whole else _together(loop, step)
+    release_freed_memory()
     if not scores:
         raise Stopped
     loop.folder.event("scored", step=step, scores=scores)

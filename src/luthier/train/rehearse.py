@@ -1,16 +1,24 @@
-"""The worst case before step 1: the largest micro batches, one of validation, a save; after it all is as it was (trap 32)."""
+"""The worst case before step 1: the largest micro batches, one of validation, the longest answers, a save; after it all is as it was (trap
+32)."""
 
 import functools
 import shutil
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 
+import numpy as np
 import torch
 
+from luthier.core import generation
 from luthier.data.order import Indices
 from luthier.data.store import Rows
+from luthier.model.decode import active_adapter
+from luthier.model.generate import Answer, written
 from luthier.model.peak import peak_memory
+from luthier.model.pipeline import as_one
+from luthier.plan.asked import CHUNK, Asked, rows_at_once
 from luthier.runs.store import RunFolder
 from luthier.train import checkpoint
 from luthier.train.batch import MicroBatch, micro_batches
@@ -23,10 +31,11 @@ from luthier.train.step import evened, together
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Worst:
-    """The rows whose micro batches are the largest."""
+    """The rows whose micro batches are the largest, and the answers that this rank writes."""
 
     training: Indices
     validation: Indices
+    answers: Sequence[Asked] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,11 +45,13 @@ class Rehearsal:
     peak_bytes: int
     micro_batch_seconds: float
     validation_seconds: float
+    answers_seconds: float
+    """Of those that were written, which is less than a validation's or a step's."""
     save_seconds: float
 
 
 def rehearse(loop: Loop, rows: Rows, worst: Worst) -> Rehearsal:
-    """What a step's two largest micro batches, validation's largest and a save take beside the optimizer's state.
+    """What a step's two largest micro batches, validation's largest, the longest answers and a save take beside the optimizer's state.
 
     Raises what torch does where memory is short (`luthier.model.peak`), RunError where the disk is. Nothing is learned: the update is by
     zero gradients at rate 0, and the optimizer's state is dropped. To be called before a checkpoint is loaded.
@@ -53,6 +64,7 @@ def rehearse(loop: Loop, rows: Rows, worst: Worst) -> Rehearsal:
                 _update_by_nothing,
                 functools.partial(_train, rows, worst.training),
                 functools.partial(_validate, worst.validation),
+                functools.partial(_answer, rows, worst.answers),
             ):
                 with together(loop.ranks):  # before ranks wait for each other in the next
                     tried(loop)
@@ -64,8 +76,14 @@ def rehearse(loop: Loop, rows: Rows, worst: Worst) -> Rehearsal:
         loop.optimizer.state.clear()
         if loop.ranks.first:
             shutil.rmtree(scratch.path, ignore_errors=True)
-    _, trained, validated, saved = (after - before for before, after in pairwise(marks))
-    return Rehearsal(peak_bytes=peak.num_bytes, micro_batch_seconds=trained, validation_seconds=validated, save_seconds=saved)
+    _, trained, validated, answered, saved = (after - before for before, after in pairwise(marks))
+    return Rehearsal(
+        peak_bytes=peak.num_bytes,
+        micro_batch_seconds=trained,
+        validation_seconds=validated,
+        answers_seconds=answered,
+        save_seconds=saved,
+    )
 
 
 def tell(loop: Loop, done: Rehearsal, planned_bytes: int) -> None:
@@ -91,11 +109,36 @@ def _train(rows: Rows, indices: Indices, loop: Loop) -> None:
     batches = _by_size(micro_batches(rows, indices, loop.micro_batch, loop.precision.device))[: 1 + loop.ranks.mesh.pipeline.size]
     num_targets = max(1, sum(batch.num_targets for batch in batches))
     backward(loop.model, evened(batches, loop.micro_batch, loop.precision), loop.precision, seeds=(0, 0), num_targets=num_targets)
+    loop.optimizer.zero_grad(set_to_none=True)  # as after a step
 
 
 def _validate(indices: Indices, loop: Loop) -> None:
     largest = _by_size(micro_batches(loop.validation_rows, indices, loop.micro_batch, loop.precision.device))[:1]
     forward(loop.model, evened(largest, loop.micro_batch, loop.precision), loop.precision)
+
+
+def _answer(rows: Rows, answers: Sequence[Asked], loop: Loop) -> None:
+    """As many of the longest as are written at once, each until the last prompt has been read, and so beside all others."""
+    model = loop.placed.model
+    with as_one(model):
+        for asked in answers:
+            requests = list(_longest(rows, asked, active_adapter(model)))
+            passes = len(requests) * -(-len(requests[0].ids) // CHUNK)
+            written(model, requests, look=loop.heart.again, over=functools.partial(_is_enough, passes))
+
+
+def _is_enough(passes: int, number: int, answer: Answer) -> bool:
+    return len(answer.tokens) > passes
+
+
+def _longest(rows: Rows, asked: Asked, adapter: str) -> Iterator[generation.Asked]:
+    """Prompts of ids that the model has, each in another order."""
+    length = max(1, asked.longest - asked.most_tokens)
+    for number in range(min(asked.rows, rows_at_once(asked.longest))):
+        ids = np.resize(np.roll(rows[number % len(rows)].ids, -number), length)
+        temperature = 1.0 if asked.drawn else 0.0
+        sampling = generation.Sampling(max_new_tokens=asked.most_tokens, temperature=temperature, seed=number)
+        yield generation.Asked(ids=tuple(ids.tolist()), sampling=sampling, adapter=adapter, tempered=asked.drawn)
 
 
 def _by_size(batches: list[MicroBatch]) -> list[MicroBatch]:

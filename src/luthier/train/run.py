@@ -27,6 +27,7 @@ from luthier.model.pipeline import elsewhere
 from luthier.model.place import place
 from luthier.model.share import base_for
 from luthier.model.tensor import as_if_whole, numbers_of_all
+from luthier.plan.asked import asked_here
 from luthier.plan.plan import Plan, begun
 from luthier.plan.setup import SAID
 from luthier.plan.speed import stages
@@ -295,8 +296,15 @@ def _worst(job: TrainingJob, plan: Plan) -> Worst:
     rows_per_step, size, replicas = plan.steps.global_batch_size, plan.setup.micro_batch, job.ranks.mesh.data.size
     validation = job.prepared.rows("validation")
     workload = PreparedWorkload(train=job.source.rows, validation=validation, seed=job.recipe.seed, global_batch_size=rows_per_step)
-    training = workload.heaviest_rows(size, rows_per_step, replicas)
-    return Worst(training=training, validation=workload.heaviest_validation(size, replicas))
+    answers = tuple(
+        replace(asked, rows=asked.rows_of(plan.setup.layout), longest=min(asked.longest, plan.facts.task.shape.max_positions))
+        for asked in asked_here(job.recipe, plan.chosen.survey)
+    )
+    return Worst(
+        training=workload.heaviest_rows(size, rows_per_step, replicas),
+        validation=workload.heaviest_validation(size, replicas),
+        answers=answers,
+    )
 
 
 def _base(job: TrainingJob, device: torch.device, stage: Stage) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from luthier.core.finding import Change, Finding
 from luthier.core.hardware import Hardware
+from luthier.plan.asked import asked_here
 from luthier.plan.hardware import Device
 from luthier.plan.memory import Memory, ledger
 from luthier.plan.setup import Setup
@@ -67,7 +68,7 @@ class Case:
 
     def memory_of(self, setup: Setup) -> Memory:
         """The ledger of the same micro batches under another setup."""
-        return ledger(self.shape, setup, self.survey, self.memory.device_bytes)
+        return ledger(self.shape, setup, self.survey, self.memory.device_bytes, asked_here(self.recipe, self.survey))
 
 
 Check = Callable[[Case], Iterator[Finding]]
