@@ -29,7 +29,9 @@ from tests.plan.test_memory import SMALL, extent, setup, survey
 
 ASKED = Asked(rows=100, prompt_tokens=300, shared_tokens=0, answer_tokens=50, most_tokens=64, longest=364)
 BY_ANSWERS = ("evaluation.tasks=[{name: answers, split: validation, max_new_tokens: 64}]", "checkpoints.best_by=answers.exact")
-RL = ("training.global_batch_size=64", "rl={rewards: {exact: 1.0}, group_size: 8, max_new_tokens: 100}")
+ROWS, RL = "training.global_batch_size=64", "rl={{rewards: {{exact: 1.0}}, group_size: 8, max_new_tokens: 100{}}}"
+SERVER = ", sampler: 'http://server:8000/v1'"
+UNVALIDATED = "data.split={train: 0.9, validation: 0, test: 0.1}"
 
 
 def sizes(asked: Asked = ASKED, shape: ModelShape = SMALL, **changed: Any) -> dict[str, int]:
@@ -89,9 +91,11 @@ def test_answers_are_an_instant_beside_weights_and_optimizer_without_gradients()
     [
         ((), False),
         (BY_ANSWERS, True),
-        (RL, True),
-        ((RL[0], RL[1].replace("}, g", "}, sampler: 'http://server:8000/v1', g"), "checkpoints.best_by=loss"), False),
-        ((RL[0], RL[1].replace("}, g", "}, sampler: 'http://server:8000/v1', g")), True),  # held-out answers are the trainer's own
+        ((*BY_ANSWERS, UNVALIDATED), False),
+        ((ROWS, RL.format("")), True),
+        ((ROWS, RL.format(""), UNVALIDATED), True),
+        ((ROWS, RL.format(SERVER), UNVALIDATED), False),
+        ((ROWS, RL.format(SERVER)), True),  # held-out answers are the trainer's own
     ],
 )
 def test_it_is_in_the_ledger_of_a_run_that_answers_in_its_own_process(changes: Sequence[str], asked: bool) -> None:
@@ -99,7 +103,7 @@ def test_it_is_in_the_ledger_of_a_run_that_answers_in_its_own_process(changes: S
 
 
 def test_auto_takes_a_micro_batch_beside_which_answers_have_room() -> None:
-    """Answers are no reason for a smaller micro batch where they fit, and for none where they do not."""
+    """A smaller micro batch does not help where there is none."""
     tasks = {"evaluation": {"tasks": [{"name": "answers"}]}, "checkpoints": {"best_by": "answers.exact"}}
     by_loss, by_answers = task(evaluation=tasks["evaluation"]), task(**tasks)
     needed = choose(by_answers).memory.instants["answers"]

@@ -23,6 +23,12 @@ from luthier.train.run import _set_up, _worst, train
 from tests.train.workshop import Workshop
 
 
+BY_ANSWERS: dict[str, Any] = {
+    "evaluation": {"tasks": [{"name": "answers", "split": "validation", "max_new_tokens": 12}]},
+    "checkpoints": {"best_by": "answers.exact"},
+}
+
+
 @pytest.mark.parametrize("lora", [{"r": 4, "dropout": 0.1}, "none"])
 def test_a_rehearsal_teaches_nothing_and_leaves_nothing(workshop: Workshop, lora: object) -> None:
     job = workshop.job(lora=lora)
@@ -58,6 +64,47 @@ def test_the_worst_case_is_the_largest_micro_batch_of_the_run_beside_the_optimiz
     finally:
         handle.remove()
     assert rehearsed == {mode: max(numbers) for mode, numbers in seen.items()}
+
+
+def test_the_longest_answers_are_tried_side_by_side_and_nothing_is_drawn_from_the_runs_own_chance(workshop: Workshop) -> None:
+    job = workshop.job(**BY_ANSWERS)
+    loop, plan = _set_up(job)
+    worst, passes, chance = _worst(job, plan), list[tuple[int, ...]](), torch.get_rng_state()
+    before = {name: weight.clone() for name, weight in loop.model.state_dict().items()}
+
+    def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, nn.Embedding) and torch.is_inference_mode_enabled():
+            assert all(parameter.grad is None for parameter in loop.model.parameters())
+            passes.append(tuple(inputs[0].shape))
+
+    handle = register_module_forward_pre_hook(embed)
+    try:
+        done = rehearse(loop, job.prepared.rows("train"), worst)
+    finally:
+        handle.remove()
+    (asked,) = worst.answers
+    assert asked.rows == len(job.prepared.rows("validation")) and asked.longest == job.prepared.rows("validation").lengths.max() + 12
+    read, written = (sum(rows * width for rows, width in passes if (width == 1) == writes) for writes in (False, True))
+    assert read == asked.rows * (asked.longest - asked.most_tokens)
+    assert (asked.rows, 1) in passes and written < asked.rows * asked.most_tokens
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(torch.equal(weight, before[name]) for name, weight in loop.model.state_dict().items())
+    assert done.answers_seconds > 0
+
+
+def test_answers_that_have_no_memory_are_found_out_before_the_first_step(workshop: Workshop) -> None:
+    def embed(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if isinstance(module, nn.Embedding) and torch.is_inference_mode_enabled():
+            torch.empty(2**60, dtype=torch.uint8)
+
+    job = workshop.job(**BY_ANSWERS)
+    handle = register_module_forward_pre_hook(embed)
+    try:
+        with pytest.raises(PlanRefused, match="was tried and is out of memory"):
+            train(job)
+    finally:
+        handle.remove()
+    assert not job.folder.metrics.exists()
 
 
 def test_the_run_tells_what_the_worst_case_took_beside_what_was_planned(workshop: Workshop) -> None:
