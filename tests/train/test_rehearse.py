@@ -22,7 +22,6 @@ from luthier.train.rehearse import rehearse
 from luthier.train.run import _set_up, _worst, train
 from tests.train.workshop import Workshop
 
-
 BY_ANSWERS: dict[str, Any] = {
     "evaluation": {"tasks": [{"name": "answers", "split": "validation", "max_new_tokens": 12}]},
     "checkpoints": {"best_by": "answers.exact"},
