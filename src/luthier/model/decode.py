@@ -181,7 +181,7 @@ class Decoder:
         self._asked.clear()
         self._waiting.clear()
         self._changes.clear()
-        self._slots.free()  # they and their layers know each other: else it would be there until Python looks for such
+        self._slots.free()  # they and their layers know each other: only Python's collector would find them, minutes later
         del self._model, self._base, self._rows, self._slots, self._prefixes, self._passes
 
     def _names(self) -> tuple[str, ...]:

@@ -46,7 +46,7 @@ class Rehearsal:
     micro_batch_seconds: float
     validation_seconds: float
     answers_seconds: float
-    """Of those that were written, which is less than a validation's or a step's."""
+    """Of those that were written, at most as many as at a validation or in a step; 0 where none are asked."""
     save_seconds: float
 
 
@@ -81,7 +81,7 @@ def rehearse(loop: Loop, rows: Rows, worst: Worst) -> Rehearsal:
         peak_bytes=peak.num_bytes,
         micro_batch_seconds=trained,
         validation_seconds=validated,
-        answers_seconds=answered,
+        answers_seconds=answered if worst.answers else 0.0,
         save_seconds=saved,
     )
 
@@ -90,7 +90,8 @@ def tell(loop: Loop, done: Rehearsal, planned_bytes: int) -> None:
     """Keep it beside the plan's number, in events.jsonl."""
     loop.folder.event("rehearsed", **asdict(done), planned_bytes=planned_bytes)
     gigabytes = f"{done.peak_bytes / 1e9:.2f} GB, planned {planned_bytes / 1e9:.2f} GB"
-    loop.progress.say(f"tried the largest micro batch, validation and a save: {gigabytes}")
+    answers = ", the longest answers" if done.answers_seconds else ""
+    loop.progress.say(f"tried the largest micro batch, validation{answers} and a save: {gigabytes}")
 
 
 def _update_by_nothing(loop: Loop) -> None:
