@@ -28,7 +28,7 @@ def answering(shape: ModelShape, setup: Setup, stage: Stage, layer: Layer, asked
     """The moments that can be its peak: a pass through a layer, the choice of the rows' next tokens, slots that grow."""
     share = stage.layers / stage.num_layers
     num_layers = round(share * (shape.full_attention_layers + shape.sliding_layers))  # a window is the mask's: all of a row is there
-    in_layer = PerToken(terms=(("keys, values", 2 * layer.keys, layer.stream),))
+    in_layer, for_each = (PerToken(terms=(("keys, values", 2 * columns, layer.stream),)) for columns in (layer.keys, layer.queries))
     rows, places = asked.rows_of(setup.layout), _places(asked, asked.rows_of(setup.layout))
     caches = (
         _cache("slots of answers", num_layers, places, in_layer),
@@ -37,14 +37,12 @@ def answering(shape: ModelShape, setup: Setup, stage: Stage, layer: Layer, asked
         *_adapters(shape, setup, stage),
     )
     tokens = min(CHUNK, rows * asked.longest)
-    repeated = 0 if layer.queries == layer.keys else min(places, _read_at_once(asked, rows) * asked.longest)
-    if not _by_functions(shape, setup) and repeated:
-        repeated = places
+    repeated = min(places, _read_at_once(asked, rows) * asked.longest) if _by_functions(shape, setup) else places
     yield (
         *caches,
         _passing("a layer of answers", tokens, _pass(layer)),
         _passing("mask", tokens, PerToken(terms=(("mask", asked.longest, layer.stream),))),
-        _passing("keys, values for each query head", repeated, PerToken(terms=(("keys, values", 2 * layer.queries, layer.stream),))),
+        _passing("keys, values for each query head", 0 if layer.queries == layer.keys else repeated, for_each),
     )
     yield (*caches, _choice(shape, layer, asked, rows))
     yield (*caches, _passing("a layer's slots, before they grew", places, in_layer))
