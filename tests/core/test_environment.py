@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from luthier.core import environment
-from luthier.core.environment import AT_START, JEMALLOC, KEEPING, SETTINGS, allocator, blocks, start_settings
+from luthier.core.environment import AT_START, JEMALLOC, KEEPING, SETTINGS, allocator, blocks, installed, start_settings
 
 NAMES = (*SETTINGS, *AT_START, "LD_PRELOAD", "MALLOC_CONF", "OMP_WAIT_POLICY")
 CODE = "import json, os, sys; from luthier.core.environment import settle; settle(sys.argv[1:]); print(json.dumps(dict(os.environ)))"
@@ -44,7 +44,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @OWN
 def test_a_verb_that_trains_is_started_anew_with_our_own_allocator() -> None:
-    assert settled("train", "recipe.yaml") == {**SETTINGS, "LD_PRELOAD": blocks().note}
+    preload = ":".join([blocks().note, *list(installed())[:1]])
+    assert settled("train", "recipe.yaml") == {**SETTINGS, "LD_PRELOAD": preload, "MALLOC_CONF": KEEPING}
 
 
 @OWN

@@ -131,11 +131,12 @@ static void draw(size_t pages, size_t to) {
     }
 }
 
-/* Where a block is to stand: waiting pages that suffice, the fewest; else those, the most, behind which are addresses enough; else those */
+/* Where a block is to stand: waiting pages that suffice, the lowest, which were used last; else those, the most, behind which are addresses
+ * enough; else those */
 static extent *place(size_t pages) {
     extent *fits = NULL, *grows = NULL, *bare = NULL;
     for (extent *e = lists[POOLED]; e; e = e->older) {
-        if (e->pages >= pages) fits = fits && fits->pages <= e->pages ? fits : e;
+        if (e->pages >= pages) fits = fits && fits->at < e->at ? fits : e;
         else if (e->after && e->after->state == VACANT && e->pages + e->after->pages >= pages)
             grows = grows && grows->pages >= e->pages ? grows : e;
     }

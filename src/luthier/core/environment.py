@@ -55,13 +55,17 @@ def start_settings() -> dict[str, str]:
     """What a process that trains must find when it starts: the allocator is loaded then, and reads its settings."""
     match allocator():
         case "luthier":
-            return {"LD_PRELOAD": os.environ.get("LD_PRELOAD") or blocks().note}
+            return _preloaded(blocks().note, *list(installed())[:1])
         case "jemalloc":
-            return {"LD_PRELOAD": os.environ.get("LD_PRELOAD") or next(installed()), "MALLOC_CONF": KEEPING}
+            return _preloaded(next(installed()))
         case "glibc":
             return AT_START
         case "other":
             return {}
+
+
+def _preloaded(*libraries: str) -> dict[str, str]:
+    return {"LD_PRELOAD": os.environ.get("LD_PRELOAD") or ":".join(libraries), "MALLOC_CONF": KEEPING}
 
 
 def allocator() -> Allocator:
