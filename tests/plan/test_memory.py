@@ -190,6 +190,29 @@ def test_a_head_in_chunks_never_holds_all_logits() -> None:
     assert line(chunks, "chunks of logits").bytes <= 2 * (64 << 20)
 
 
+def test_a_trained_heads_gradient_comes_when_two_of_three_logits_are_gone() -> None:
+    whole: dict[str, Any] = {"device": "cpu", "allocator": "luthier", "dtype": "float32", "lora": "none", "chunked_head": False}
+    few, many = (memory(one=extent(supervised=share), **whole) for share in (0.05, 1.0))
+    gradient = SMALL.vocabulary * SMALL.hidden * 4
+    for found, num_targets in ((few, 205), (many, 4096)):
+        a_logit = num_targets * SMALL.vocabulary * 4
+        assert found.instants["the head's gradient"] - found.instants["the loss's gradient"] == gradient - 2 * a_logit
+
+
+def test_an_engine_is_tried_on_three_rows_whose_logits_are_there_alone_and_in_two_packs() -> None:
+    packed, plain = memory(engine="packed"), memory(engine="plain")
+    logits = (3 * (24 + 23 + 22) + (23 + 22)) * SMALL.vocabulary * 2 + (23 + 22) * SMALL.vocabulary * 8
+    assert packed.instants["trying the engine"] - plain.instants["trying the engine"] == pytest.approx(logits, rel=0.01)
+    assert packed.instants["trying the engine"] < packed.peak_bytes
+
+
+def test_mkl_wants_more_memory_for_a_sum_over_all_words() -> None:
+    one_dnn, mkl = (memory(device="cpu", dtype="float32", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL"))
+    assert mkl.peak_at == one_dnn.peak_at == "loss"
+    assert line(mkl, "MKL's workspace").bytes == 16_000_000
+    assert "MKL's workspace" not in {item.name for item in one_dnn.lines}
+
+
 def test_our_own_allocator_has_no_holes_others_have_and_a_gpu_has_another() -> None:
     own, jemalloc, glibc = (memory(device="cpu", allocator=name) for name in ("luthier", "jemalloc", "glibc"))
     assert "allocator" not in {item.name for item in own.lines}
@@ -204,7 +227,7 @@ def test_float32_that_mkl_multiplies_has_no_compiled_products() -> None:
         memory(device="cpu", dtype="float32", engine="fused", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL")
     )
     assert line(one_dnn, "libraries").formula.endswith("shapes of products × 0.7 MB")
-    assert line(mkl, "libraries").formula.endswith("MKL 20 MB")
+    assert line(mkl, "libraries").formula.startswith("24 MB with MKL")
     assert mkl.peak_bytes < one_dnn.peak_bytes
     kinds = [memory(device="cpu", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL")]
     assert kinds[0] == kinds[1]  # bfloat16 is oneDNN's on every processor

@@ -6,7 +6,7 @@ Nothing is taken on trust: each way is tried on this very model before it is use
 import functools
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from luthier.model.native import native
 from luthier.model.pipeline import as_one, of_all_stages
 from luthier.model.pointwise import Angles
 from luthier.model.shard import evaluating
+from luthier.plan.memory import TRIED
 from luthier.plan.setup import Engine
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
@@ -219,9 +220,12 @@ def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]
     (end_to_end,), (other,), (tree,) = (
         packed(some, range(len(rows)), sum(map(len, rows))) for packed, some in ((bins, rows), (bins, changed), (trees, rows))
     )
+    num_others = sum(map(len, rows[1:]))
     try:
-        packed, again = _packed(base, end_to_end), _packed(base, other)
-        apart = max(_apart(packed, torch.cat(alone)).median(), _apart(_packed(base, tree), _expected(tree, rows, alone)).median())
+        packed = _packed(base, end_to_end)
+        apart = _apart(packed, alone).median()
+        moved = _apart(_packed(base, other)[-num_others:], [packed[-num_others:]]).max()
+        apart = max(apart, _apart(_packed(base, tree), _expected(tree, rows, alone)).median())
     except torch.OutOfMemoryError:
         raise
     except Unfusable as reason:
@@ -230,25 +234,26 @@ def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]
         return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
     if not apart < TOLERANCE[base.dtype]:
         return f"in a pack, their logits are {apart:.1%} off"
-    moved = _apart(again[len(rows[0]) :], packed[len(rows[0]) :]).max()
     allowed = REGROUPED if of_all_stages(base, sum("experts" in name for name, _ in base.named_modules())) else 0.0
     return "" if moved <= allowed else f"a change in one row moves the logits of the next by {moved:.2%}"
 
 
-def _expected(pack: Pack, rows: list[TokenRow], alone: list[Tensor]) -> Tensor:
-    """The logits of the rows' tokens in the order of the pack: each node's from a row that goes through it."""
-    parts = []
+def _expected(pack: Pack, rows: list[TokenRow], alone: list[Tensor]) -> Iterator[Tensor]:
+    """The logits of the rows' tokens in the order of the pack, node by node: each from a row that goes through it."""
     for node in pack.nodes:
         at = slice(int(pack.positions_T[node.start]), int(pack.positions_T[node.stop - 1]) + 1)
         ids = pack.ids_T[node.start : node.stop]
-        parts.append(next(logits[at] for row, logits in zip(rows, alone, strict=True) if np.array_equal(row.ids[at], ids)))
+        yield next(logits[at] for row, logits in zip(rows, alone, strict=True) if np.array_equal(row.ids[at], ids))
+
+
+def _apart(logits_TV: Tensor, expected: Iterable[Tensor]) -> Tensor:
+    """Relative difference of each token's logits from those that are expected, which are told part by part."""
+    parts, done = [], 0
+    for expected_TV in expected:
+        part_TV = logits_TV[done : done + len(expected_TV)]
+        parts.append((part_TV - expected_TV).float().norm(dim=-1) / expected_TV.float().norm(dim=-1))
+        done += len(part_TV)
     return torch.cat(parts)
-
-
-def _apart(logits_TV: Tensor, expected_TV: Tensor) -> Tensor:
-    """Relative difference of each token's logits."""
-    apart_T: Tensor = (logits_TV - expected_TV).float().norm(dim=-1) / expected_TV.float().norm(dim=-1)
-    return apart_T
 
 
 def _packed(base: PreTrainedModel, pack: Pack) -> Tensor:
@@ -261,6 +266,6 @@ def _packed(base: PreTrainedModel, pack: Pack) -> Tensor:
 def _trial_rows(vocabulary: int) -> list[TokenRow]:
     """Three rows of random tokens, the longest first, as `bins` lays them; the last begins as the first does."""
     random = np.random.default_rng(0)
-    first, second, tail = (random.integers(0, vocabulary, length, np.int32) for length in (24, 23, 6))
-    ids = (first, second, np.concatenate([first[:MIN_SHARED], tail]))
-    return [TokenRow(ids=row, supervised=np.ones(len(row), np.bool_)) for row in ids]
+    first, second, last = (random.integers(0, vocabulary, length, np.int32) for length in TRIED)
+    last[:MIN_SHARED] = first[:MIN_SHARED]
+    return [TokenRow(ids=row, supervised=np.ones(len(row), np.bool_)) for row in (first, second, last)]

@@ -11,7 +11,7 @@ from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES: dict[Engine, int] = {"fused": 18_000_000, "packed": 8_000_000, "plain": 30_000_000}
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 21_000_000, "packed": 18_000_000, "plain": 30_000_000}
 """After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads, small blocks and their holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
@@ -22,10 +22,13 @@ HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc":
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES = 20_000_000
-"""Its workspace, where it multiplies float32: it compiles nothing (Xeon with AMX, 2026-11-29)."""
+MKL_BYTES, MKL_LONG_BYTES = 24_000_000, 16_000_000
+"""Instead of all these where it multiplies float32, for it compiles nothing; and its workspace in a sum over all words, the gradient of
+hidden states (19.5 MB for vocabularies of 21,000 and 60,000), handed back after each product (`MKL_DISABLE_FAST_MM`)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
+SHAPES_RAGGED = 30
+"""Instead, of each kind of pack of rows of many lengths: transformers' layers multiply each row's scores by themselves."""
 SHAPES_FLOAT32 = 9
 """More of each kind of padded micro batch in float32, where attention's products are oneDNN's, too."""
 
@@ -38,16 +41,24 @@ def process(setup: Setup) -> Line:
 
 def libraries(setup: Setup, survey: Survey) -> Line:
     """What libraries take once training runs."""
-    size = LIBRARY_BYTES[setup.engine] if setup.device == "cpu" else CUDA_LIBRARY_BYTES
-    formula = f"{size / 1e6:.0f} MB"
-    if setup.device == "cpu":
-        if setup.dtype == "float32" and setup.float32_by == "MKL":
-            products, told = MKL_BYTES, f"MKL {MKL_BYTES / 1e6:.0f} MB"
-        else:
-            shapes = product_shapes(setup, survey)
-            products, told = shapes * PRODUCT_BYTES, f"{shapes} shapes of products × {PRODUCT_BYTES / 1e6:.1f} MB"
-        size, formula = size + products, f"{formula} + {told}"
+    if setup.device == "cuda":
+        size, formula = CUDA_LIBRARY_BYTES, f"{CUDA_LIBRARY_BYTES / 1e6:.0f} MB"
+    elif _by_mkl(setup):
+        size, formula = MKL_BYTES, f"{MKL_BYTES / 1e6:.0f} MB with MKL"
+    else:
+        fixed, shapes = LIBRARY_BYTES[setup.engine], product_shapes(setup, survey)
+        size, formula = fixed + shapes * PRODUCT_BYTES, f"{fixed / 1e6:.0f} MB + {shapes} shapes of products × {PRODUCT_BYTES / 1e6:.1f} MB"
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
+
+
+def workspace(setup: Setup) -> Line:
+    """What the product that sums over the vocabulary wants besides."""
+    size = MKL_LONG_BYTES if _by_mkl(setup) else 0
+    return Line(name="MKL's workspace", kind="transient", bytes=size, formula=f"{size / 1e6:.0f} MB in a sum over the vocabulary")
+
+
+def _by_mkl(setup: Setup) -> bool:
+    return setup.device == "cpu" and setup.dtype == "float32" and setup.float32_by == "MKL"
 
 
 def product_shapes(setup: Setup, survey: Survey) -> int:
@@ -57,6 +68,8 @@ def product_shapes(setup: Setup, survey: Survey) -> int:
         trained += SHAPES_FLOAT32
     seen = {(extent.places, extent.needed, extent.targets) for step in survey.steps for extent in step}
     unseen = {(extent.places, extent.needed, extent.targets) for extent in survey.validation} - seen
+    if setup.engine == "packed" and len(seen) > 1:
+        trained = SHAPES_RAGGED
     return min(PRODUCTS_KEPT, tried + trained * len(seen) + validated * len(unseen))
 
 

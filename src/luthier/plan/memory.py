@@ -7,7 +7,7 @@ from luthier.plan import activations
 from luthier.plan.activations import Layer, PerToken, chunk_rows, layer_of
 from luthier.plan.asked import Asked
 from luthier.plan.caches import answering
-from luthier.plan.host import holes, libraries, process
+from luthier.plan.host import holes, libraries, process, workspace
 from luthier.plan.lines import Kind, Line
 from luthier.plan.setup import Setup
 from luthier.plan.shape import ModelShape
@@ -28,6 +28,9 @@ from luthier.plan.weights import (
 from luthier.runs.workload import Extent, Survey
 
 __all__ = ["Kind", "Line", "Memory", "ledger"]
+
+TRIED = (24, 23, 22)
+"""Tokens of the rows with which an engine is tried on the model that it is to train."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,7 @@ class _Ledger:
         """Each moment that could be the peak, with all that is there then."""
         weights = (*stored_weights(self.shape, self.setup, self.stage), *self._adapter(), process(self.setup))
         yield "loading", (*weights, loading(self.shape, self.setup))
+        yield "trying the engine", (*weights, libraries(self.setup, self.survey), *self._trial())
         resident = (*weights, libraries(self.setup, self.survey), self._optimizer())
         moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation(), *self._answers()]
         for extent, later in self._micro_batches():
@@ -93,6 +97,16 @@ class _Ledger:
         for name, lines in moments:
             live = _sum(line for line in (*resident, *lines) if line.kind not in ("weights", "context"))
             yield name, (*resident, *lines, holes(self.setup, live))
+
+    def _trial(self) -> tuple[Line, ...]:
+        """Rows of random tokens, alone and twice in a pack, and one beside what it should be (`luthier.model.fuse`)."""
+        if self.setup.engine == "plain":
+            return ()
+        logits, size, cast = self.shape.vocabulary, self.layer.stream, 0 if self.layer.stream == 4 else 8
+        return (
+            self._row("logits", "transient", 3 * sum(TRIED), (("", logits, size),)),
+            self._row("differences", "transient", sum(TRIED[1:]), (("", logits, size), ("in float32", logits, cast))),
+        )
 
     def _adapter(self) -> tuple[Line, ...]:
         if self.setup.lora == "none":
@@ -141,9 +155,10 @@ class _Ledger:
             forward = self._kept(extent, several=self.survey.micro_batches > 1)
             head = gathered_head(self.shape, self.setup)
             yield "loss", (*base, *forward, *self._casts(everything=True), final, head, *self._loss(extent, rows))
-            backward = self._casts(everything=not self.setup.checkpoint_activations)
-            table = (head, self._tables(1)) if self.setup.lora == "none" else ()
-            yield "the loss's gradient", (*base, *kept, *backward, final, self._loss_backward(extent, rows), *table)
+            backward = (*base, *kept, *self._casts(everything=not self.setup.checkpoint_activations), final)
+            yield "the loss's gradient", (*backward, head, self._loss_backward(extent, rows))
+            if self.setup.lora == "none":
+                yield "the head's gradient", (*backward, head, self._logits_gradient(extent), self._tables(1), workspace(self.setup))
         for name, lines in self._layer_backward(extent, kept):
             yield name, (*base, *lines)
         if self.setup.lora == "none":
@@ -203,6 +218,7 @@ class _Ledger:
             self._row("final hidden states", "transient", rows, (("", layer.hidden, layer.size),)),
             self._row("targets' hidden states, their gradient", "transient", extent.targets, (("", 2 * layer.hidden, layer.size),)),
             self._row("chunks of logits", "transient", chunk, (("", vocabulary, layer.size),)),
+            workspace(self.setup),
         )
 
     def _loss_backward(self, extent: Extent, rows: int) -> Line:
@@ -210,6 +226,9 @@ class _Ledger:
         if not self.setup.chunked_head:
             return self._row("logits, their softmax, its gradient", "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
         return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
+
+    def _logits_gradient(self, extent: Extent) -> Line:
+        return self._row("logits' gradient", "transient", extent.targets, (("in float32", self.shape.vocabulary, 4),))
 
     def _casts(self, *, everything: bool) -> tuple[Line, ...]:
         """The copies in the compute type that autocast makes of float32 parameters; the fused layers make theirs for a moment."""
