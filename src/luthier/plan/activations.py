@@ -263,7 +263,7 @@ def score_blocks(layer: Layer, extent: Extent, packing: str) -> int:
     """Bytes of one block of attention in the backward pass: scores and their gradient, queries, output's gradient, queries' gradient."""
     parts = max(1, round(extent.longest / OWN))
     queries, keys = _rounded(-(-extent.longest // parts)), _rounded(extent.longest)
-    if packing == "tree":  # all descendants with one node
+    if packing == "tree" and extent.places < extent.tokens:  # all descendants with one node
         queries, keys = max(queries, min(_rounded(extent.places), ANCESTOR)), _rounded(extent.longest)
     return layer.heads * queries * layer.size * (2 * keys + 3 * layer.head_width)
 

@@ -22,9 +22,9 @@ HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc":
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES, MKL_LONG_BYTES = 24_000_000, 16_000_000
-"""Instead of all these where it multiplies float32, for it compiles nothing; and its workspace in a sum over all words, the gradient of
-hidden states (19.5 MB for vocabularies of 21,000 and 60,000), handed back after each product (`MKL_DISABLE_FAST_MM`)."""
+MKL_BYTES, MKL_LONG_BYTES = 24_000_000, 19_500_000
+"""Instead of all these where it multiplies float32, for it compiles nothing; and at most its workspace in a sum over all words, the
+gradient of hidden states (vocabularies of 21,000 and 60,000), handed back after each product (`MKL_DISABLE_FAST_MM`)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
 SHAPES_RAGGED = 30
@@ -51,10 +51,10 @@ def libraries(setup: Setup, survey: Survey) -> Line:
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 
 
-def workspace(setup: Setup) -> Line:
-    """What the product that sums over the vocabulary wants besides."""
-    size = MKL_LONG_BYTES if _by_mkl(setup) else 0
-    return Line(name="MKL's workspace", kind="transient", bytes=size, formula=f"{size / 1e6:.0f} MB in a sum over the vocabulary")
+def workspace(setup: Setup, logits: int) -> Line:
+    """What the product of so many logits' gradients with the head wants besides: a copy of them, in part."""
+    size = min(MKL_LONG_BYTES, 4 * logits) if _by_mkl(setup) else 0
+    return Line(name="MKL's workspace", kind="transient", bytes=size, formula=f"at most {MKL_LONG_BYTES / 1e6:.1f} MB")
 
 
 def _by_mkl(setup: Setup) -> bool:

@@ -158,7 +158,7 @@ class _Ledger:
             backward = (*base, *kept, *self._casts(everything=not self.setup.checkpoint_activations), final)
             yield "the loss's gradient", (*backward, head, self._loss_backward(extent, rows))
             if self.setup.lora == "none":
-                yield "the head's gradient", (*backward, head, self._logits_gradient(extent), self._tables(1), workspace(self.setup))
+                yield "the head's gradient", (*backward, head, *self._head_backward(extent))
         for name, lines in self._layer_backward(extent, kept):
             yield name, (*base, *lines)
         if self.setup.lora == "none":
@@ -196,10 +196,12 @@ class _Ledger:
             before = activations.without_input(before, self.layer, self.setup)
             mlp = (*kept, self._row("a layer computed again", "activations", places, (before + after).terms))
             attention = (*kept, self._row("attention computed again", "activations", places, before.terms))
+        elif len(kept) > 1:  # the last layer's MLP is done, and was that of fewer tokens
+            mlp, attention = kept[:1], kept[:2]
         else:
-            mlp = kept[:1] if len(kept) > 1 else kept
+            (whole,) = mlp = kept
             lost = places * after.bytes * self.stage.in_flight
-            attention = (Line(name=mlp[0].name, kind="activations", bytes=mlp[0].bytes - lost, formula=f"{mlp[0].formula} less one MLP"),)
+            attention = (Line(name=whole.name, kind=whole.kind, bytes=whole.bytes - lost, formula=f"{whole.formula} less one MLP"),)
         casts = (*self._casts(everything=not recomputed), *self._head_gradient())
         gradients = activations.mlp_backward(self.layer, self.setup)
         yield "an MLP's backward", (*mlp, *casts, self._row("backward", "transient", places, gradients.terms), *self._weight_gradient())
@@ -218,7 +220,7 @@ class _Ledger:
             self._row("final hidden states", "transient", rows, (("", layer.hidden, layer.size),)),
             self._row("targets' hidden states, their gradient", "transient", extent.targets, (("", 2 * layer.hidden, layer.size),)),
             self._row("chunks of logits", "transient", chunk, (("", vocabulary, layer.size),)),
-            workspace(self.setup),
+            workspace(self.setup, chunk * vocabulary),
         )
 
     def _loss_backward(self, extent: Extent, rows: int) -> Line:
@@ -227,8 +229,10 @@ class _Ledger:
             return self._row("logits, their softmax, its gradient", "transient", extent.targets, (("in float32", 3 * vocabulary, 4),))
         return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
 
-    def _logits_gradient(self, extent: Extent) -> Line:
-        return self._row("logits' gradient", "transient", extent.targets, (("in float32", self.shape.vocabulary, 4),))
+    def _head_backward(self, extent: Extent) -> tuple[Line, ...]:
+        """Of a trained head: of three logits only the gradient is there still."""
+        logits = self._row("logits' gradient", "transient", extent.targets, (("in float32", self.shape.vocabulary, 4),))
+        return (logits, self._tables(1), workspace(self.setup, extent.targets * self.shape.vocabulary))
 
     def _casts(self, *, everything: bool) -> tuple[Line, ...]:
         """The copies in the compute type that autocast makes of float32 parameters; the fused layers make theirs for a moment."""
