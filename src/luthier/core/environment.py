@@ -26,7 +26,7 @@ SETTINGS = {
     "MKL_DISABLE_FAST_MM": "1",
 }
 BLOCKS = Source(file=Path(__file__).with_name("blocks.c"), compile=("-O2", "-fPIC", "-std=gnu11"), link=("-shared", "-ldl", "-lpthread"))
-"""Our own allocator of large blocks, before glibc's: without holes between them."""
+"""Our own allocator of large blocks, before the one there is: without holes between them."""
 JEMALLOC = "libjemalloc.so.2"
 KEEPING = "oversize_threshold:0,lg_extent_max_active_fit:16,dirty_decay_ms:-1,muzzy_decay_ms:-1"
 """jemalloc hands nothing back by itself: faulting it in again costs a tenth of a step. And what it keeps is for all: unasked, blocks of

@@ -1,6 +1,6 @@
 """What a process takes besides its tensors: code, caches of libraries, and what the allocator cannot use. Measured, not derived.
 
-The CPU's numbers: 2026-11-29, Xeon with AMX, 2 threads, Python 3.11, torch 2.13.0+cpu, transformers 5.23, blocks.c over glibc 2.36,
+The CPU's numbers: 2026-11-29, Xeon with AMX, 2 threads, Python 3.11, torch 2.13.0+cpu, transformers 5.23, blocks.c over jemalloc 5.3,
 by the kernel's map of the process at its peak (docs/notes/blocks.md).
 """
 
@@ -11,7 +11,7 @@ from luthier.runs.workload import Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
-LIBRARY_BYTES: dict[Engine, int] = {"fused": 21_000_000, "packed": 18_000_000, "plain": 30_000_000}
+LIBRARY_BYTES: dict[Engine, int] = {"fused": 23_000_000, "packed": 20_000_000, "plain": 30_000_000}
 """After that, on a CPU: pages of code that is loaded late, torch's optimizers and autograd, threads, small blocks and their holes."""
 CUDA_LIBRARY_BYTES = 70_000_000
 """cuBLAS's workspaces (PyTorch: 8 to 32 MiB each) and kernels that are loaded late; not measured."""
@@ -22,7 +22,7 @@ HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc":
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES, MKL_LONG_BYTES = 24_000_000, 19_500_000
+MKL_BYTES, MKL_LONG_BYTES = 25_000_000, 19_500_000
 """Instead of all these where it multiplies float32, for it compiles nothing; and at most its workspace in a sum over all words, the
 gradient of hidden states (vocabularies of 21,000 and 60,000), handed back after each product (`MKL_DISABLE_FAST_MM`)."""
 SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}

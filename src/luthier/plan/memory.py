@@ -1,7 +1,7 @@
 """The memory ledger: bytes per consumer and device, each with its formula, and the peak over the instants of a run."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from luthier.plan import activations
 from luthier.plan.activations import Layer, PerToken, chunk_rows, layer_of
@@ -120,8 +120,10 @@ class _Ledger:
         size, formula = optimizer_bytes(self.shape, self.setup, self.stage)
         return self._divided(Line(name=self.setup.optimizer, kind="optimizer", bytes=size, formula=formula))
 
-    def _gradients(self) -> Line:
+    def _gradients(self, *, all_but_embedding: bool = False) -> Line:
         numbers = trained_numbers(self.shape, self.setup, self.stage)
+        if all_but_embedding and self.setup.lora == "none" and self.stage.first:
+            numbers -= self.shape.embedding_parameters
         return self._divided(Line(name="gradients", kind="gradients", bytes=4 * numbers, formula=f"{numbers:,} × 4 B"))
 
     def _divided(self, line: Line) -> Line:
@@ -161,25 +163,20 @@ class _Ledger:
                 yield "the head's gradient", (*backward, head, *self._head_backward(extent))
         for name, lines in self._layer_backward(extent, kept):
             yield name, (*base, *lines)
+        first = self._kept_by_layers(extent, (self.stage.in_flight - 1) * self.stage.layers + 1)
+        for name, lines in self._layer_backward(extent, (first,)):
+            yield f"{name}, in the first layer", (*self._gathered(), self._gradients(all_but_embedding=True), *lines)
         if self.setup.lora == "none":
             yield "end of backward", (*self._gathered(), self._gradients(), self._tables((2 if self.shape.tied else 1) + self._sharded))
 
     def _kept(self, extent: Extent, *, several: bool) -> tuple[Line, ...]:
         """What all layers keep, of all micro batches in flight; `several`: with what an earlier one has left."""
-        recomputed = self.setup.checkpoint_activations
+        recomputed, stage = self.setup.checkpoint_activations, self.stage
         before, after = activations.kept_before(self.layer, self.setup, several), activations.kept_after(self.layer, self.setup)
-        each = activations.layer_input(self.layer, self.setup, several) if recomputed else before + after
-        stage, fused_last = self.stage, self.setup.engine == "fused" and self.stage.last and not recomputed
-        whole = stage.layers - 1 if fused_last else stage.layers
+        fused_last = self.setup.engine == "fused" and stage.last and not recomputed
         flying = f"{stage.in_flight} micro batches × " if stage.in_flight > 1 else ""
-        lines = [
-            Line(
-                name="inputs of layers" if recomputed else "activations of layers",
-                kind="activations",
-                bytes=stage.in_flight * whole * extent.places * each.bytes,
-                formula=f"{flying}{whole} layers × {extent.places:,} tokens × {each}",
-            )
-        ]
+        whole = self._kept_by_layers(extent, stage.layers - 1 if fused_last else stage.layers, several=several)
+        lines = [replace(whole, bytes=stage.in_flight * whole.bytes, formula=f"{flying}{whole.formula}")]
         if fused_last:  # after its attention only tokens that predict a target are computed
             picked = PerToken(terms=(("picked", self.layer.queries, self.layer.size),)) + after
             lines += [
@@ -187,6 +184,16 @@ class _Ledger:
                 self._row("last layer's MLP", "activations", extent.needed, picked.terms),
             ]
         return tuple(lines)
+
+    def _kept_by_layers(self, extent: Extent, layers: int, *, several: bool = False) -> Line:
+        """What so many layers keep that are computed for all tokens."""
+        if self.setup.checkpoint_activations:
+            name, each = "inputs of layers", activations.layer_input(self.layer, self.setup, several)
+        else:
+            name, each = "activations of layers", activations.kept_before(self.layer, self.setup, several)
+            each += activations.kept_after(self.layer, self.setup)
+        formula = f"{layers} layers × {extent.places:,} tokens × {each}"
+        return Line(name=name, kind="activations", bytes=layers * extent.places * each.bytes, formula=formula)
 
     def _layer_backward(self, extent: Extent, kept: tuple[Line, ...]) -> Iterator[tuple[str, tuple[Line, ...]]]:
         """In the last layer that is computed for all tokens: its MLP, then the attention of packs."""
