@@ -199,6 +199,15 @@ def test_a_trained_heads_gradient_comes_when_two_of_three_logits_are_gone() -> N
         assert found.instants["the head's gradient"] - found.instants["the loss's gradient"] == gradient - 2 * a_logit
 
 
+def test_few_tokens_computed_again_have_their_peak_where_the_backward_pass_ends() -> None:
+    found = memory(one=extent(rows=1, length=64), lora=Lora(r=256), checkpoint_activations=True)
+    assert found.peak_at == "an MLP's backward, in the first layer"
+    assert line(found, "gradients").bytes == line(found, "adapter").bytes > line(found, "inputs of layers").bytes
+    assert line(found, "inputs of layers").formula.startswith("1 layer × 64 tokens")
+    many = memory(one=extent(rows=64, length=1024), lora=Lora(r=8), checkpoint_activations=True)
+    assert "in the first layer" not in many.peak_at
+
+
 def test_an_engine_is_tried_on_three_rows_whose_logits_are_there_alone_and_in_two_packs() -> None:
     packed, plain = memory(engine="packed"), memory(engine="plain")
     logits = (3 * (24 + 23 + 22) + (23 + 22)) * SMALL.vocabulary * 2 + (23 + 22) * SMALL.vocabulary * 8

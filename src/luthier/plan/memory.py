@@ -192,7 +192,7 @@ class _Ledger:
         else:
             name, each = "activations of layers", activations.kept_before(self.layer, self.setup, several)
             each += activations.kept_after(self.layer, self.setup)
-        formula = f"{layers} layers × {extent.places:,} tokens × {each}"
+        formula = f"{layers} layer{'' if layers == 1 else 's'} × {extent.places:,} tokens × {each}"
         return Line(name=name, kind="activations", bytes=layers * extent.places * each.bytes, formula=formula)
 
     def _layer_backward(self, extent: Extent, kept: tuple[Line, ...]) -> Iterator[tuple[str, tuple[Line, ...]]]:
