@@ -31,7 +31,8 @@ typedef struct extent {
 } extent;
 
 static char *range; /* NULL: it could not be had, and all is passed on */
-static size_t page, in_use, pooled, most; /* all but the first in pages; most: in use at once since the last release */
+static size_t page, limit; /* bytes of a page, and of a block at most: all memory there is */
+static size_t in_use, pooled, most; /* in pages; most: in use at once since the last release */
 static extent *lists[IN_USE], *unused, *fresh; /* nodes that were given back, and the first that never was one */
 static extent **of_page; /* of the first page of what is in use */
 static unsigned char *edge; /* of a page: a mapping of the kernel's may begin here */
@@ -90,11 +91,18 @@ static void leave(extent *e, enum state state) {
 
 static void mark(size_t at) { edges += !edge[at], edge[at] = 1; }
 
+/* No huge pages, which hold more than was asked for; and nothing of a terabyte of addresses in a core dump */
+static void advise(char *at, size_t bytes) {
+    madvise(at, bytes, MADV_NOHUGEPAGE);
+    madvise(at, bytes, MADV_DONTDUMP);
+}
+
 /* New, untouched addresses in the place of these, and one mapping */
 static void renew(size_t at, size_t pages) {
     char *to = range + at * page;
     mmap(to, pages * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-    madvise(to, pages * page, MADV_NOHUGEPAGE);
+    advise(to, pages * page);
+    mark(at), mark(at + pages); /* pages that were moved keep their mapping beside this one */
     for (size_t i = at + 1; i < at + pages && i < top; i++) edges -= edge[i], edge[i] = 0;
 }
 
@@ -113,19 +121,20 @@ static void move(size_t from, size_t to, size_t pages) {
     }
 }
 
-/* Take so many pages from those that wait, the smallest pieces first: to another place, or (NOWHERE) back to the kernel */
+/* Take so many pages from those that wait: to another place, as long as there may be more mappings, or back to the kernel (NOWHERE) */
 enum { NOWHERE = RANGE };
 static void draw(size_t pages, size_t to) {
     while (pages && lists[POOLED]) {
-        extent *least = lists[POOLED];
-        for (extent *e = least; e; e = e->older)
-            if (e->pages < least->pages) least = e;
-        delist(least);
-        size_t part = least->pages < pages ? least->pages : pages;
-        extent *end = least;
-        if (part < least->pages) end = cut(least, least->pages - part), enlist(least, POOLED);
-        if (to == NOWHERE) madvise(range + end->at * page, part * page, MADV_DONTNEED);
-        else move(end->at, to, part), to += part;
+        extent *end = lists[POOLED];
+        delist(end);
+        size_t part = end->pages < pages ? end->pages : pages;
+        if (part < end->pages) {
+            extent *begin = end;
+            end = cut(begin, begin->pages - part), enlist(begin, POOLED);
+        }
+        if (to == NOWHERE || edges > MOST_EDGES) madvise(range + end->at * page, part * page, MADV_DONTNEED);
+        else move(end->at, to, part);
+        if (to != NOWHERE) to += part;
         leave(end, VACANT);
         pages -= part;
     }
@@ -155,8 +164,8 @@ static void release(void) {
 
 /* A block of so many bytes, or NULL; zero: in zeros */
 static void *take(size_t bytes, int zero) {
+    if (bytes < LEAST || !range || bytes > limit) return NULL;
     size_t pages = (bytes + page - 1) / page, used = 0;
-    if (bytes < LEAST || !range || pages > RANGE / 2) return NULL;
     pthread_mutex_lock(&lock);
     extent *e = place(pages);
     if (!e) return pthread_mutex_unlock(&lock), NULL;
@@ -175,8 +184,7 @@ static void *take(size_t bytes, int zero) {
     if (e->at + pages > top) top = e->at + pages;
     if (in_use + pooled > most) {
         size_t moved = in_use + pooled - most;
-        if (edges > MOST_EDGES) draw(moved, NOWHERE);
-        else draw(moved, e->at + used), used += moved;
+        draw(moved, e->at + used), used += moved;
     }
     pthread_mutex_unlock(&lock);
     char *block = range + e->at * page;
@@ -203,7 +211,7 @@ static void reserve(void) {
     char *got = mmap(NULL, bytes + RANGE * (sizeof *of_page + sizeof *fresh + 1) + 1, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (got == MAP_FAILED) return;
-    madvise(got, bytes, MADV_NOHUGEPAGE); /* huge ones hold more than was asked for */
+    advise(got, bytes + RANGE * (sizeof *of_page + sizeof *fresh));
     of_page = (extent **)(got + bytes), fresh = (extent *)(of_page + RANGE), edge = (unsigned char *)(fresh + RANGE);
     *fresh = (extent){.pages = RANGE};
     enlist(fresh++, VACANT);
@@ -229,7 +237,7 @@ static int ready(void) {
     static int looking;
     if (next.malloc || looking) return !!next.malloc;
     looking = 1;
-    page = sysconf(_SC_PAGESIZE);
+    page = sysconf(_SC_PAGESIZE), limit = sysconf(_SC_PHYS_PAGES) * page;
     next.calloc = dlsym(RTLD_NEXT, "calloc"), next.realloc = dlsym(RTLD_NEXT, "realloc"), next.memalign = dlsym(RTLD_NEXT, "memalign");
     next.free = dlsym(RTLD_NEXT, "free"), next.usable = dlsym(RTLD_NEXT, "malloc_usable_size");
     next.malloc = dlsym(RTLD_NEXT, "malloc");
@@ -278,7 +286,7 @@ void *realloc(void *block, size_t bytes) {
     if (!block) return malloc(bytes);
     size_t had = is_early(block) ? (size_t)(early + sizeof early - (char *)block) : bytes_of(block);
     if (!is_ours(block) && !is_early(block) && bytes < LEAST) return next.realloc(block, bytes);
-    if (is_ours(block) && bytes && (bytes + page - 1) / page * page == had) return block;
+    if (is_ours(block) && bytes <= had && had - bytes < page) return block;
     void *got = malloc(bytes);
     if (!got) return NULL;
     memcpy(got, block, had < bytes ? had : bytes);

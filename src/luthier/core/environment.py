@@ -79,7 +79,7 @@ def allocator() -> Allocator:
     if "LD_PRELOAD" not in os.environ:
         return "luthier" if blocks().library else "jemalloc" if any(installed()) else "glibc"
     preloaded = os.environ["LD_PRELOAD"]
-    if f"/{BLOCKS.file.stem}-" in preloaded:
+    if blocks().library and blocks().note in preloaded:
         return "luthier"
     return "jemalloc" if "jemalloc" in preloaded else "other" if "tcmalloc" in preloaded or "mimalloc" in preloaded else "glibc"
 

@@ -61,9 +61,11 @@ class PreparedWorkload:
         sampled = [extents(self.train, share, size) for rows in taken for share in rank_shares(self.train, rows, replicas)]
         first = next(validated_together(self.validation), np.arange(0))
         tokens = int(self.validation.lengths[first].sum())
+        found = [*sampled, *self._heavy(size, rows_per_step, replicas)]
         return Survey(
             steps=tuple(sampled),
-            heaviest=_largest([*sampled, *self._heavy(size, rows_per_step, replicas)]),
+            heaviest=_largest(found),
+            heaviest_later=_largest([step[1:] for step in found]),
             heaviest_validation=_largest([extents(self.validation, share, size) for share in self._heavy_validation_shares(replicas)]),
             validation=extents(self.validation, first, size) if len(first) else (),
             validation_share=tokens / int(self.validation.lengths.sum()) if tokens else 1.0,

@@ -41,7 +41,7 @@ def answering(shape: ModelShape, setup: Setup, stage: Stage, layer: Layer, asked
     yield (
         *caches,
         _passing("a layer of answers", tokens, _pass(layer)),
-        _passing("mask", tokens, PerToken(terms=(("mask", asked.longest, layer.stream),))),
+        _passing("mask", tokens, PerToken(terms=(("mask, distances", asked.longest, layer.stream + 9),))),
         _passing("keys, values for each query head", 0 if layer.queries == layer.keys else repeated, for_each),
     )
     yield (*caches, _choice(shape, layer, asked, rows))
@@ -65,7 +65,7 @@ def _kept(shape: ModelShape, asked: Asked, rows: int) -> int:
     if shape.linear_attention_layers:
         return 0
     own = asked.prompt_tokens - asked.shared_tokens + asked.most_tokens
-    return min(BATCH_TOKENS, round(rows * own + asked.shared_tokens))
+    return min(BATCH_TOKENS + asked.longest, round(rows * own + asked.shared_tokens))  # a row is kept before others are dropped
 
 
 def _states(shape: ModelShape, num_layers: int, asked: Asked) -> Line:

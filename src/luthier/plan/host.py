@@ -4,10 +4,13 @@ The CPU's numbers: 2026-11-29, Xeon with AMX, 2 threads, Python 3.11, torch 2.13
 by the kernel's map of the process at its peak (docs/notes/blocks.md).
 """
 
+from collections.abc import Iterator
+
 from luthier.core.environment import PRODUCTS_KEPT, Allocator
 from luthier.plan.lines import Line
 from luthier.plan.setup import Engine, Setup
-from luthier.runs.workload import Survey
+from luthier.plan.shape import ModelShape
+from luthier.runs.workload import Extent, Survey
 
 PROCESS_BYTES = {"cpu": 433_000_000, "cuda": 550_000_000}
 """Resident with the model loaded, less the model. A GPU's context and the code of its libraries' kernels take 0.4 to 0.6 GB (CUDA 12)."""
@@ -22,9 +25,15 @@ HOLES_SHARE: dict[Allocator, float] = {"luthier": 0.0, "jemalloc": 0.2, "glibc":
 """Of the live bytes on a CPU: holes between tensors. Our own has none; of the others' nobody knows how many, and this leans upward."""
 CUDA_SHARE = 0.05
 """The same on a GPU: torch's allocator keeps blocks of 2 MiB and more."""
-MKL_BYTES, MKL_LONG_BYTES = 25_000_000, 19_500_000
-"""Instead of all these where it multiplies float32, for it compiles nothing; and at most its workspace in a sum over all words, the
-gradient of hidden states (vocabularies of 21,000 and 60,000), handed back after each product (`MKL_DISABLE_FAST_MM`)."""
+MKL_BYTES = 25_000_000
+"""Instead of all these where it multiplies float32, for it compiles nothing."""
+MKL_PANEL = 19_968, 384
+"""Columns and rows of the right matrix that MKL copies for a product of 110 rows and more, beside a MiB of numbers; every product's copy is
+handed back after it (`MKL_DISABLE_FAST_MM`). By the blocks that it asks for in products with heads of 5,000 to 60,000 words."""
+MKL_OTHERS_BYTES = 8_000_000
+"""Of MKL_BYTES, such copies in other products."""
+ATTENTION_BYTES = 2_000
+"""Of torch's attention in bfloat16 for each token of each length: it compiles products of its own for what is left over of its blocks."""
 SHAPES = {"fused": (60, 50, 19), "packed": (14, 13, 8), "plain": (4, 28, 13)}
 """Products of different shapes, counted with ONEDNN_VERBOSE: in trying the engine, of each kind of micro batch, and in validation."""
 SHAPES_RAGGED = 30
@@ -48,17 +57,29 @@ def libraries(setup: Setup, survey: Survey) -> Line:
     else:
         fixed, shapes = LIBRARY_BYTES[setup.engine], product_shapes(setup, survey)
         size, formula = fixed + shapes * PRODUCT_BYTES, f"{fixed / 1e6:.0f} MB + {shapes} shapes of products × {PRODUCT_BYTES / 1e6:.1f} MB"
+        if setup.engine == "plain" and setup.dtype == "bfloat16":
+            lengths = sum({extent.longest for extent in _extents(survey)})
+            size, formula = (
+                size + lengths * ATTENTION_BYTES,
+                f"{formula} + attention of {lengths:,} tokens × {ATTENTION_BYTES / 1e3:.0f} kB",
+            )
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 
 
-def workspace(setup: Setup, logits: int) -> Line:
-    """What the product of so many logits' gradients with the head wants besides: a copy of them, in part."""
-    size = min(MKL_LONG_BYTES, 4 * logits) if _by_mkl(setup) else 0
-    return Line(name="MKL's workspace", kind="transient", bytes=size, formula=f"at most {MKL_LONG_BYTES / 1e6:.1f} MB")
+def workspace(setup: Setup, shape: ModelShape) -> Line:
+    """What the product with the head wants besides."""
+    columns, rows = min(shape.vocabulary, MKL_PANEL[0]), min(shape.hidden, MKL_PANEL[1])
+    size = max(0, 4 * (columns * rows + (1 << 20)) - MKL_OTHERS_BYTES) if _by_mkl(setup) else 0
+    return Line(name="MKL's workspace", kind="transient", bytes=size, formula=f"{columns:,} × {rows:,} of the head × 4 B - 4 MB")
 
 
 def _by_mkl(setup: Setup) -> bool:
     return setup.device == "cpu" and setup.dtype == "float32" and setup.float32_by == "MKL"
+
+
+def _extents(survey: Survey) -> Iterator[Extent]:
+    yield from (extent for step in survey.steps for extent in step)
+    yield from survey.validation
 
 
 def product_shapes(setup: Setup, survey: Survey) -> int:

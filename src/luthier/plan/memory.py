@@ -102,7 +102,7 @@ class _Ledger:
         """Rows of random tokens, alone and twice in a pack, and one beside what it should be (`luthier.model.fuse`)."""
         if self.setup.engine == "plain":
             return ()
-        logits, size, cast = self.shape.vocabulary, self.layer.stream, 0 if self.layer.stream == 4 else 8
+        logits, size, cast = self.shape.vocabulary, self.layer.stream, 0 if self.layer.stream == 4 else 4
         return (
             self._row("logits", "transient", 3 * sum(TRIED), (("", logits, size),)),
             self._row("differences", "transient", sum(TRIED[1:]), (("", logits, size), ("in float32", logits, cast))),
@@ -143,7 +143,7 @@ class _Ledger:
         """Those that can have the peak, and whether gradients of an earlier one are there: a step's largest comes first."""
         first = {max(self.survey.heaviest, key=lambda extent: extent.places), max(self.survey.heaviest, key=lambda extent: extent.targets)}
         yield from ((extent, False) for extent in first)
-        later = [extent for step in self.survey.steps for extent in step[1:]]
+        later = [*self.survey.heaviest_later, *(extent for step in self.survey.steps for extent in step[1:])]
         if later:
             yield from ((extent, True) for extent in {max(later, key=lambda e: e.places), max(later, key=lambda e: e.targets)})
 
@@ -207,7 +207,7 @@ class _Ledger:
             mlp, attention = kept[:1], kept[:2]
         else:
             (whole,) = mlp = kept
-            lost = places * after.bytes * self.stage.in_flight
+            lost = places * after.bytes
             attention = (Line(name=whole.name, kind=whole.kind, bytes=whole.bytes - lost, formula=f"{whole.formula} less one MLP"),)
         casts = (*self._casts(everything=not recomputed), *self._head_gradient())
         gradients = activations.mlp_backward(self.layer, self.setup)
@@ -227,7 +227,7 @@ class _Ledger:
             self._row("final hidden states", "transient", rows, (("", layer.hidden, layer.size),)),
             self._row("targets' hidden states, their gradient", "transient", extent.targets, (("", 2 * layer.hidden, layer.size),)),
             self._row("chunks of logits", "transient", chunk, (("", vocabulary, layer.size),)),
-            workspace(self.setup, chunk * vocabulary),
+            workspace(self.setup, self.shape),
         )
 
     def _loss_backward(self, extent: Extent, rows: int) -> Line:
@@ -237,9 +237,14 @@ class _Ledger:
         return self._row("final norm's backward", "transient", rows, (("in float32", 5 * layer.hidden, 4), ("", layer.hidden, layer.size)))
 
     def _head_backward(self, extent: Extent) -> tuple[Line, ...]:
-        """Of a trained head: of three logits only the gradient is there still."""
-        logits = self._row("logits' gradient", "transient", extent.targets, (("in float32", self.shape.vocabulary, 4),))
-        return (logits, self._tables(1), workspace(self.setup, extent.targets * self.shape.vocabulary))
+        """Of a trained head: of three logits only the gradient is there still, or the head's as it was computed, beside its cast."""
+        vocabulary, size = self.shape.vocabulary, self.layer.size
+        logits, cast = 4 * extent.targets * vocabulary, size * self.shape.embedding_parameters if size < 4 else 0
+        formula = (
+            f"{extent.targets:,} tokens × {vocabulary:,} × 4 B" if logits > cast else f"{self.shape.embedding_parameters:,} × {size} B"
+        )
+        own = Line(name="gradient of logits, or the head's uncast", kind="transient", bytes=max(logits, cast), formula=formula)
+        return (own, self._tables(1), workspace(self.setup, self.shape))
 
     def _casts(self, *, everything: bool) -> tuple[Line, ...]:
         """The copies in the compute type that autocast makes of float32 parameters; the fused layers make theirs for a moment."""

@@ -52,9 +52,11 @@ class StatedWorkload:
     def survey(self, size: MicroBatchSize, rows_per_step: int, replicas: int = 1) -> Survey:
         """Micro batches of rows of the mean length; the heaviest is of the longest rows."""
         rows = -(-min(rows_per_step, self.rows) // replicas)
+        longest = self._divided(rows, self.longest, size)
         return Survey(
             steps=(self._divided(rows, self.mean, size),),
-            heaviest=self._divided(rows, self.longest, size)[:1],
+            heaviest=longest[:1],
+            heaviest_later=longest[1:2],
             validation=self._divided(self.validation_rows, self.mean, size),
         )
 

@@ -48,8 +48,10 @@ class Survey:
     """All of one validation, or of its first rows; empty without validation rows."""
     validation_share: float = 1.0
     """Of the validation rows that `validation` stands for."""
+    heaviest_later: tuple[Extent, ...] = ()
+    """The same of those that are not a step's largest: beside them are gradients."""
     heaviest_validation: tuple[Extent, ...] = ()
-    """The same of validation."""
+    """Those of validation."""
 
     def mean(self, what: Literal["rows", "tokens", "supervised", "places", "needed", "targets", "pairs"]) -> float:
         """A number of the micro batches, per step."""
