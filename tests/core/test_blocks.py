@@ -22,6 +22,7 @@ WHAT_IS_KEPT = """
 #include <unistd.h>
 
 enum { BLOCKS = 40, TURNS = 3000 };
+void luthier_release_blocks(void);
 
 static uint64_t drawn(uint64_t *state) {
     *state ^= *state << 13, *state ^= *state >> 7, *state ^= *state << 17;
@@ -40,6 +41,7 @@ static void *work(void *seed) {
     uint64_t state = (uint64_t)seed * 7919 + 1, *blocks[BLOCKS] = {0}, words[BLOCKS];
     size_t bytes[BLOCKS];
     for (int turn = 0; turn < TURNS; turn++) {
+        if (turn % 500 == 499) luthier_release_blocks();
         int i = drawn(&state) % BLOCKS;
         size_t wanted = 8 + drawn(&state) % (drawn(&state) % 3 ? 4 << 20 : 100000);
         if (blocks[i]) {
@@ -66,6 +68,8 @@ static void *work(void *seed) {
 }
 
 int main(void) {
+    volatile size_t most = SIZE_MAX; /* or the compiler would know */
+    assert(!malloc(most - 10) && !calloc(most / 4096, 4095) && !malloc(most / 2));
     pthread_t threads[3];
     for (long i = 0; i < 3; i++) pthread_create(threads + i, NULL, work, (void *)i);
     for (int i = 0, status; i < 3; i++) {
@@ -105,7 +109,9 @@ def preloaded(command: list[str], library: str, **settings: str) -> str:
 
 def test_blocks_of_all_sizes_keep_what_was_written_across_threads_reallocations_and_forks(tmp_path: Path) -> None:
     (tmp_path / "kept.c").write_text(WHAT_IS_KEPT)
-    subprocess.run([*compilers()[0], "-O1", str(tmp_path / "kept.c"), "-o", str(tmp_path / "kept"), "-lpthread"], check=True, timeout=60)
+    subprocess.run(
+        [*compilers()[0], "-O1", str(tmp_path / "kept.c"), "-o", str(tmp_path / "kept"), "-lpthread", blocks().note], check=True, timeout=60
+    )
     preloaded([str(tmp_path / "kept")], blocks().note)
 
 

@@ -86,7 +86,13 @@ def test_where_jemalloc_is_not_installed_glibc_is_told(folder: Path) -> None:
 @ON_GLIBC
 @pytest.mark.parametrize(
     ("preloaded", "whose"),
-    [("", "glibc"), ("/opt/faketime.so", "glibc"), ("/opt/libjemalloc.so.2", "jemalloc"), ("/opt/libtcmalloc.so.4", "other")],
+    [
+        ("", "glibc"),
+        ("/opt/faketime.so", "glibc"),
+        ("/opt/libjemalloc.so.2", "jemalloc"),
+        ("/opt/libtcmalloc.so.4", "other"),
+        ("/nowhere/blocks-01.so", "glibc"),
+    ],
 )
 def test_what_the_user_preloads_goes_before(preloaded: str, whose: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / JEMALLOC).touch()

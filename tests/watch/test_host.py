@@ -30,6 +30,7 @@ def test_without_our_own_allocator_training_on_a_processor_leaves_holes() -> Non
     for name in ("jemalloc", "glibc"):
         without = replace(PROCESSOR, allocator=name)  # type: ignore[arg-type]  # a name of a kind
         assert "gcc" in only("memory-with-holes", name, hardware=without).fix
+        assert found(hardware=replace(without, gpus=machine().hardware.gpus)) == {}  # a GPU's memory is PyTorch's own affair
     assert found("", hardware=PROCESSOR) == found("", hardware=replace(PROCESSOR, allocator="other")) == {}
 
 
