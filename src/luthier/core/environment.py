@@ -10,7 +10,7 @@ from typing import Literal
 from luthier.core.compiled import Compiled, Source, compiled
 
 Allocator = Literal["luthier", "jemalloc", "glibc", "other"]
-"""Who answers malloc."""
+"""Who answers malloc; ours for large blocks only."""
 
 PRODUCTS_KEPT = 64
 """Shapes of matrix products that oneDNN and ideep each keep, 0.57 MB in both: rows of many lengths would fill their 1,024. With 64 a step
@@ -93,7 +93,7 @@ def blocks() -> Compiled:
     if {" ", ":"}.intersection(found.note):
         return Compiled(library=None, note=f"{found.note} cannot be preloaded: name a folder without blanks and colons in XDG_CACHE_HOME")
     if not found.library.luthier_has_range():
-        return Compiled(library=None, note="addresses are limited: ulimit -v unlimited, vm.overcommit_memory 0 or 1")
+        return Compiled(library=None, note="addresses are limited: ulimit -v and -d unlimited, vm.overcommit_memory 0 or 1")
     return found
 
 

@@ -25,7 +25,7 @@ def keep_freed_memory() -> bool:
 
     A step allocates the same tensors over and over; bfloat16 products with fresh pages ran at 130–460 GFLOP/s, with kept ones at 870
     (2026-11-20, Zen 5, 2 threads, torch 2.13). Small pieces are joined to their neighbours when freed. Where jemalloc is in its place, its
-    own settings say the same (both: `core/environment.py`).
+    own settings say the same (both: `core/environment.py`), and blocks.c keeps all large blocks in any case.
     """
     libc = _library("malloc_trim")
     options = ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, 64 << 20), (M_MXFAST, 0))

@@ -78,13 +78,13 @@ def swapping(machine: Machine) -> Iterator[Finding]:
 
 def memory_with_holes(machine: Machine) -> Iterator[Finding]:
     """Luthier's allocator cannot be had, with which training on a processor takes less memory."""
-    own = machine.hardware.allocator
-    if own in ("jemalloc", "glibc") and not machine.hardware.gpus:
+    whose = machine.hardware.allocator
+    if whose in ("jemalloc", "glibc") and not machine.hardware.gpus:
         yield Finding(
             code="memory-with-holes",
             severity="note",
-            message=f"Training on this processor takes its memory from {own}, which keeps holes between tensors: up to half of them",
-            fix="sudo apt-get install gcc libc6-dev; ulimit -v unlimited; vm.overcommit_memory 0 or 1; else libjemalloc2",
+            message=f"Training on this processor has {whose}'s memory, whose holes between tensors may come to half of what they take",
+            fix="sudo apt-get install gcc libc6-dev; ulimit -v and -d unlimited; vm.overcommit_memory 0 or 1; else libjemalloc2",
         )
 
 
