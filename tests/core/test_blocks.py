@@ -83,6 +83,18 @@ int main(void) {
 }
 """
 
+MANY_HOLES = """
+import ctypes
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+blocks = [libc.malloc(1 << 16) for _ in range(60_000)]
+for block in blocks[::2]:
+    libc.free(block)
+assert libc.malloc(30_000 << 16)
+print(len(open("/proc/self/maps").readlines()))
+"""
+
 HOLES = """
 import re
 import torch
@@ -113,6 +125,11 @@ def test_blocks_of_all_sizes_keep_what_was_written_across_threads_reallocations_
         [*compilers()[0], "-O1", str(tmp_path / "kept.c"), "-o", str(tmp_path / "kept"), "-lpthread", blocks().note], check=True, timeout=60
     )
     preloaded([str(tmp_path / "kept")], blocks().note)
+
+
+def test_a_block_made_of_thirty_thousand_holes_leaves_mappings_for_others() -> None:
+    """A process may have 65,530."""
+    assert int(preloaded([sys.executable, "-c", MANY_HOLES], blocks().note)) < 30_000
 
 
 def test_a_process_holds_no_more_than_the_most_that_was_in_use_at_once() -> None:

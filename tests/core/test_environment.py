@@ -17,6 +17,8 @@ CODE = "import json, os, sys; from luthier.core.environment import settle; settl
 ON_GLIBC = pytest.mark.skipif(
     sys.platform != "linux" or "CS_GNU_LIBC_VERSION" not in os.confstr_names, reason="other C libraries are left alone"
 )
+OWN = pytest.mark.skipif(blocks().library is None, reason=f"our own allocator cannot be had here: {blocks().note}")
+UNCOMPILED = {"LUTHIER_NATIVE": "0"}
 
 
 def settled(*words: str, **given: str) -> dict[str, str]:
@@ -25,10 +27,6 @@ def settled(*words: str, **given: str) -> dict[str, str]:
     done = subprocess.run([sys.executable, "-c", CODE, *words], env=before, capture_output=True, text=True, check=True, timeout=60)
     found = json.loads(done.stdout)
     return {name: found[name] for name in NAMES if name in found}
-
-
-OWN = pytest.mark.skipif(blocks().library is None, reason=f"our own allocator cannot be had here: {blocks().note}")
-UNCOMPILED = {"LUTHIER_NATIVE": "0"}
 
 
 @pytest.fixture

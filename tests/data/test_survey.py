@@ -75,6 +75,17 @@ def test_the_heaviest_is_of_the_step_with_the_most_tokens(tmp_path: Path) -> Non
     assert heaviest >= max(int(rows.train.lengths[rows_of_step(step, 4, 1, rows.train)].sum()) for step in steps)
 
 
+def test_of_those_that_come_beside_gradients_the_heaviest_is_no_smaller_than_the_second_that_is_rehearsed(tmp_path: Path) -> None:
+    rows = workload(tmp_path)
+    size = MicroBatchSize(rows=4, tokens=70, packing="bins")
+    found = rows.survey(size, 8)
+    rehearsed = extents(rows.train, rows.heaviest_rows(size, 8), size)
+    later = max(extent.places for extent in found.heaviest_later)
+    assert rehearsed[1].places <= later <= max(extent.places for extent in found.heaviest)
+    assert later > max(step[1].places for step in found.steps)  # of the first steps alone
+    assert rows.survey(MicroBatchSize(rows=8, tokens=10_000, packing="bins"), 8).heaviest_later == ()
+
+
 @pytest.mark.parametrize("packing", ["off", "bins"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_the_heaviest_is_found_where_one_row_is_long_and_its_step_is_not(tmp_path: Path, rows: int, packing: Packing) -> None:

@@ -59,10 +59,8 @@ def libraries(setup: Setup, survey: Survey) -> Line:
         size, formula = fixed + shapes * PRODUCT_BYTES, f"{fixed / 1e6:.0f} MB + {shapes} shapes of products × {PRODUCT_BYTES / 1e6:.1f} MB"
         if setup.engine == "plain" and setup.dtype == "bfloat16":
             lengths = sum({extent.longest for extent in _extents(survey)})
-            size, formula = (
-                size + lengths * ATTENTION_BYTES,
-                f"{formula} + attention of {lengths:,} tokens × {ATTENTION_BYTES / 1e3:.0f} kB",
-            )
+            size += lengths * ATTENTION_BYTES
+            formula += f" + attention of {lengths:,} tokens × {ATTENTION_BYTES / 1e3:.0f} kB"
     return Line(name="libraries", kind="context", bytes=size, formula=formula)
 
 

@@ -89,8 +89,9 @@ class _Ledger:
         """Each moment that could be the peak, with all that is there then."""
         weights = (*stored_weights(self.shape, self.setup, self.stage), *self._adapter(), process(self.setup))
         yield "loading", (*weights, loading(self.shape, self.setup))
-        yield "trying the engine", (*weights, libraries(self.setup, self.survey), *self._trial())
-        resident = (*weights, libraries(self.setup, self.survey), self._optimizer())
+        code = libraries(self.setup, self.survey)
+        yield "trying the engine", (*weights, code, *self._trial())
+        resident = (*weights, code, self._optimizer())
         moments = [("optimizer step", (self._gradients(),)), ("saving", (self._checked(),)), *self._validation(), *self._answers()]
         for extent, later in self._micro_batches():
             moments += self._step(extent, later)
@@ -171,14 +172,14 @@ class _Ledger:
 
     def _kept(self, extent: Extent, *, several: bool) -> tuple[Line, ...]:
         """What all layers keep, of all micro batches in flight; `several`: with what an earlier one has left."""
-        recomputed, stage = self.setup.checkpoint_activations, self.stage
-        before, after = activations.kept_before(self.layer, self.setup, several), activations.kept_after(self.layer, self.setup)
-        fused_last = self.setup.engine == "fused" and stage.last and not recomputed
+        stage = self.stage
+        fused_last = self.setup.engine == "fused" and stage.last and not self.setup.checkpoint_activations
         flying = f"{stage.in_flight} micro batches × " if stage.in_flight > 1 else ""
         whole = self._kept_by_layers(extent, stage.layers - 1 if fused_last else stage.layers, several=several)
         lines = [replace(whole, bytes=stage.in_flight * whole.bytes, formula=f"{flying}{whole.formula}")]
         if fused_last:  # after its attention only tokens that predict a target are computed
-            picked = PerToken(terms=(("picked", self.layer.queries, self.layer.size),)) + after
+            before = activations.kept_before(self.layer, self.setup, several)
+            picked = PerToken(terms=(("picked", self.layer.queries, self.layer.size),)) + activations.kept_after(self.layer, self.setup)
             lines += [
                 self._row("last layer's attention", "activations", extent.places, before.terms),
                 self._row("last layer's MLP", "activations", extent.needed, picked.terms),

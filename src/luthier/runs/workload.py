@@ -44,14 +44,14 @@ class Survey:
     """Of the first steps, from which means are taken; where replicas divide them, of each replica's share."""
     heaviest: tuple[Extent, ...]
     """Candidates for the peak: the largest training micro batches that were found."""
+    heaviest_later: tuple[Extent, ...] = ()
+    """The same of those that are not their step's largest: beside them are gradients."""
+    heaviest_validation: tuple[Extent, ...] = ()
+    """The same of validation."""
     validation: tuple[Extent, ...]
     """All of one validation, or of its first rows; empty without validation rows."""
     validation_share: float = 1.0
     """Of the validation rows that `validation` stands for."""
-    heaviest_later: tuple[Extent, ...] = ()
-    """The same of those that are not a step's largest: beside them are gradients."""
-    heaviest_validation: tuple[Extent, ...] = ()
-    """Those of validation."""
 
     def mean(self, what: Literal["rows", "tokens", "supervised", "places", "needed", "targets", "pairs"]) -> float:
         """A number of the micro batches, per step."""

@@ -1,5 +1,4 @@
-"""The worst case before step 1: the largest micro batches, one of validation, the longest answers, a save; after it all is as it was (trap
-32)."""
+"""The worst case before step 1: the largest micro batches, validation's, the longest answers, a save; then all is as it was (trap 32)."""
 
 import functools
 import shutil
