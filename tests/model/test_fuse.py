@@ -265,6 +265,20 @@ def test_fused_functions_that_give_other_results_are_taken_back() -> None:
     assert_trains_as_plain(model, expected, "tree")
 
 
+def test_a_model_that_loses_what_a_trees_rows_share_is_not_packed_however_right_it_is_end_to_end() -> None:
+    model = tiny("qwen3")
+
+    def orphaned(decoder: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if tree := given.get("tree"):
+            given = {**given, "tree": replace(tree, nodes=tuple(replace(node, end=node.stop) for node in tree.nodes))}
+        return args, given
+
+    model.model.register_forward_pre_hook(orphaned, with_kwargs=True)
+    fusion = fused(model)
+    assert not fusion.packs
+    assert "in a pack, their logits are" in str(fusion)
+
+
 def test_attention_dropout_is_not_packed() -> None:
     fusion = fused(adapted(tiny("llama", attention_dropout=0.1)))
     assert (fusion.packs, fusion.num_layers) == (False, 0)

@@ -173,3 +173,11 @@ def test_a_block_of_scores_has_256_queries_and_all_keys_of_its_row() -> None:
     one = Extent(rows=1, tokens=1024, supervised=1, places=1024, needed=1, targets=1, pairs=1, longest=1024)
     assert score_blocks(layer, one, "bins") == 4 * 256 * 4 * (2 * 1024 + 3 * 32)
     assert score_blocks(layer, replace(one, longest=32), "bins") == 4 * 32 * 4 * (2 * 32 + 3 * 32)
+
+
+def test_in_a_tree_a_block_has_all_descendants_of_a_node_and_without_shared_prefixes_it_is_a_packs() -> None:
+    shape = shape_of(tiny_model(**WIDE).config.to_dict())
+    layer = layer_of(shape, setup_for("fused", Lora(r=16), "float32"))
+    apart = Extent(rows=8, tokens=1024, supervised=8, places=1024, needed=8, targets=8, pairs=1, longest=128)
+    assert score_blocks(layer, replace(apart, tokens=2048), "tree") == 4 * 1024 * 4 * (2 * 128 + 3 * 32)
+    assert score_blocks(layer, apart, "tree") == score_blocks(layer, apart, "bins") == 4 * 128 * 4 * (2 * 128 + 3 * 32)

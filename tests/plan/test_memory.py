@@ -230,6 +230,17 @@ def test_an_engine_is_tried_on_three_rows_whose_logits_are_there_alone_and_in_tw
     assert packed.instants["trying the engine"] < packed.peak_bytes
 
 
+def test_rows_of_many_lengths_compile_products_of_their_own() -> None:
+    alike, unlike = (Survey(steps=(of,), heaviest=of[:1], validation=of[:1]) for of in ((extent(),) * 2, (extent(), extent(length=500))))
+    formulas = {}
+    for engine in ("packed", "plain"):
+        given = setup(device="cpu", engine=engine, allocator="luthier")
+        formulas[engine] = [line(ledger(SMALL, given, each, 80 * 10**9), "libraries").formula for each in (alike, unlike)]
+    assert [told.split(" MB + ")[1].split()[0] for told in formulas["packed"]] == ["27", "64"]  # one row's attention; all that are kept
+    assert formulas["plain"][0].endswith("attention of 1,024 tokens × 2 kB")
+    assert formulas["plain"][1].endswith("attention of 1,524 tokens × 2 kB")
+
+
 def test_mkl_copies_a_panel_of_the_head() -> None:
     one_dnn, mkl = (memory(device="cpu", dtype="float32", allocator="luthier", float32_by=name) for name in ("oneDNN", "MKL"))
     assert mkl.peak_at == one_dnn.peak_at == "loss"

@@ -225,7 +225,7 @@ def _difference(base: PreTrainedModel, rows: list[TokenRow], alone: list[Tensor]
         packed = _packed(base, end_to_end)
         apart = _apart(packed, alone).median()
         moved = _apart(_packed(base, other)[-num_others:], [packed[-num_others:]]).max()
-        apart = max(apart, _apart(_packed(base, tree), _expected(tree, rows, alone)).median())
+        apart = max(apart, _apart(_packed(base, tree), _expected(tree, rows, alone))[_descended(tree)].median())
     except torch.OutOfMemoryError:
         raise
     except Unfusable as reason:
@@ -254,6 +254,11 @@ def _apart(logits_TV: Tensor, expected: Iterable[Tensor]) -> Tensor:
         parts.append((part_TV - expected_TV).float().norm(dim=-1) / expected_TV.float().norm(dim=-1))
         done += len(part_TV)
     return torch.cat(parts)
+
+
+def _descended(pack: Pack) -> Tensor:
+    """Whether each token has ancestors in other nodes [T]: they are few, and the median of all tokens would not tell if those were lost."""
+    return torch.cat([torch.full((node.stop - node.start,), bool(pack.positions_T[node.start])) for node in pack.nodes])
 
 
 def _packed(base: PreTrainedModel, pack: Pack) -> Tensor:
