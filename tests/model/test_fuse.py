@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from luthier.model.attention import NAME
+from luthier.data.pack import Node
+from luthier.model.attention import NAME, Tree
 from luthier.model.fuse import Fusion, fuse
 from luthier.train.objective import nll_sum
 from tests.model.zoo import (
@@ -265,15 +266,30 @@ def test_fused_functions_that_give_other_results_are_taken_back() -> None:
     assert_trains_as_plain(model, expected, "tree")
 
 
-def test_a_model_that_loses_what_a_trees_rows_share_is_not_packed_however_right_it_is_end_to_end() -> None:
+def orphaned(tree: Tree) -> Tree:
+    """What rows share is lost to the rest of them; rows end to end are as they were."""
+    return replace(tree, nodes=tuple(replace(node, end=node.stop) for node in tree.nodes))
+
+
+def halved(tree: Tree) -> Tree:
+    """Rows end to end are cut in two, of which the second does not see the first; trees are as they were."""
+    if any(node.end > node.stop for node in tree.nodes):
+        return tree
+    halves = [(node, node.start + (node.stop - node.start) // 2) for node in tree.nodes]
+    nodes = tuple(
+        part for node, at in halves for part in (Node(start=node.start, stop=at, end=at), Node(start=at, stop=node.stop, end=node.end))
+    )
+    return replace(tree, nodes=nodes, depths=tuple(depth for node, at in halves for depth in (0, at - node.start)))
+
+
+@pytest.mark.parametrize("fault", [orphaned, halved])
+def test_a_model_that_loses_a_part_of_its_rows_in_trees_or_end_to_end_is_not_packed(fault: Callable[[Tree], Tree]) -> None:
     model = tiny("qwen3")
 
-    def orphaned(decoder: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if tree := given.get("tree"):
-            given = {**given, "tree": replace(tree, nodes=tuple(replace(node, end=node.stop) for node in tree.nodes))}
-        return args, given
+    def spoil(decoder: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, {**given, "tree": fault(given["tree"])} if "tree" in given else given
 
-    model.model.register_forward_pre_hook(orphaned, with_kwargs=True)
+    model.model.register_forward_pre_hook(spoil, with_kwargs=True)
     fusion = fused(model)
     assert not fusion.packs
     assert "in a pack, their logits are" in str(fusion)
